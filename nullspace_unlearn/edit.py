@@ -1,0 +1,266 @@
+"""`Edit`: the low-rank update of one final projection that every eraser returns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nullspace_unlearn.files import new_file
+
+Space = Literal["joint", "hidden"]
+Side = Literal["visual", "text"]
+_FORMAT = "nullspace-unlearn edit 1"
+
+_Folded = TypeVar("_Folded", covariant=True)
+
+
+@runtime_checkable
+@runtime_checkable
+class Foldable(Protocol[_Folded]):
+    """What an edit can be folded into: anything that knows where its projection lives."""
+
+    def fold(self, edit: Edit, side: Side = "visual") -> _Folded:
+        """Return a copy whose projection carries the edit."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """A low-rank update of one final projection `z = h W`, for row features.
+
+        z' = z - (z @ read) @ write.T        space "joint":   W' = W (I - read writeT)
+        z' = z - (h @ read) @ write.T        space "hidden":  W' = W - read writeT
+
+    The text side takes a joint edit transposed, `t' = t - (t @ write) @ read.T`, which gives the
+    same inner products: `z'.t = z.t'`. Leading dimensions are a batch of edits.
+
+    Attributes:
+        read: `[*batch, dim, rank]` (joint) or `[*batch, width, rank]` (hidden), what is looked for.
+        write: `[*batch, dim, rank]`, what is subtracted where it is found.
+        space: Which feature is read: the embedding z, or the hidden feature h that enters W.
+        provenance: How the edit came to be (method, request, chosen numbers); plain JSON values.
+    """
+
+    read: Float[Tensor, "*batch source rank"]
+    write: Float[Tensor, "*batch dim rank"]
+    space: Space = "joint"
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
+        read, write = self.read, self.write
+        if self.space not in ("joint", "hidden"):
+            raise ValueError(f"space is {self.space!r}; it must be 'joint' or 'hidden'")
+        if read.ndim < 2 or read.ndim != write.ndim or read.shape[:-2] != write.shape[:-2]:
+            raise ValueError(
+                f"read {list(read.shape)} and write {list(write.shape)} must be matrices with the "
+                "same leading dimensions"
+            )
+        if read.shape[-1] != write.shape[-1]:
+            raise ValueError(
+                f"read has rank {read.shape[-1]} and write {write.shape[-1]}; they must be equal"
+            )
+        if self.space == "joint" and read.shape[-2] != write.shape[-2]:
+            raise ValueError(
+                f"a joint edit reads and writes the same space, got {read.shape[-2]} and "
+                f"{write.shape[-2]} dimensions"
+            )
+        if not (torch.isfinite(read).all() and torch.isfinite(write).all()):
+            raise ValueError("read and write must be finite, got NaN or Inf")
+
+    @property
+    def rank(self) -> int:
+        """Columns of `read` and `write`: the rank of the update, or an upper bound of it."""
+        return self.read.shape[-1]
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the joint space."""
+        return self.write.shape[-2]
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Leading dimensions: empty for one edit."""
+        return self.read.shape[:-2]
+
+    def __getitem__(self, index: Any) -> Edit:
+        """One edit (or a smaller batch) out of a batch."""
+        return replace(self, read=self.read[index], write=self.write[index])
+
+    def apply(
+        self,
+        features: Float[Tensor, "*any n dim"],
+        hidden: Float[Tensor, "*any n width"] | None = None,
+    ) -> Float[Tensor, "*out n dim"]:
+        """Edit cached embeddings without touching weights.
+
+        The arithmetic is done in the wider of the features' and the edit's dtypes and the result
+        is rounded to the features' dtype.
+
+        Args:
+            features: `[*any, n, dim]` embeddings z, normalised or not (the edit is linear, so a
+                positive scale of a row passes through).
+            hidden: `[*any, n, width]` hidden features h of the same rows; a hidden edit needs them.
+
+        Returns:
+            `[*batch, n, dim]` edited embeddings, not normalised.
+
+        Raises:
+            ValueError: If a hidden edit gets no hidden features, or dimensions differ.
+        """
+        source = features
+        if self.space == "hidden":
+            if hidden is None:
+                raise ValueError("a hidden edit reads the hidden feature: pass hidden=[n, width]")
+            source = hidden
+        if source.shape[-1] != self.read.shape[-2] or features.shape[-1] != self.dim:
+            raise ValueError(
+                f"the edit reads {self.read.shape[-2]} and writes {self.dim} dimensions, got "
+                f"features of {features.shape[-1]}"
+                + (f" and hidden features of {source.shape[-1]}" if source is not features else "")
+            )
+        dtype = torch.promote_types(features.dtype, self.read.dtype)
+        read = self.read.to(features.device, dtype)
+        write = self.write.to(features.device, dtype)
+        edited = features.to(dtype) - (source.to(dtype) @ read) @ write.mT
+        return edited.to(features.dtype)
+
+    def operator(self) -> Float[Tensor, "*batch dim dim"]:
+        """The joint operator `M = I - read writeT`, with `z' = z M`, in the edit's dtype.
+
+        Returns:
+            `[*batch, dim, dim]`; for tests and folding, never needed to apply the edit.
+
+        Raises:
+            ValueError: If the edit is a hidden one, which has no joint operator.
+        """
+        if self.space != "joint":
+            raise ValueError("a hidden edit has no joint operator: it reads h, not z")
+        eye = torch.eye(self.dim, dtype=self.read.dtype, device=self.read.device)
+        return eye - self.read @ self.write.mT
+
+    def scale(self, strength: float) -> Edit:
+        """The same edit at a strength: 0 does nothing, 1 is the edit itself.
+
+        Args:
+            strength: Any finite number; above 1 over-corrects.
+
+        Returns:
+            The scaled edit.
+
+        Raises:
+            ValueError: If the strength is not finite.
+        """
+        if not torch.isfinite(torch.tensor(float(strength))):
+            raise ValueError(f"strength must be a finite number, got {strength}")
+        return replace(self, read=self.read * strength)
+
+    def __matmul__(self, other: Edit) -> Edit:
+        """Compose: `(a @ b).apply(z) == b.apply(a.apply(z))`, since rows multiply from the left.
+
+        Raises:
+            ValueError: If either is a hidden edit: the composition would need W. Fold one after
+                the other instead.
+        """
+        if "hidden" in (self.space, other.space):
+            raise ValueError("hidden edits compose by folding one after the other, not with @")
+        crossed = other.read - self.read @ (self.write.mT @ other.read)
+        batch = torch.broadcast_shapes(self.batch_shape, other.batch_shape)
+        parts = [self.read, crossed, self.write, other.write]
+        first, second, third, fourth = (p.expand(*batch, *p.shape[-2:]) for p in parts)
+        return Edit(
+            read=torch.cat([first, second], -1),
+            write=torch.cat([third, fourth], -1),
+            provenance={"composed": [dict(self.provenance), dict(other.provenance)]},
+        )
+
+    def inverse(self) -> Edit:
+        """The joint edit that undoes this one (Woodbury): `(edit @ edit.inverse())` is identity.
+
+        Returns:
+            The inverse edit, of the same rank.
+
+        Raises:
+            ValueError: If there is none: the operator is singular, or the edit is a hidden one.
+        """
+        if self.space != "joint":
+            raise ValueError("a hidden edit is undone by subtracting it from W, not by an inverse")
+        # (I - R Wt)^-1 = I + R (I - Wt R)^-1 Wt
+        eye = torch.eye(self.rank, dtype=self.read.dtype, device=self.read.device)
+        core = eye - self.write.mT @ self.read
+        if self.rank and torch.linalg.cond(core).max() > 1 / torch.finfo(core.dtype).eps**0.75:
+            raise ValueError("the edit removes a direction entirely, so nothing can bring it back")
+        return replace(self, read=-self.read @ torch.linalg.inv(core))
+
+    def fold(self, model: Foldable[_Folded], side: Side = "visual") -> _Folded:
+        """Write the edit into a model's final projection.
+
+        Args:
+            model: A loaded `Clip` (or anything with a `fold` method).
+            side: Which tower's projection changes.
+
+        Returns:
+            An edited copy; tensors that do not change are shared with the original.
+
+        Raises:
+            ValueError: If the edit is a batch, does not fit, or cannot go on that side.
+        """
+        if self.batch_shape:
+            raise ValueError(f"a batch of edits {list(self.batch_shape)} cannot be folded: index one")
+        return model.fold(self, side)
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write the two thin matrices to a safetensors file (provenance in its header).
+
+        Args:
+            path: File to write.
+            overwrite: Whether an existing file may be replaced.
+
+        Raises:
+            OutputExists: If the file exists and `overwrite` is false.
+        """
+        tensors = {"read": self.read.contiguous().cpu(), "write": self.write.contiguous().cpu()}
+        header = {
+            "format": _FORMAT,
+            "space": self.space,
+            "provenance": json.dumps(dict(self.provenance)),
+        }
+        with new_file(Path(path), overwrite) as temporary:
+            save_file(tensors, temporary, metadata=header)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Edit:
+        """Read an edit back.
+
+        Args:
+            path: A file that `save` wrote.
+
+        Returns:
+            The edit, on the CPU, in the dtype it was saved in.
+
+        Raises:
+            ValueError: If the file is missing, damaged, or not an edit.
+        """
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                header = file.metadata() or {}
+                if header.get("format") != _FORMAT:
+                    raise ValueError(f"its format is {header.get('format')!r}, not {_FORMAT!r}")
+                return cls(
+                    read=file.get_tensor("read"),
+                    write=file.get_tensor("write"),
+                    space=cast(Space, header["space"]),  # checked on construction
+                    provenance=json.loads(header["provenance"]),
+                )
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise ValueError(f"{path} is not a saved edit: {error}") from None

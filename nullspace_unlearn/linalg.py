@@ -1,0 +1,386 @@
+"""Batched bases, duals, ridge and the nearest point of a hull, in float64, with relative tolerances.
+
+Everything takes leading batch dimensions, runs on the device its input is on, and knows nothing of
+models, files or requests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+# Numbers held at once by one chunk of hull problems (scores over the vertices and their supports).
+_CHUNK = 1 << 25
+
+
+def as_float64(name: str, tensor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """The tensor in float64, refused where a decomposition could not be trusted.
+
+    Args:
+        name: What the tensor is, for the message.
+        tensor: Any real floating tensor.
+
+    Returns:
+        The same numbers in float64.
+
+    Raises:
+        ValueError: If it is not floating, or holds NaN or Inf.
+    """
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise ValueError(f"{name} must be a floating point tensor, got {kind}")
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"{name} holds NaN or Inf")
+    return tensor.to(torch.float64)
+
+
+def unit(rows: Float[Tensor, "*any dim"]) -> Float[Tensor, "*any dim"]:
+    """Rows scaled to unit norm; a zero row stays zero.
+
+    Args:
+        rows: `[*any, dim]`.
+
+    Returns:
+        `[*any, dim]`, same dtype.
+    """
+    norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return rows / norm.masked_fill(norm == 0, 1)
+
+
+def leading_basis(
+    rows: Float[Tensor, "*batch n dim"], energy: float = 1.0, rtol: float = 1e-6
+) -> tuple[Float[Tensor, "*batch dim rank"], Float[Tensor, "*batch k"]]:
+    """Leading right singular vectors of the rows, with a relative rank rule.
+
+    Directions whose singular value is at most `rtol` times the largest are never kept; of the
+    others, the fewest that hold a share `energy` of the sum of squares. In a batch the rank is the
+    largest any member needs, and the columns that a member does not need are zero.
+
+    Args:
+        rows: `[*batch, n, dim]`, float64; n may exceed dim and the rows may be dependent.
+        energy: Share of squared singular values to keep, in (0, 1].
+        rtol: Relative cut-off that separates rank from rounding.
+
+    Returns:
+        Orthonormal columns `[*batch, dim, rank]` and all singular values `[*batch, min(n, dim)]`.
+    """
+    _, singular, right = torch.linalg.svd(rows, full_matrices=False)
+    squares = singular**2
+    before = squares.cumsum(-1) - squares
+    total = squares.sum(-1, keepdim=True)
+    # The small slack keeps energy=1 from asking for the rounding error of the sum itself.
+    needed = (before < total * (energy - 1e-12)) & (singular > rtol * singular[..., :1])
+    rank = int(needed.sum(-1).max()) if needed.numel() else 0
+    basis = right.mT[..., :rank] * needed[..., None, :rank]
+    return basis, singular
+
+
+def dual_basis(
+    rows: Float[Tensor, "*batch n dim"], ridge: float = 0.0
+) -> Float[Tensor, "*batch dim n"]:
+    """Vectors `w` with `w_i . row_j = 1 if i == j else 0`, of least norm.
+
+    `W = Rᵀ (R Rᵀ + ridge · tr(R Rᵀ)/n · I)⁻¹`; with ridge 0 it is the pseudo-inverse (computed by
+    SVD, so that dependent rows are met in the least squares sense).
+
+    Args:
+        rows: `[*batch, n, dim]`, float64.
+        ridge: Relative ridge; steadies rows that nearly depend on each other.
+
+    Returns:
+        `[*batch, dim, n]`.
+    """
+    if ridge == 0:
+        return torch.linalg.pinv(rows, rtol=1e-10)
+    gram = rows @ rows.mT
+    return solve_definite(regularised(gram, ridge), rows).mT
+
+
+def regularised(
+    matrix: Float[Tensor, "*batch n n"], ridge: float
+) -> Float[Tensor, "*batch n n"]:
+    """`matrix + ridge · tr(matrix)/n · I`: a ridge that means the same at any scale.
+
+    A zero matrix (the covariance of one name) has no scale and becomes `ridge · I`.
+
+    Args:
+        matrix: `[*batch, n, n]` positive semi-definite.
+        ridge: Relative ridge, at least 0.
+
+    Returns:
+        `[*batch, n, n]`.
+    """
+    n = matrix.shape[-1]
+    mean = matrix.diagonal(dim1=-2, dim2=-1).mean(-1)
+    mean = mean.masked_fill(mean == 0, 1)
+    eye = torch.eye(n, dtype=matrix.dtype, device=matrix.device)
+    return matrix + ridge * mean[..., None, None] * eye
+
+
+def solve_definite(
+    matrix: Float[Tensor, "*batch n n"], right: Float[Tensor, "*batch n k"]
+) -> Float[Tensor, "*batch n k"]:
+    """`matrix⁻¹ right` for symmetric positive definite matrices, by Cholesky.
+
+    Args:
+        matrix: `[*batch, n, n]`; one matrix may serve a batch of right-hand sides.
+        right: `[*batch, n, k]`.
+
+    Returns:
+        `[*batch, n, k]`.
+    """
+    return torch.cholesky_solve(right, torch.linalg.cholesky(matrix))
+
+
+def covariance(
+    rows: Float[Tensor, "*batch n dim"], weight: Float[Tensor, "*weights n"] | None = None
+) -> Float[Tensor, "*out dim dim"]:
+    """Covariance of the rows about their mean (divided by the total weight, not n - 1).
+
+    Args:
+        rows: `[*batch, n, dim]`, float64.
+        weight: `[*weights, n]` non-negative weights, whose leading dimensions broadcast with the
+            rows'; absent means equal ones.
+
+    Returns:
+        `[*out, dim, dim]`, of the broadcast leading dimensions.
+    """
+    if weight is None:
+        centred = rows - rows.mean(-2, keepdim=True)
+        return centred.mT @ centred / rows.shape[-2]
+    share = (weight / weight.sum(-1, keepdim=True))[..., None]
+    centred = rows - (share * rows).sum(-2, keepdim=True)
+    return centred.mT @ (share * centred)
+
+
+def weighted_ridge(
+    rows: Float[Tensor, "n dim"],
+    weight: Float[Tensor, "*batch n"],
+    target: Float[Tensor, "*batch n"],
+    ridge: Float[Tensor, "*batch"],
+) -> Float[Tensor, "*batch dim"]:
+    """Minimise `Σ_i weight_i (g·row_i - target_i)² + ridge · mean|row|²/dim · |g|²` over g.
+
+    One set of rows serves every problem of the batch. Solved through the smaller of the two normal
+    equations: n x n where there are fewer rows than dimensions, else dim x dim.
+
+    Args:
+        rows: `[n, dim]`, float64.
+        weight: `[*batch, n]`, at least 0; 0 leaves a row out.
+        target: `[*batch, n]`.
+        ridge: `[*batch]`, above 0.
+
+    Returns:
+        `[*batch, dim]` the solutions g.
+    """
+    n, dim = rows.shape
+    scale = ridge * rows.square().sum(-1).mean() / dim
+    if n < dim:
+        root = weight.sqrt()
+        gram = root[..., :, None] * (rows @ rows.mT) * root[..., None, :]
+        system = gram + torch.diag_embed(scale[..., None].expand_as(weight))
+        dual = solve_definite(system, (root * target)[..., None])[..., 0]
+        return (root * dual) @ rows
+    gram = (rows.mT * weight[..., None, :]) @ rows
+    eye = torch.eye(dim, dtype=rows.dtype, device=rows.device)
+    right = ((weight * target) @ rows)[..., None]
+    return solve_definite(gram + scale[..., None, None] * eye, right)[..., 0]
+
+
+@dataclass(frozen=True, eq=False)
+class HullPoint:
+    """The nearest point of a convex hull to each of some points.
+
+    Attributes:
+        index: `[*batch, m, s]` vertices that support the point (padding names vertex 0).
+        weight: `[*batch, m, s]` their convex weights: at least 0, sum 1, padding 0.
+        point: `[*batch, m, dim]` the nearest point itself.
+        gap: `[*batch, m]` optimality gap relative to the squared distance of the nearest vertex:
+            `(max over vertices v of (p - x)·(v - x)) / min |p - v|²`, 0 at the exact optimum; the
+            denominator is at least `1e-6 · max |v|²`, where rounding begins. The squared distance
+            to `point` exceeds the least possible by at most twice this, times the denominator.
+    """
+
+    index: Int[Tensor, "*batch m s"]
+    weight: Float[Tensor, "*batch m s"]
+    point: Float[Tensor, "*batch m dim"]
+    gap: Float[Tensor, "*batch m"]
+
+
+def nearest_in_hull(
+    points: Float[Tensor, "*batch m dim"],
+    vertices: Float[Tensor, "*batch_or_none n dim"],
+    allowed: Bool[Tensor, "*batch m n"] | None = None,
+    tol: float = 1e-10,
+) -> HullPoint:
+    """Nearest point of the convex hull of the vertices, for many points at once.
+
+    Wolfe's active-set algorithm (P. Wolfe, "Finding the nearest point in a polytope", Mathematical
+    Programming 11, 1976), batched: each round adds to every unfinished problem the vertex that
+    violates its optimality condition most, and solves the affine problem on its support, dropping
+    vertices whose weight would turn negative. It ends by the optimality condition, exactly, not by
+    a count of rounds.
+
+    Args:
+        points: `[*batch, m, dim]`, float64.
+        vertices: `[n, dim]` shared by the whole batch, or `[*batch, n, dim]`; float64.
+        allowed: `[*batch, m, n]`, which vertices each point may use; absent means all. One shared
+            vocabulary and a mask a request need no copy of the vocabulary.
+        tol: Optimality gap at which a problem is done (see `HullPoint.gap`).
+
+    Returns:
+        Weights, points and optimality gaps.
+
+    Raises:
+        ValueError: If there is no vertex, or a point may use none.
+        RuntimeError: If the optimality condition could not be met (not seen on finite input).
+    """
+    *batch, m, dim = points.shape
+    n = vertices.shape[-2]
+    if n == 0 or (allowed is not None and not allowed.any(-1).all()):
+        raise ValueError("a hull needs at least one vertex to be nearest to; nothing is kept")
+    shared = vertices.ndim == 2
+    groups = [(points.reshape(-1, dim), vertices, _rows(allowed, n))]
+    if not shared:
+        flat_allowed = None if allowed is None else allowed.reshape(-1, m, n)
+        groups = [
+            (p, v, None if flat_allowed is None else flat_allowed[i])
+            for i, (p, v) in enumerate(
+                zip(points.reshape(-1, m, dim), vertices.reshape(-1, n, dim), strict=True)
+            )
+        ]
+    solved: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    for group_points, group_vertices, group_allowed in groups:
+        size = max(1, _CHUNK // max(n, 64 * dim))
+        for start in range(0, len(group_points), size):
+            part = slice(start, start + size)
+            mask = None if group_allowed is None else group_allowed[part]
+            solved.append(_wolfe(group_points[part], group_vertices, mask, tol))
+    support = max((s[0].shape[-1] for s in solved), default=1)
+    index, weight = (
+        torch.cat([torch.nn.functional.pad(s[i], (0, support - s[i].shape[-1])) for s in solved])
+        for i in (0, 1)
+    )
+    return HullPoint(
+        index.reshape(*batch, m, support),
+        weight.reshape(*batch, m, support),
+        torch.cat([s[2] for s in solved]).reshape(*batch, m, dim),
+        torch.cat([s[3] for s in solved]).reshape(*batch, m),
+    )
+
+
+def _rows(allowed: Tensor | None, n: int) -> Tensor | None:
+    return None if allowed is None else allowed.reshape(-1, n)
+
+
+def _wolfe(
+    points: Tensor, vertices: Tensor, allowed: Tensor | None, tol: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Solve one chunk: `[p, dim]` points against `[n, dim]` vertices."""
+    p = len(points)
+    everyone = torch.arange(p, device=points.device)
+    half_square = vertices.square().sum(-1) / 2
+    # Nearest vertex: |v - t|²/2 = |v|²/2 - v·t + const.
+    first = _best(points @ vertices.mT - half_square, allowed)
+    slots = vertices[first][:, None]
+    index = first[:, None]
+    weight = torch.ones_like(index, dtype=points.dtype)
+    gram = (slots - points[:, None]).square().sum(-1, keepdim=True)
+    # A point nearer to a vertex than this is on it: below lies the rounding of the products.
+    size = (2 * half_square.max()).clamp(min=torch.finfo(points.dtype).tiny)
+    scale = gram[:, 0, 0].clamp(min=1e-6 * size)
+    gap = torch.full_like(scale, torch.inf)
+    todo = everyone
+    for _ in range(8 * (points.shape[-1] + 2)):
+        x = (weight[todo, :, None] * slots[todo]).sum(1)
+        residual = points[todo] - x
+        scores = residual @ vertices.mT
+        enter = _best(scores, None if allowed is None else allowed[todo])
+        excess = scores.gather(1, enter[:, None])[:, 0] - (residual * x).sum(-1)
+        new_gap = excess.clamp(min=0) / scale[todo]
+        # A vertex already in the support cannot enter: what is left of its gap is rounding.
+        inside = ((index[todo] == enter[:, None]) & (weight[todo] > 0)).any(-1)
+        gap[todo] = new_gap
+        going = (new_gap > tol) & ~inside
+        todo, enter = todo[going], enter[going]
+        if not len(todo):
+            break
+        index, slots, weight, gram = _enter(todo, enter, points, vertices, index, slots, weight, gram)
+        entering = index[todo] == enter[:, None]
+        weight[todo] = _minimise(gram[todo], weight[todo], entering)
+        # A vertex thrown out again at once gained nothing: only rounding let it in.
+        todo = todo[(entering & (weight[todo] > 0)).any(-1)]
+    if (gap > max(tol, 1e-8)).any():
+        raise RuntimeError(f"nearest point of the hull not reached: gap {float(gap.max()):.1e}")
+    index = index.masked_fill(weight <= 0, 0)
+    return index, weight, (weight[..., None] * slots).sum(1), gap
+
+
+def _best(scores: Tensor, allowed: Tensor | None) -> Tensor:
+    return (scores if allowed is None else scores.masked_fill(~allowed, -torch.inf)).argmax(-1)
+
+
+def _enter(
+    todo: Tensor,
+    enter: Tensor,
+    points: Tensor,
+    vertices: Tensor,
+    index: Tensor,
+    slots: Tensor,
+    weight: Tensor,
+    gram: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Put the entering vertex of each problem into a free slot, making one more where none is."""
+    free = weight[todo] <= 0
+    if not free.any(-1).all():
+        pad = torch.nn.functional.pad
+        index, weight = pad(index, (0, 1)), pad(weight, (0, 1))
+        slots, gram = pad(slots, (0, 0, 0, 1)), pad(gram, (0, 1, 0, 1))
+        free = weight[todo] <= 0
+    slot = free.to(torch.int8).argmax(-1)
+    index[todo, slot] = enter
+    slots[todo, slot] = vertices[enter]
+    # An unused slot must not be taken for the entering vertex later on.
+    stale = free & (torch.arange(index.shape[1], device=index.device) != slot[:, None])
+    index[todo] = index[todo].masked_fill(stale, -1)
+    here = slots[todo] - points[todo][:, None]
+    row = (here @ (vertices[enter] - points[todo])[..., None])[..., 0]
+    gram[todo, slot] = row
+    gram[todo, :, slot] = row
+    return index, slots, weight, gram
+
+
+def _minimise(gram: Tensor, weight: Tensor, entering: Tensor) -> Tensor:
+    """Wolfe's minor cycle: least norm over the hull of the support, from the current weights."""
+    support = (weight > 0) | entering
+    current = weight.clone()
+    todo = torch.arange(len(gram), device=gram.device)
+    scale = gram.diagonal(dim1=-2, dim2=-1).amax(-1)
+    while len(todo):
+        inside = support[todo]
+        pair = inside[:, :, None] & inside[:, None, :]
+        # min |Σ a p|² with Σ a = 1  <=>  (Gram + s 11ᵀ) y ∝ 1; slots not in use become identity rows.
+        system = torch.where(pair, gram[todo] / scale[todo, None, None] + 1.0, 0.0)
+        system = system + torch.diag_embed((~inside).to(gram.dtype) + 1e-14)
+        right = inside.to(gram.dtype)
+        affine = torch.linalg.solve(system, right[..., None])[..., 0] * right
+        affine = affine / affine.sum(-1, keepdim=True)
+        negative = inside & (affine <= 0)
+        stuck = negative.any(-1)
+        current[todo[~stuck]] = affine[~stuck]
+        if not stuck.any():
+            break
+        todo, affine, negative = todo[stuck], affine[stuck], negative[stuck]
+        old = current[todo]
+        ratio = torch.where(negative, old / (old - affine), torch.inf)
+        step, leaving = ratio.min(-1, keepdim=True)
+        moved = (old + step * (affine - old)).clamp(min=0)
+        support[todo] = support[todo] & (moved > 0) & ~torch.zeros_like(negative).scatter(
+            1, leaving, True
+        )
+        current[todo] = moved * support[todo]
+        current[todo] = current[todo] / current[todo].sum(-1, keepdim=True)
+    return current

@@ -1,0 +1,149 @@
+"""The words a model folder carries: class names, domain words, templates and aliases."""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+FILE_NAME = "vocabulary.json"
+
+CLASS_TEMPLATES = ("a photo of a {class}.", "a picture of a {class}.", "an image of a {class}.")
+"""Templates for a class whatever its domain, where the model folder carries none."""
+
+CELL_TEMPLATES = ("a {domain} of a {class}.", "{domain} of a {class}.", "a {class}, {domain}.")
+"""Templates for a class in a domain, where the model folder carries none."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """Names and templates that prompts are made from.
+
+    Attributes:
+        classes: Names of the retained vocabulary, none twice.
+        domains: Folder name of each domain -> the word prompts use for it.
+        class_templates: Strings holding `{class}` (or a bare `{}`) once.
+        cell_templates: Strings holding `{class}` and `{domain}` once.
+        aliases: Class name -> other names that mean it.
+    """
+
+    classes: tuple[str, ...] = ()
+    domains: Mapping[str, str] = field(default_factory=dict)
+    class_templates: tuple[str, ...] = CLASS_TEMPLATES
+    cell_templates: tuple[str, ...] = CELL_TEMPLATES
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "domains", MappingProxyType(dict(self.domains)))
+        aliases = {name: tuple(others) for name, others in self.aliases.items()}
+        object.__setattr__(self, "aliases", MappingProxyType(aliases))
+        check_names("class", self.classes)
+        check_names("domain", tuple(self.domains))
+        object.__setattr__(
+            self, "class_templates", tuple(check_template(t, ("class",)) for t in self.class_templates)
+        )
+        object.__setattr__(
+            self,
+            "cell_templates",
+            tuple(check_template(t, ("class", "domain")) for t in self.cell_templates),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The contents of a vocabulary.json that `read_words` reads back to an equal object."""
+        return {
+            "classes": list(self.classes),
+            "domains": dict(self.domains),
+            "templates": {"class": list(self.class_templates), "cell": list(self.cell_templates)},
+            "aliases": {name: list(others) for name, others in self.aliases.items()},
+        }
+
+
+def check_names(what: str, names: tuple[str, ...]) -> None:
+    """Refuse empty names and names given twice (case and outer blanks aside).
+
+    Args:
+        what: What the names name, for the message: "class", "domain".
+        names: The names.
+
+    Raises:
+        ValueError: Naming the offender.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"empty {what} name: {name!r}")
+        key = name.strip().casefold()
+        if key in seen:
+            raise ValueError(f"{what} named twice: {seen[key]!r} and {name!r}")
+        seen[key] = name
+
+
+def check_template(template: str, fields: tuple[str, ...]) -> str:
+    """Check a template's fields and return it with a bare `{}` spelled `{class}`.
+
+    Args:
+        template: For instance "a photo of a {}." or "a {domain} of a {class}.".
+        fields: The fields it must hold, each exactly once.
+
+    Returns:
+        The template with named fields.
+
+    Raises:
+        ValueError: If the fields differ; says what was given and what is allowed.
+    """
+    allowed = " and ".join("{" + name + "}" for name in fields)
+    try:
+        parts = list(string.Formatter().parse(template))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"template {template!r} is malformed ({error}); it takes {allowed}") from None
+    found = ["class" if name == "" else name for _, name, _, _ in parts if name is not None]
+    if sorted(found) != sorted(fields) or any(spec or conv for _, _, spec, conv in parts):
+        raise ValueError(f"template {template!r} must hold {allowed}, each once and nothing else")
+    return "".join(
+        text.replace("{", "{{").replace("}", "}}")
+        + ("" if name is None else "{" + (name or "class") + "}")
+        for text, name, _, _ in parts
+    )
+
+
+def read_words(path: Path) -> Words:
+    """Read a vocabulary.json, trusting nothing in it.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The words.
+
+    Raises:
+        ValueError: If the file is not JSON, or not of the expected shape.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        templates = data.get("templates", {})
+        return Words(
+            classes=_strings(data["classes"]),
+            domains=_string_map(data.get("domains", {})),
+            class_templates=_strings(templates.get("class", CLASS_TEMPLATES)),
+            cell_templates=_strings(templates.get("cell", CELL_TEMPLATES)),
+            aliases={str(k): _strings(v) for k, v in data.get("aliases", {}).items()},
+        )
+    except (OSError, UnicodeDecodeError, KeyError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a vocabulary file: {error}") from None
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"expected a list of strings, got {value!r}")
+    return tuple(value)
+
+
+def _string_map(value: Any) -> dict[str, str]:
+    if not all(isinstance(k, str) and isinstance(v, str) for k, v in value.items()):
+        raise ValueError(f"expected strings mapped to strings, got {value!r}")
+    return dict(value)
