@@ -1,0 +1,123 @@
+"""Hull: remove only what sets a class apart from the names that stay, with a certificate."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from nullspace_unlearn.edit import Edit
+from nullspace_unlearn.linalg import (
+    HullPoint,
+    as_float64,
+    covariance,
+    leading_basis,
+    nearest_in_hull,
+    regularised,
+    solve_definite,
+    unit,
+)
+
+# Two unit prototypes nearer than this are one name to the model: no linear edit tells them apart.
+_SAME_NAME = 1e-3
+
+# Keeps the hull's metric definite in directions no name varies in.
+_METRIC_RIDGE = 0.1
+
+
+def hull(
+    forget: Float[Tensor, "*batch m dim"],
+    keep: Float[Tensor, "*batch_or_none n dim"],
+    *,
+    keep_mask: Bool[Tensor, "*batch n"] | None = None,
+    ridge: float = 0.003,
+    inward: float = 0.01,
+) -> Edit:
+    """Move each forgotten prototype into the convex hull of the kept ones.
+
+    For each forgotten `t_c` take the point `x_c` of the hull of the kept prototypes that is nearest
+    in the metric `cov(keep)` (what matters is distance along the directions in which names, and so
+    images, differ), moved a little towards the hull's middle, and the displacement
+    `δ_c = t_c - x_c`. With `D` an orthonormal basis of the displacements and
+    `S = cov(R) + ridge · tr(cov)/dim · I`
+
+        read = D,   write = S⁻¹D (Dᵀ S⁻¹ D)⁻¹        so  M D = 0,  M = I - read writeᵀ
+
+    which, of all `M` with `M D = 0`, changes the kept names' scores least in the mean square over
+    names, whatever the images. `M t_c = Σ a_k M t_k` with convex `a`: for every image the score of a
+    forgotten class is a convex combination of kept ones, hence never above the best of them. That
+    is the certificate (`nullspace_unlearn.certificate`).
+
+    A kept name that is the same vector as a forgotten one (a synonym to the model) cannot stay: it
+    is left out of `keep`, and counted in the edit's provenance.
+
+    Args:
+        forget: `[*batch, m, dim]` unit text prototypes; further templates or aliases are further
+            rows, each with a certificate of its own.
+        keep: `[n, dim]` shared by the whole batch, or `[*batch, n, dim]`: unit text prototypes of the
+            vocabulary whose recognition must stay.
+        keep_mask: `[*batch, n]`, which names of the vocabulary each request keeps; absent: all. The
+            metric is that of the whole vocabulary, so that a batch shares it.
+        ridge: Relative ridge of the write metric, above 0.
+        inward: Share of the way from the nearest point to the hull's middle, in [0, 1): above 0,
+            a forgotten class cannot tie with the best kept one.
+
+    Returns:
+        An edit of rank at most `min(m, dim - 1)`, float64.
+
+    Raises:
+        ValueError: If prototypes are not finite, dimensions differ, a number is out of range,
+            nothing is kept, nothing sets the forgotten names apart (the edit would remove
+            nothing), or their displacements span the whole space (it would remove everything).
+    """
+    f, r = as_float64("forget", forget), as_float64("keep", keep)
+    if f.ndim < 2 or f.shape[-2] == 0:
+        raise ValueError(f"forget must be [*batch, m, dim] with m >= 1, got {list(f.shape)}")
+    if f.shape[-1] != r.shape[-1] or r.ndim not in (2, f.ndim):
+        raise ValueError(
+            f"keep must be [n, {f.shape[-1]}] or have forget's leading dimensions, got "
+            f"{list(r.shape)} beside {list(f.shape)}"
+        )
+    if not 0 <= inward < 1 or not ridge > 0:
+        raise ValueError(f"inward must lie in [0, 1) and ridge above 0, got {inward} and {ridge}")
+    same = torch.cdist(unit(f), unit(r)).amin(-2) < _SAME_NAME
+    kept = ~same if keep_mask is None else keep_mask & ~same
+    if not kept.any(-1).all():
+        raise ValueError(
+            "nothing is kept: keep is empty, or all of it is the same to the model as what is "
+            "forgotten"
+        )
+    weight = kept.to(f.dtype)
+    middle = (weight[..., None, :] @ r) / weight.sum(-1)[..., None, None]
+    allowed = kept[..., None, :].expand(*f.shape[:-1], r.shape[-2])
+    metric = torch.linalg.cholesky(regularised(covariance(r), _METRIC_RIDGE))
+    nearest = nearest_in_hull(f @ metric, r @ metric, allowed)
+    # The convex weights are what the metric chose; the point they make is in the joint space.
+    point = _combine(nearest, r)
+    displacement = f - ((1 - inward) * point + inward * middle)
+    basis, _ = leading_basis(displacement)
+    if basis.shape[-1] == 0 or not basis.abs().amax((-2, -1)).all():
+        raise ValueError("the edit would remove nothing: a forgotten name lies among the kept ones")
+    if basis.shape[-1] == basis.shape[-2]:
+        raise ValueError("the edit would remove everything: the displacements span the whole space")
+    solved = solve_definite(regularised(covariance(r, weight), ridge), basis)
+    # A basis column that a member of the batch does not need is zero; its 1 keeps the inverse finite.
+    unused = torch.diag_embed((basis.abs().amax(-2) == 0).to(f.dtype))
+    return Edit(
+        read=basis,
+        write=solve_definite(basis.mT @ solved + unused, solved.mT).mT,
+        provenance={
+            "method": "hull",
+            "numbers": {"ridge": ridge, "inward": inward, "rank": basis.shape[-1]},
+            "same_to_the_model": int(same.sum()),
+        },
+    )
+
+
+def _combine(
+    nearest: HullPoint, vertices: Float[Tensor, "*batch_or_none n dim"]
+) -> Float[Tensor, "*batch m dim"]:
+    """The convex combinations of the vertices, through weights over all of them."""
+    shape = (*nearest.index.shape[:-1], vertices.shape[-2])
+    dense = torch.zeros(shape, dtype=vertices.dtype, device=vertices.device)
+    return dense.scatter_add(-1, nearest.index, nearest.weight) @ vertices
