@@ -1,0 +1,38 @@
+"""Load CLIP models, fold edits into their final projections, write model folders.
+
+Only this package knows open_clip's attribute names.
+"""
+
+from nullspace_unlearn.clip.checkpoint import Saved, read_folder, revert
+from nullspace_unlearn.clip.load import BUNDLED, PRECISIONS, Clip, Source, load
+from nullspace_unlearn.clip.projection import (
+    FAMILIES,
+    Change,
+    Family,
+    Projection,
+    describe,
+    encode,
+    find,
+    fold,
+    headless,
+)
+
+__all__ = [
+    "BUNDLED",
+    "FAMILIES",
+    "PRECISIONS",
+    "Change",
+    "Clip",
+    "Family",
+    "Projection",
+    "Saved",
+    "Source",
+    "describe",
+    "encode",
+    "find",
+    "fold",
+    "headless",
+    "load",
+    "read_folder",
+    "revert",
+]

@@ -1,0 +1,350 @@
+"""The output folder: what stock open_clip loads, how it explains itself, how it is undone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nullspace_unlearn import words as vocabulary
+from nullspace_unlearn.clip import tensors
+from nullspace_unlearn.clip.load import (
+    BUNDLED,
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    config_text,
+    file_sha256,
+    one_line,
+)
+from nullspace_unlearn.files import new_file, new_folder, refuse_existing
+
+if TYPE_CHECKING:
+    from nullspace_unlearn.clip.load import Clip
+
+RECIPE_NAME = "recipe.yaml"
+REPORT_NAME = "report.json"
+CARD_NAME = "README.md"
+_UNDO_FORMAT = "nullspace-unlearn undo 1"
+_ABOUT_THE_EDIT = (WEIGHTS_NAME, CONFIG_NAME, RECIPE_NAME, REPORT_NAME, CARD_NAME)
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab.*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.model",
+    "config.json",
+)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What an output folder says about itself.
+
+    Attributes:
+        folder: The folder.
+        recipe: What was asked for; None if the folder does not say.
+        report: What was measured; None if nothing was.
+    """
+
+    folder: Path
+    recipe: Mapping[str, Any] | None
+    report: Mapping[str, Any] | None
+
+
+def save(
+    clip: Clip,
+    path: Path,
+    overwrite: bool,
+    undo: str | Path | None,
+    recipe: Mapping[str, Any] | None,
+    report: Mapping[str, Any] | None,
+    card: str | None,
+) -> Path:
+    """Write a model folder; see `Clip.save`."""
+    undo = None if undo is None else Path(undo)
+    _check_outputs(clip, path, undo, overwrite)
+    documents = dict(_documents(clip, path, recipe, report, card))
+    with new_folder(path, overwrite) as folder:
+        for name, text in documents.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        _copy_companions(clip, folder)
+        original = _original_weights(clip, folder)
+        weights = folder / WEIGHTS_NAME
+        state = clip.model.state_dict()
+        edited = {change.key: change.current(state[change.key]) for change in clip.changes}
+        tensors.rewrite(original, weights, edited)
+        if undo is not None:
+            _write_undo(clip, original, weights, undo, overwrite)
+        if original.parent == folder:
+            original.unlink()
+    return path
+
+
+def revert(
+    folder: str | Path, undo: str | Path, output: str | Path, overwrite: bool = False
+) -> Path:
+    """Restore the model that an output folder was made from, bit for bit.
+
+    Args:
+        folder: The output folder.
+        undo: The undo file written with it.
+        output: Folder to write; with `overwrite` it may be `folder` itself.
+        overwrite: Whether an existing model folder may be replaced.
+
+    Returns:
+        The restored folder.
+
+    Raises:
+        OutputExists: If `output` exists and `overwrite` is false.
+        ValueError: If the undo file belongs to other weights, or is damaged.
+        OSError: If writing fails; nothing is left half-written.
+    """
+    folder, undo, output = Path(folder), Path(undo), Path(output)
+    _check_replaceable(output, overwrite)
+    said = tensors.read_header(undo).metadata
+    if said.get("format") != _UNDO_FORMAT:
+        raise ValueError(f"{undo} is not an undo file: its format is {said.get('format')!r}")
+    edited = folder / WEIGHTS_NAME
+    if not edited.is_file():
+        raise ValueError(f"model folder {str(folder)!r} holds no {WEIGHTS_NAME}")
+    _check_hash(edited, said["edited"], f"{undo} was written with other weights than {edited}")
+    with new_folder(output, overwrite) as restored:
+        weights = restored / WEIGHTS_NAME
+        tensors.reassemble(said["header"], undo, edited, weights)
+        _check_hash(weights, said["original"], f"{undo} does not restore the original weights")
+        (restored / CONFIG_NAME).write_text(said["config"], encoding="utf-8")
+        for file in folder.iterdir():
+            if file.is_file() and file.name not in _ABOUT_THE_EDIT:
+                shutil.copyfile(file, restored / file.name)
+    return output
+
+
+def read_folder(path: str | Path) -> Saved:
+    """Read what an output folder says about how it was made.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        Its recipe and report, where it has them.
+
+    Raises:
+        ValueError: If it is not a model folder, or a file in it is malformed.
+    """
+    folder = Path(path)
+    if not (folder / CONFIG_NAME).is_file():
+        raise ValueError(f"{str(folder)!r} is not a model folder: it holds no {CONFIG_NAME}")
+    read: dict[str, Mapping[str, Any] | None] = {}
+    for name, parse in ((RECIPE_NAME, yaml.safe_load), (REPORT_NAME, json.loads)):
+        file = folder / name
+        try:
+            read[name] = parse(file.read_text(encoding="utf-8")) if file.exists() else None
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise ValueError(f"{file} is malformed: {one_line(error)}") from None
+        if not isinstance(read[name], dict | None):
+            raise ValueError(f"{file} is malformed: it holds no mapping")
+    return Saved(folder, read[RECIPE_NAME], read[REPORT_NAME])
+
+
+def _check_outputs(clip: Clip, path: Path, undo: Path | None, overwrite: bool) -> None:
+    """Refuse outputs that would destroy something, before any work is spent."""
+    _check_replaceable(path, overwrite)
+    source = clip.source.weights
+    if source is not None and source.resolve().is_relative_to(path.resolve()):
+        raise ValueError(f"output {str(path)!r} holds the model that is being edited")
+    if undo is None:
+        return
+    if undo.resolve().is_relative_to(path.resolve()):
+        raise ValueError(
+            f"undo file {str(undo)!r} is inside the output folder; it brings back what was "
+            "erased, so keep it elsewhere"
+        )
+    if source is not None and undo.resolve() == source.resolve():
+        raise ValueError(f"undo file {str(undo)!r} is the weights file that is being edited")
+    refuse_existing(undo, overwrite)
+
+
+def _check_replaceable(path: Path, overwrite: bool) -> None:
+    refuse_existing(path, overwrite)
+    if not path.exists():
+        return
+    if not path.is_dir() or (any(path.iterdir()) and not (path / CONFIG_NAME).is_file()):
+        raise ValueError(f"output {str(path)!r} is not a model folder, so it is not replaced")
+
+
+def _check_hash(file: Path, expected: str, problem: str) -> None:
+    actual = file_sha256(file)
+    if actual != expected:
+        raise ValueError(f"{problem}: sha256 is {actual}, expected {expected}")
+
+
+def _documents(
+    clip: Clip,
+    path: Path,
+    recipe: Mapping[str, Any] | None,
+    report: Mapping[str, Any] | None,
+    card: str | None,
+) -> Iterator[tuple[str, str]]:
+    """The folder's text files: name and contents."""
+    yield CONFIG_NAME, config_text(clip.config) if clip.changes else clip.source.config
+    try:
+        recipe_text = None if recipe is None else _yaml(recipe)
+    except yaml.YAMLError as error:
+        raise ValueError(f"recipe holds more than plain values: {one_line(error)}") from None
+    try:
+        report_text = (
+            None if report is None else json.dumps(dict(report), indent=2, allow_nan=False)
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"report holds more than finite plain values: {error}") from None
+    if recipe_text is not None:
+        yield RECIPE_NAME, recipe_text
+    if report_text is not None:
+        yield REPORT_NAME, report_text + "\n"
+    yield CARD_NAME, _card(clip, path, recipe_text) if card is None else card
+
+
+def _yaml(value: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True)
+
+
+def _card(clip: Clip, path: Path, recipe: str | None) -> str:
+    data = ModelCardData(
+        library_name="open_clip",
+        pipeline_tag="zero-shot-image-classification",
+        base_model=clip.source.base_model or _public_name(clip),
+        tags=["clip", "unlearning", "nullspace-unlearn"],
+    )
+    base = " ".join(filter(None, (_public_name(clip), clip.pretrained)))
+    if clip.changes:
+        lines = "\n".join(
+            f"- `{change.key}` ({change.side} side): "
+            + ", ".join(str(made.get("method", "edit")) for made in change.provenance)
+            for change in clip.changes
+        )
+        edited = (
+            "Only these tensors differ from the original; they are stored in float32, since "
+            f"rounding them to half precision would bring a little back:\n\n{lines}"
+        )
+    else:
+        edited = "No tensor differs from the original."
+    asked = f"\n## Recipe\n\n```yaml\n{recipe}```\n" if recipe else ""
+    return str(
+        ModelCard(f"""---
+{data.to_yaml()}
+---
+# {path.name}
+
+{base}, edited in closed form so that it no longer recognises what it was asked to forget. No
+training was done.
+
+## What was edited
+
+{edited}
+{asked}
+## How to load it
+
+```python
+import open_clip
+
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{path.name}")
+tokenizer = open_clip.get_tokenizer("local-dir:{path.name}")
+```
+
+## What is not claimed
+
+The final projection is edited; the features before it are not. A probe on those hidden features,
+or a captioner or language model that reads patch tokens, may still find what was forgotten. This
+folder holds nothing that brings it back, but the original model, where it is public, does.
+""")
+    )
+
+
+def _public_name(clip: Clip) -> str:
+    """The model's name without the path of a local folder."""
+    if clip.folder and clip.name != BUNDLED:
+        return clip.folder.name
+    return clip.name.removeprefix("hf-hub:")
+
+
+def _copy_companions(clip: Clip, folder: Path) -> None:
+    """Tokenizer files where the configuration asks for them, and the vocabulary."""
+    if clip.folder and (clip.folder / vocabulary.FILE_NAME).exists():
+        shutil.copyfile(clip.folder / vocabulary.FILE_NAME, folder / vocabulary.FILE_NAME)
+    if not clip.config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"):
+        return
+    files = [
+        f for glob in _TOKENIZER_FILES for f in (clip.folder.glob(glob) if clip.folder else ())
+    ]
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
+    if not files:
+        clip.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
+
+
+def _original_weights(clip: Clip, folder: Path) -> Path:
+    """A safetensors file of the unedited model: the one it came from, if it is that."""
+    original = _original_tensors(clip)
+    if clip.source.weights is not None and _holds(clip.source.weights, original):
+        return clip.source.weights
+    path = folder / "original.safetensors"
+    save_file(_separate(original), path, metadata={"format": "pt"})
+    return path
+
+
+def _original_tensors(clip: Clip) -> dict[str, Tensor]:
+    state = dict(clip.model.state_dict())
+    for change in clip.changes:
+        if change.original is None:
+            del state[change.key]
+        else:
+            state[change.key] = change.original.detach()
+    return state
+
+
+def _holds(path: Path, state: Mapping[str, Tensor]) -> bool:
+    """Whether a safetensors file gives exactly these tensors once cast to their dtypes."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    with safe_open(str(path), framework="pt") as file:
+        return set(file.keys()) == state.keys() and all(
+            torch.equal(file.get_tensor(key).to(value.dtype), value.cpu())
+            for key, value in state.items()
+        )
+
+
+def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors, copied where two share memory, which the format cannot express."""
+    seen: set[int] = set()
+    separate = {}
+    for key, value in state.items():
+        value = value.cpu().contiguous()
+        pointer = value.untyped_storage().data_ptr()
+        separate[key] = value.clone() if pointer in seen else value
+        seen.add(pointer)
+    return separate
+
+
+def _write_undo(clip: Clip, original: Path, edited: Path, undo: Path, overwrite: bool) -> None:
+    header = tensors.read_header(original)
+    metadata = {
+        "format": _UNDO_FORMAT,
+        "original": file_sha256(original),
+        "edited": file_sha256(edited),
+        "config": clip.source.config,
+        "header": header.text,
+    }
+    changed = [change.key for change in clip.changes if change.key in header.entries]
+    with new_file(undo, overwrite) as file:
+        tensors.extract(original, file, changed, metadata)

@@ -1,0 +1,568 @@
+"""`Clip`: a loaded model with all that is needed to encode, to edit, and to write it out again."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import hashlib
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from jaxtyping import Float, Int
+from open_clip.factory import _find_checkpoint_in_dir
+from open_clip.pretrained import download_pretrained_from_hf
+from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from nullspace_unlearn import words as vocabulary
+from nullspace_unlearn.clip import projection as projections
+from nullspace_unlearn.clip.projection import Change, Projection
+from nullspace_unlearn.edit import Edit, Side
+
+CONFIG_NAME = "open_clip_config.json"
+WEIGHTS_NAME = "open_clip_model.safetensors"
+BUNDLED = "nsu-mini"
+"""Name of the model that comes with the package."""
+
+PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
+_PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz", ".npy")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model's weights and configuration came from.
+
+    Attributes:
+        weights: The weights file, or None for random weights.
+        sha256: Hash of that file.
+        config: The open_clip_config.json that describes the model as loaded, as text.
+        base_model: Hugging Face repository of the weights, where known.
+    """
+
+    weights: Path | None
+    sha256: str | None
+    config: str
+    base_model: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """An open_clip model, frozen and in eval mode. Make one with `load`.
+
+    Attributes:
+        model: The network; its parameters do not require gradients.
+        preprocess: PIL image -> `[3, rows, columns]` tensor, as for validation.
+        tokenizer: List of strings -> `[n, context]` token ids.
+        config: Contents of an open_clip_config.json ("model_cfg", "preprocess_cfg") from which
+            stock open_clip rebuilds the model.
+        name: What was asked for, such as "nsu-mini" or "ViT-B-32".
+        pretrained: The tag or file that was asked for.
+        folder: The local folder the model came from, if it did.
+        words: The vocabulary found in that folder.
+        device: Where the model is.
+        source: Weights file, its hash, and the configuration as loaded.
+        changes: What has been edited, one entry a parameter.
+    """
+
+    model: nn.Module
+    preprocess: Callable[[Any], Float[Tensor, "3 rows columns"]]
+    tokenizer: Callable[[list[str]], Int[Tensor, "n context"]]
+    config: Mapping[str, Any]
+    name: str
+    pretrained: str | None
+    folder: Path | None
+    words: vocabulary.Words | None
+    device: torch.device
+    source: Source
+    changes: tuple[Change, ...] = ()
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the joint space."""
+        return int(self.config["model_cfg"]["embed_dim"])
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Rows and columns of the images the model takes."""
+        network: Any = self.model
+        size = network.visual.image_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    @property
+    def logit_scale(self) -> float:
+        """What cosine similarities are multiplied by before a softmax."""
+        network: Any = self.model
+        return float(network.logit_scale.detach().float().exp())
+
+    def encode_image(self, images: Float[Tensor, "n 3 rows columns"]) -> Float[Tensor, "n dim"]:
+        """Embed preprocessed images.
+
+        Args:
+            images: `[n, 3, rows, columns]`, on any device.
+
+        Returns:
+            `[n, dim]` float32 embeddings z, not normalised, on the model's device.
+        """
+        return self._embed(self.model, self._images(images), "visual")
+
+    def hidden_image(self, images: Float[Tensor, "n 3 rows columns"]) -> Float[Tensor, "n width"]:
+        """Compute the feature h that enters the final visual projection.
+
+        Args:
+            images: `[n, 3, rows, columns]`, on any device.
+
+        Returns:
+            `[n, width]` float32, with `z = h W + b` for `projection("visual")`. A tower that ends
+            in attention pooling has W = I, so h is z.
+
+        Raises:
+            ValueError: If the model has no visual projection that could be edited.
+        """
+        return self._embed(self._headless, self._images(images), "visual")
+
+    def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Float[Tensor, "n dim"]:
+        """Embed prompts.
+
+        Args:
+            texts: The prompts; each is cut to the context length.
+            batch_size: Prompts per forward pass.
+
+        Returns:
+            `[n, dim]` float32 embeddings t, not normalised, on the model's device.
+
+        Raises:
+            ValueError: If `texts` is a single string, or `batch_size` is not positive.
+        """
+        if isinstance(texts, str):
+            raise ValueError(f"texts must be a list of strings, got the string {texts!r}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        parts = [
+            self._embed(self.model, self.tokenizer(list(texts[i : i + batch_size])), "text")
+            for i in range(0, len(texts), batch_size)
+        ]
+        return torch.cat(parts) if parts else torch.empty(0, self.dim, device=self.device)
+
+    def projection(self, side: Side = "visual") -> Projection:
+        """The final projection of a tower.
+
+        Args:
+            side: The tower, "visual" or "text".
+
+        Returns:
+            Where it is stored, and its weights.
+
+        Raises:
+            ValueError: If that side has none; says which side can be edited.
+        """
+        return projections.find(self.model, side)
+
+    def fold(self, edit: Edit, side: Side = "visual") -> Clip:
+        """Write an edit into a tower's final projection, verified by a forward pass.
+
+        Args:
+            edit: One edit.
+            side: The tower to change.
+
+        Returns:
+            An edited copy that shares every other tensor with this model. An edit that removes
+            nothing returns this very model.
+
+        Raises:
+            ValueError: If the edit does not fit that side, or overflows the model's dtype.
+            RuntimeError: If the edited tower does not compute what the edit says.
+        """
+        model, changes = projections.fold(self.model, edit, side, self.changes)
+        if model is self.model:
+            return self
+        config = copy.deepcopy(dict(self.config))
+        if any(change.original is None for change in changes):
+            # The projection that was added is built by stock open_clip if the config asks for it.
+            vision = config["model_cfg"]["vision_cfg"]
+            vision["timm_proj"] = "linear"
+            vision.pop("timm_proj_bias", None)
+        return replace(self, model=model, config=config, changes=changes)
+
+    def save(
+        self,
+        path: str | Path,
+        overwrite: bool = False,
+        undo: str | Path | None = None,
+        recipe: Mapping[str, Any] | None = None,
+        report: Mapping[str, Any] | None = None,
+        card: str | None = None,
+    ) -> Path:
+        """Write a folder that stock open_clip loads as `local-dir:PATH`.
+
+        Args:
+            path: The folder to write.
+            overwrite: Whether an existing model folder (and undo file) may be replaced.
+            undo: File to put the original bytes of the changed tensors in, outside the folder.
+            recipe: What was asked for, written to recipe.yaml.
+            report: What was measured, written to report.json.
+            card: Text of README.md; one is written from the other arguments if absent.
+
+        Returns:
+            The folder.
+
+        Raises:
+            OutputExists: If the folder or the undo file exists and `overwrite` is false.
+            ValueError: If an argument cannot be used.
+            OSError: If writing fails; nothing is left half-written.
+        """
+        from nullspace_unlearn.clip import checkpoint
+
+        return checkpoint.save(self, Path(path), overwrite, undo, recipe, report, card)
+
+    @cached_property
+    def _headless(self) -> nn.Module:
+        return projections.headless(self.model)
+
+    def _images(self, images: Tensor) -> Tensor:
+        return images.to(self.device, projections.input_dtype(self.model))
+
+    def _embed(self, model: nn.Module, inputs: Tensor, side: Side) -> Tensor:
+        with torch.inference_mode():
+            features = projections.encode(model, inputs.to(self.device), side)
+        # An inference tensor could not enter a later gradient computation; its copy can.
+        return features.to(torch.float32, copy=True).clone()
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What `load` resolved a name to, before anything is built."""
+
+    config: dict[str, Any]
+    weights: Path | None
+    tokenizer: str
+    folder: Path | None = None
+    base_model: str | None = None
+    text: str | None = None
+
+
+def load(
+    name: str | Path,
+    pretrained: str | Path | None = None,
+    *,
+    device: str = "auto",
+    precision: str = "fp32",
+    cache_dir: str | None = None,
+) -> Clip:
+    """Load a model for encoding and editing.
+
+    Args:
+        name: A built-in open_clip name ("ViT-B-32"), "hf-hub:org/repo", "local-dir:PATH", the path
+            of a folder that holds an open_clip_config.json, or "nsu-mini", the bundled model.
+        pretrained: For a built-in name, a tag or a weights file; without it, weights are random.
+        device: "auto", "cpu", "cuda" or "cuda:i".
+        precision: One of `PRECISIONS`.
+        cache_dir: Where downloads are kept.
+
+    Returns:
+        The model, frozen and in eval mode.
+
+    Raises:
+        ValueError: If an argument or a file is wrong: unknown model or tag, missing or damaged
+            weights, pickled code, NaN or Inf.
+        RuntimeError: If a download or the construction of the model fails.
+    """
+    name, pretrained = str(name), None if pretrained is None else str(pretrained)
+    where = _device(device)
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}; allowed: {', '.join(PRECISIONS)}")
+    found = _resolve(name, pretrained, cache_dir)
+    _check_precision(name, found.config["model_cfg"], precision)
+    sha256 = None
+    if found.weights is not None:
+        _check_readable(found.weights)
+        sha256 = file_sha256(found.weights)
+    model = _build(name, found, where, precision)
+    network: Any = model
+    preprocess_cfg = network.visual.preprocess_cfg
+    found.config.setdefault("preprocess_cfg", {})
+    for key in _PREPROCESS_KEYS:
+        found.config["preprocess_cfg"].setdefault(key, preprocess_cfg[key])
+    words_file = found.folder / vocabulary.FILE_NAME if found.folder else None
+    return Clip(
+        model=model,
+        preprocess=image_transform_v2(PreprocessCfg(**preprocess_cfg), is_train=False),
+        tokenizer=_tokenizer(name, found, cache_dir),
+        config=found.config,
+        name=name,
+        pretrained=pretrained,
+        folder=found.folder,
+        words=vocabulary.read_words(words_file) if words_file and words_file.exists() else None,
+        device=where,
+        source=Source(
+            weights=found.weights,
+            sha256=sha256,
+            config=found.text or config_text(found.config),
+            base_model=found.base_model,
+        ),
+    )
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """An open_clip_config.json as text."""
+    return json.dumps(config, indent=2, ensure_ascii=False)
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = device.partition(":")
+    if device != "cpu" and (kind != "cuda" or (":" in device and not index.isdecimal())):
+        raise ValueError(f"unknown device {device!r}; allowed: auto, cpu, cuda, cuda:i")
+    count = torch.cuda.device_count() if kind == "cuda" else 0
+    if kind == "cuda" and int(index or 0) >= count:
+        raise ValueError(f"device {device!r} is not there: torch sees {count} CUDA devices")
+    return torch.device(device)
+
+
+def _check_precision(name: str, model_cfg: Mapping[str, Any], precision: str) -> None:
+    # open_clip's mixed precision feeds these text towers float32 where their weights are half.
+    half_fails = "multimodal_cfg" in model_cfg or model_cfg["text_cfg"].get("hf_model_name")
+    if half_fails and precision in ("fp16", "bf16"):
+        raise ValueError(
+            f"open_clip cannot run {name} at precision {precision!r}; allowed for CoCa and for "
+            "Hugging Face text towers: fp32, pure_fp16, pure_bf16"
+        )
+
+
+def _resolve(name: str, pretrained: str | None, cache_dir: str | None) -> _Found:
+    """Find configuration and weights without building anything."""
+    if name == BUNDLED:
+        from nullspace_unlearn.data.mini import MODEL_FOLDER
+
+        return _resolve_folder(Path(MODEL_FOLDER), pretrained)
+    scheme, colon, rest = name.partition(":")
+    if colon and scheme in ("local-dir", "hf-hub"):
+        if not rest:
+            raise ValueError(f"model {name!r} names nothing after '{scheme}:'")
+        if scheme == "local-dir":
+            return _resolve_folder(Path(rest), pretrained)
+        return _resolve_hub(rest, pretrained, cache_dir)
+    builtin = name.replace("/", "-")
+    if builtin in open_clip.list_models():
+        return _resolve_builtin(builtin, pretrained, cache_dir)
+    if Path(name).is_dir():
+        return _resolve_folder(Path(name), pretrained)
+    known = [BUNDLED, *open_clip.list_models()]
+    folded = {other.casefold(): other for other in known}
+    near = difflib.get_close_matches(builtin.casefold(), folded, n=4, cutoff=0.4)
+    raise ValueError(
+        f"unknown model {name!r}: it is no built-in name"
+        + (f" (nearest: {', '.join(folded[n] for n in near)})" if near else "")
+        + f" and no folder; allowed: {BUNDLED}, an open_clip name, a folder, local-dir:PATH, "
+        "hf-hub:ORG/REPO"
+    )
+
+
+def _resolve_folder(folder: Path, pretrained: str | None) -> _Found:
+    if not folder.is_dir():
+        raise ValueError(f"model folder {str(folder)!r} does not exist")
+    if pretrained:
+        warnings.warn(
+            f"pretrained={pretrained!r} is ignored: a model folder brings its own weights",
+            stacklevel=4,
+        )
+    text, config = _read_config(folder / CONFIG_NAME)
+    with _quiet():
+        weights = _find_checkpoint_in_dir(folder)
+    if weights is None:
+        raise ValueError(f"model folder {str(folder)!r} holds no weights, such as {WEIGHTS_NAME}")
+    return _Found(config, Path(weights), f"local-dir:{folder}", folder=folder, text=text)
+
+
+def _resolve_hub(repo: str, pretrained: str | None, cache_dir: str | None) -> _Found:
+    if pretrained:
+        warnings.warn(
+            f"pretrained={pretrained!r} is ignored: hf-hub:{repo} brings its own weights",
+            stacklevel=4,
+        )
+    try:
+        with _quiet():
+            file = download_pretrained_from_hf(repo, CONFIG_NAME, cache_dir=cache_dir)
+            weights = download_pretrained_from_hf(repo, cache_dir=cache_dir)
+    except Exception as error:
+        raise RuntimeError(f"cannot download hf-hub:{repo}: {one_line(error)}") from None
+    text, config = _read_config(Path(file))
+    return _Found(config, Path(weights), f"hf-hub:{repo}", base_model=repo, text=text)
+
+
+def _resolve_builtin(name: str, pretrained: str | None, cache_dir: str | None) -> _Found:
+    config: dict[str, Any] = {"model_cfg": open_clip.get_model_config(name)}
+    defaults = {key: value for key, value in asdict(PreprocessCfg()).items() if key != "size"}
+    config["preprocess_cfg"] = {key: defaults[key] for key in _PREPROCESS_KEYS}
+    if not pretrained:
+        warnings.warn(f"{name} without pretrained weights: the weights are random", stacklevel=4)
+        return _Found(config, None, name)
+    tag = open_clip.get_pretrained_cfg(name, pretrained)
+    if tag:
+        if tag.get("quick_gelu"):
+            config["model_cfg"]["quick_gelu"] = True
+        merged = merge_preprocess_dict(defaults, tag)
+        config["preprocess_cfg"] = {key: merged[key] for key in _PREPROCESS_KEYS}
+        try:
+            with _quiet():
+                weights = open_clip.download_pretrained(tag, cache_dir=cache_dir)
+        except Exception as error:
+            raise RuntimeError(
+                f"cannot download {name} {pretrained!r}: {one_line(error)}"
+            ) from None
+        base = tag.get("hf_hub", "").rpartition("/")[0] or None
+        return _Found(config, Path(weights), name, base_model=base)
+    file = Path(pretrained)
+    if file.is_dir():
+        raise ValueError(
+            f"pretrained={pretrained!r} is a folder; give the folder itself as the model"
+        )
+    if not file.exists():
+        if file.suffix in _SUFFIXES or len(file.parts) > 1:
+            raise ValueError(f"weights file {pretrained!r} does not exist")
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        raise ValueError(
+            f"unknown tag {pretrained!r} for {name}; allowed: {', '.join(tags) or 'none'}, or a "
+            "weights file"
+        )
+    beside = file.parent / CONFIG_NAME
+    if beside.exists():
+        _, given = _read_config(beside)
+        if "quick_gelu" in given["model_cfg"]:
+            config["model_cfg"]["quick_gelu"] = given["model_cfg"]["quick_gelu"]
+        merged = merge_preprocess_dict(defaults, given.get("preprocess_cfg", {}))
+        config["preprocess_cfg"] = {key: merged[key] for key in _PREPROCESS_KEYS}
+    else:
+        activation = "quick-GELU" if config["model_cfg"].get("quick_gelu") else "GELU"
+        warnings.warn(
+            f"{pretrained} does not say how its images were preprocessed nor which activation it "
+            f"was trained with: assuming {activation} and open_clip's defaults for {name}; put an "
+            f"{CONFIG_NAME} beside it to say otherwise",
+            stacklevel=4,
+        )
+    return _Found(config, file, name)
+
+
+def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
+    """An open_clip_config.json, as text and parsed."""
+    if not path.is_file():
+        raise ValueError(f"model folder {str(path.parent)!r} holds no {path.name}")
+    try:
+        text = path.read_text(encoding="utf-8")
+        config = json.loads(text)
+        parts = config["model_cfg"]
+        if not all(isinstance(parts[key], dict) for key in ("vision_cfg", "text_cfg")):
+            raise TypeError("vision_cfg and text_cfg must be objects")
+        if not isinstance(parts["embed_dim"], int):
+            raise TypeError("embed_dim must be an integer")
+        if not isinstance(config.get("preprocess_cfg", {}), dict):
+            raise TypeError("preprocess_cfg must be an object")
+        if (parts["text_cfg"].get("tokenizer_kwargs") or {}).get("trust_remote_code"):
+            raise ValueError("it asks to run code that a tokenizer brings along, which is refused")
+    except KeyError as error:
+        raise ValueError(f"{path} is no open_clip configuration: it lacks {error}") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} is no open_clip configuration: {one_line(error)}") from None
+    return text, config
+
+
+def _check_readable(path: Path) -> None:
+    """Refuse a damaged safetensors file, before the model is built."""
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                file.keys()
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"weights file {path} is damaged: {one_line(error)}") from None
+
+
+def _build(name: str, found: _Found, device: torch.device, precision: str) -> nn.Module:
+    """Build the network as stock open_clip would from a folder, then load the weights."""
+    with _quiet(), tempfile.TemporaryDirectory() as folder:
+        Path(folder, CONFIG_NAME).write_text(config_text(found.config), encoding="utf-8")
+        try:
+            model = open_clip.create_model(
+                f"local-dir:{folder}",
+                load_weights=False,
+                pretrained_text=found.weights is None,
+                precision=precision,
+                device="cpu",
+            )
+        except (OSError, ConnectionError) as error:
+            raise RuntimeError(f"cannot build {name}: {one_line(error)}") from None
+        except Exception as error:
+            raise ValueError(
+                f"cannot build {name} from its configuration: {one_line(error)}"
+            ) from None
+        if found.weights is not None:
+            _load_weights(model, found.weights)
+    # Random weights are not checked: open_clip leaves some of CoCa's decoder uninitialised.
+    for key, value in model.state_dict().items() if found.weights else ():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise ValueError(
+                f"weights file {found.weights} holds NaN or Inf in {key}"
+                + ("" if precision == "fp32" else f" at precision {precision}")
+            )
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    try:
+        open_clip.load_checkpoint(model, str(path), strict=True, weights_only=True)
+    except Exception as error:
+        message = one_line(error)
+        if "weights_only" in str(error) or "Weights only" in str(error):
+            message = "it holds pickled code rather than weights only; save its state_dict instead"
+        elif "Missing key" in str(error) or "size mismatch" in str(error):
+            message = f"it does not fit the model: {message}"
+        raise ValueError(f"cannot load weights file {path}: {message}") from None
+
+
+def _tokenizer(name: str, found: _Found, cache_dir: str | None) -> Any:
+    try:
+        with _quiet():
+            return open_clip.get_tokenizer(found.tokenizer, cache_dir=cache_dir)
+    except Exception as error:
+        message = f"cannot load the tokenizer of {name}: {one_line(error)}"
+        raise (ValueError if found.folder else RuntimeError)(message) from None
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """An error's text on one line, cut where it goes on and on."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what open_clip and its dependencies log and warn about while they work."""
+    root = logging.getLogger()
+    handlers, disabled = list(root.handlers), logging.root.manager.disable
+    # A handler keeps logging.info() from installing one of its own.
+    root.addHandler(logging.NullHandler())
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        root.handlers[:] = handlers
