@@ -1,0 +1,1 @@
+"""Images: folders on disk, and the pictures the bundled model knows."""
