@@ -64,7 +64,7 @@ class Words:
 
 
 def check_names(what: str, names: tuple[str, ...]) -> None:
-    """Refuse empty names and names given twice (case and outer blanks aside).
+    """Refuse empty names and names given twice (outer blanks aside).
 
     Args:
         what: What the names name, for the message: "class", "domain".
@@ -77,7 +77,7 @@ def check_names(what: str, names: tuple[str, ...]) -> None:
     for name in names:
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"empty {what} name: {name!r}")
-        key = name.strip().casefold()
+        key = name.strip()
         if key in seen:
             raise ValueError(f"{what} named twice: {seen[key]!r} and {name!r}")
         seen[key] = name

@@ -20,6 +20,8 @@ from nullspace_unlearn.linalg import (
 
 # Two unit prototypes nearer than this are one name to the model: no linear edit tells them apart.
 _SAME_NAME = 1e-3
+# A displacement shorter than this is what the hull's tolerance leaves of a name inside the hull.
+_INSIDE = 2e-5
 
 # Keeps the hull's metric definite in directions no name varies in.
 _METRIC_RIDGE = 0.1
@@ -95,7 +97,9 @@ def hull(
     # The convex weights are what the metric chose; the point they make is in the joint space.
     point = _combine(nearest, r)
     displacement = f - ((1 - inward) * point + inward * middle)
-    basis, _ = leading_basis(displacement)
+    norm = torch.linalg.vector_norm
+    apart = norm(displacement, dim=-1) > _INSIDE * norm(f, dim=-1)
+    basis, _ = leading_basis(displacement * apart[..., None])
     if basis.shape[-1] == 0 or not basis.abs().amax((-2, -1)).all():
         raise ValueError("the edit would remove nothing: a forgotten name lies among the kept ones")
     if basis.shape[-1] == basis.shape[-2]:
@@ -109,7 +113,7 @@ def hull(
         provenance={
             "method": "hull",
             "numbers": {"ridge": ridge, "inward": inward, "rank": basis.shape[-1]},
-            "same_to_the_model": int(same.sum()),
+            "same_to_the_model": int((same if keep_mask is None else same & keep_mask).sum()),
         },
     )
 

@@ -1,0 +1,39 @@
+"""Make a CLIP model forget: closed form, no training, no data, in seconds.
+
+    import nullspace_unlearn as nsu
+
+    clip = nsu.load("nsu-mini")
+    edit = nsu.erase(clip, nsu.Forget(classes=["car"], domains=["sketch"]))
+    edit.fold(clip).save("out/")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from nullspace_unlearn import erasers
+from nullspace_unlearn.edit import Edit
+from nullspace_unlearn.forget import Forget
+
+if TYPE_CHECKING:
+    from nullspace_unlearn.clip import Clip, load
+    from nullspace_unlearn.unlearn import Plan, erase, plan
+
+__version__ = "0.1.0"
+__all__ = ["Clip", "Edit", "Forget", "Plan", "erase", "erasers", "load", "plan"]
+
+# open_clip takes seconds to import; what needs it is imported when it is first used.
+_LAZY = {
+    "Clip": "nullspace_unlearn.clip",
+    "load": "nullspace_unlearn.clip",
+    "Plan": "nullspace_unlearn.unlearn",
+    "erase": "nullspace_unlearn.unlearn",
+    "plan": "nullspace_unlearn.unlearn",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

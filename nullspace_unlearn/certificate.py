@@ -1,0 +1,76 @@
+"""The certificate: proof, from weights alone, that a class cannot win on any image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from nullspace_unlearn.linalg import as_float64, nearest_in_hull
+
+TOLERANCE = 1e-5
+"""Violation up to which a certificate holds; float32 weights leave about 1e-7."""
+
+
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """For each forgotten prototype, how its score is a convex combination of kept scores.
+
+    The score of class c on an image with hidden feature h is `s_c = [h, 1]·u_c`, `u_c = [W; b] t_c`. With
+    convex weights a, `s_c <= max_k s_k + |[h, 1]| |u_c - Σ a_k u_k|`, so a zero distance proves that
+    c never beats the best kept class, whatever the image.
+
+    Attributes:
+        index: `[m, s]` the kept classes that support the combination.
+        weight: `[m, s]` their convex weights.
+        violation: `[m]` distance `|u_c - Σ a_k u_k|` relative to the root mean square distance of the
+            kept `u_k` from their mean.
+    """
+
+    index: Int[Tensor, "m s"]
+    weight: Float[Tensor, "m s"]
+    violation: Float[Tensor, " m"]
+
+    @property
+    def holds(self) -> Bool[Tensor, " m"]:
+        """`[m]`, true where the violation is within rounding of float32 weights."""
+        return self.violation <= TOLERANCE
+
+
+def certify(
+    matrix: Float[Tensor, "width dim"],
+    bias: Float[Tensor, " dim"] | None,
+    forget: Float[Tensor, "m dim"],
+    keep: Float[Tensor, "n dim"],
+) -> Certificate:
+    """Compute the certificate of some classes against the rest.
+
+    Args:
+        matrix: `[width, dim]` visual projection W as saved, `z = h W + b`; the identity for a tower
+            without one.
+        bias: `[dim]` its bias b, if it has one.
+        forget: `[m, dim]` text prototypes of forgotten names, as the saved text tower gives them.
+        keep: `[n, dim]` text prototypes of kept names, likewise.
+
+    Returns:
+        Convex weights and violations.
+
+    Raises:
+        ValueError: If something is not finite or nothing is kept.
+    """
+    rows = as_float64("matrix", matrix)
+    if bias is not None:
+        rows = torch.cat([rows, as_float64("bias", bias)[None]])
+    # Distances are all that matters, and QR keeps them with dim rows instead of width + 1.
+    _, rows = torch.linalg.qr(rows)
+    forgotten = as_float64("forget", forget) @ rows.mT
+    kept = as_float64("keep", keep) @ rows.mT
+    nearest = nearest_in_hull(forgotten, kept, tol=1e-14)
+    spread = (kept - kept.mean(0)).square().sum(-1).mean().sqrt()
+    # A single kept class has no spread: measure against its own length then.
+    scale = torch.where(spread > 0, spread, kept.norm(dim=-1).mean())
+    return Certificate(
+        nearest.index, nearest.weight, (forgotten - nearest.point).norm(dim=-1) / scale
+    )

@@ -1,0 +1,41 @@
+"""Erasers: prototypes and a request in, an `Edit` out, in closed form. One method a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nullspace_unlearn.erasers.ccup import ccup
+from nullspace_unlearn.erasers.gated import gated
+from nullspace_unlearn.erasers.hull import hull
+from nullspace_unlearn.erasers.leace import leace
+from nullspace_unlearn.erasers.nullspace import nullspace
+from nullspace_unlearn.forget import Paradigm
+
+__all__ = ["METHODS", "Method", "ccup", "gated", "hull", "leace", "nullspace"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a user needs to know to pick a method by name.
+
+    Attributes:
+        paper: Where it comes from.
+        paradigms: Which kinds of request it takes.
+        certified: Whether its edits carry a certificate.
+    """
+
+    paper: str
+    paradigms: tuple[Paradigm, ...]
+    certified: bool = False
+
+
+_ALL: tuple[Paradigm, ...] = ("global", "cell", "domain")
+
+METHODS = {
+    "hull": Method("this project", ("global",), certified=True),
+    "gated": Method("this project", ("cell", "domain")),
+    "nullspace": Method("arXiv 2512.14113", _ALL),
+    "ccup": Method("arXiv 2512.14137", _ALL),
+    "leace": Method("arXiv 2306.03819", _ALL),
+}
+"""The methods by name; the first that takes a request's paradigm is the default for it."""

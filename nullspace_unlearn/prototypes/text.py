@@ -1,0 +1,80 @@
+"""Text prototypes: prompts through the text tower, normalised, averaged, normalised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nullspace_unlearn.linalg import as_float64, unit
+
+
+class TextEncoder(Protocol):
+    """What prompts are embedded with: a loaded `Clip`."""
+
+    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "n dim"]:
+        """Embed prompts, one row each."""
+        ...
+
+
+def prompt_features(
+    model: TextEncoder, names: Sequence[str], templates: Sequence[str], domain: str | None = None
+) -> Float[Tensor, "names templates dim"]:
+    """Unit features of every prompt, each distinct prompt encoded once.
+
+    Args:
+        model: The text encoder.
+        names: Class names.
+        templates: Templates holding `{class}`, and `{domain}` where `domain` is given.
+        domain: The word for the domain.
+
+    Returns:
+        `[names, templates, dim]` float64 unit vectors, on the model's device.
+
+    Raises:
+        ValueError: If the text tower gives NaN or Inf.
+    """
+    fields = {} if domain is None else {"domain": domain}
+    prompts = [t.format(**{"class": name}, **fields) for name in names for t in templates]
+    distinct = list(dict.fromkeys(prompts))
+    position = {prompt: i for i, prompt in enumerate(distinct)}
+    features = unit(as_float64("text features", model.encode_text(distinct)))
+    rows = features[[position[prompt] for prompt in prompts]]
+    return rows.reshape(len(names), len(templates), -1)
+
+
+def class_prototypes(
+    model: TextEncoder, names: Sequence[str], templates: Sequence[str]
+) -> Float[Tensor, "names dim"]:
+    """The zero-shot classifier's rows: normalise each prompt, mean over templates, normalise.
+
+    Args:
+        model: The text encoder.
+        names: Class names.
+        templates: Templates holding `{class}`.
+
+    Returns:
+        `[names, dim]` float64 unit vectors.
+    """
+    return unit(prompt_features(model, names, templates).mean(1))
+
+
+def cell_prototypes(
+    model: TextEncoder, names: Sequence[str], domains: Sequence[str], templates: Sequence[str]
+) -> Float[Tensor, "names domains dim"]:
+    """One prototype a cell, from prompts that name the domain.
+
+    Args:
+        model: The text encoder.
+        names: Class names.
+        domains: The words prompts use for the domains.
+        templates: Templates holding `{class}` and `{domain}`.
+
+    Returns:
+        `[names, domains, dim]` float64 unit vectors.
+    """
+    grid = [unit(prompt_features(model, names, templates, word).mean(1)) for word in domains]
+    return torch.stack(grid, 1)

@@ -1,0 +1,281 @@
+"""From a request to an edit: names, prompts, prototypes, eraser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from nullspace_unlearn import erasers
+from nullspace_unlearn.clip import Clip
+from nullspace_unlearn.edit import Edit
+from nullspace_unlearn.erasers import METHODS
+from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.prototypes import (
+    DOMAIN_WORDS,
+    cell_prototypes,
+    class_prototypes,
+    imagenet_names,
+    near_synonyms,
+)
+from nullspace_unlearn.words import Words, check_names
+
+MAX_STRENGTH = 2.0
+
+# A bundled vocabulary is cut to this many names (the nearest to what is forgotten) where every one
+# of them needs a prompt for each domain: far names bear no risk and cost as much.
+_NEAREST = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A request resolved against a model: what will be forgotten, what stays, and by what words.
+
+    Attributes:
+        forget: The request, its aliases filled in and its domains given by their keys.
+        keep: Names that stay.
+        synonyms: Names left out of a bundled vocabulary because to the model they mean much the
+            same as something forgotten; they go with it.
+        words: Classes (forgotten and kept), domains and templates in use.
+        method: The eraser.
+        forget_rows: `[m, dim]` text prototypes of the forgotten names, float64.
+        keep_rows: `[n, dim]` text prototypes of the kept names.
+    """
+
+    forget: Forget
+    keep: tuple[str, ...]
+    synonyms: tuple[str, ...]
+    words: Words
+    method: str
+    forget_rows: Float[Tensor, "m dim"]
+    keep_rows: Float[Tensor, "n dim"]
+
+    @property
+    def mask(self) -> Bool[Tensor, "classes domains"]:
+        """The request over `words.classes` and `words.domains`."""
+        return self.forget.mask(self.words.classes, tuple(self.words.domains))
+
+
+def plan(
+    clip: Clip,
+    forget: Forget,
+    *,
+    classes: Sequence[str] | None = None,
+    domains: Mapping[str, str] | None = None,
+    templates: Sequence[str] | None = None,
+    method: str | None = None,
+) -> Plan:
+    """Resolve a request: vocabulary, aliases, near-synonyms, domain words, method.
+
+    Args:
+        clip: The model.
+        forget: What to forget and what to keep.
+        classes: The names whose recognition must stay (and those forgotten, in any order). Absent:
+            those the model's folder carries, else ImageNet's less near-synonyms of what goes.
+        domains: Domain key (a folder name, say) -> word in prompts; joined to those the model's
+            folder carries. Absent, with none in the folder: photo, painting, cartoon, sketch.
+        templates: Class templates in place of the folder's or the default ones.
+        method: The eraser's name; absent means the first one that takes such a request.
+
+    Returns:
+        The plan; nothing has been edited.
+
+    Raises:
+        ValueError: If a name is unknown, empty or given twice, nothing is kept, or the method does
+            not take such a request.
+    """
+    base = clip.words or Words()
+    words = Words(
+        classes=tuple(classes) if classes is not None else base.classes,
+        domains={**base.domains, **(domains or {})} or {word: word for word in DOMAIN_WORDS},
+        class_templates=tuple(templates) if templates else base.class_templates,
+        cell_templates=base.cell_templates,
+        aliases=base.aliases,
+    )
+    bundled = not words.classes
+    forget = _with_aliases(_with_domain_keys(forget, words), words)
+    method = _method(method, forget)
+    names = words.classes or imagenet_names()
+    if not bundled:
+        _check_known(forget.classes, names)
+    gone = {name.casefold() for name in forget.names}
+    candidates = tuple(dict.fromkeys(n for n in (*names, *forget.keep) if n.casefold() not in gone))
+    forget_rows = class_prototypes(clip, forget.names or names, words.class_templates)
+    synonyms: tuple[str, ...] = ()
+    keep = candidates
+    keep_rows = class_prototypes(clip, keep, words.class_templates)
+    if bundled and forget.classes:
+        near = near_synonyms(forget_rows, keep_rows).tolist()
+        asked = set(forget.keep)
+        synonyms = tuple(n for n, close in zip(keep, near, strict=True) if close and n not in asked)
+        stays = torch.tensor([name not in synonyms for name in keep])
+        if forget.domains:  # every name will need a prompt a domain
+            nearness = (keep_rows @ forget_rows.mT).amax(-1)
+            order = nearness.masked_fill(~stays, -torch.inf).argsort(descending=True)
+            stays[order[_NEAREST:]] = False
+            stays |= torch.tensor([name in asked for name in keep])
+        keep = tuple(name for name, stay in zip(keep, stays.tolist(), strict=True) if stay)
+        keep_rows = keep_rows[stays]
+    if forget.classes and not keep:
+        raise ValueError("nothing is kept: the class list holds only what is forgotten")
+    if forget.classes:
+        in_order = [name for name in names if name in keep or name in forget.classes]
+        classes_in_use = tuple(dict.fromkeys((*in_order, *forget.classes, *keep)))
+    else:
+        classes_in_use = keep
+    return Plan(
+        forget=forget,
+        keep=keep,
+        synonyms=synonyms,
+        words=Words(
+            classes_in_use, words.domains, words.class_templates, words.cell_templates, words.aliases
+        ),
+        method=method,
+        forget_rows=forget_rows,
+        keep_rows=keep_rows,
+    )
+
+
+def erase(
+    clip: Clip,
+    forget: Forget | Plan,
+    *,
+    strength: float = 1.0,
+    **choices: Any,
+) -> Edit:
+    """Make the edit that forgets what is asked: prompts, prototypes, eraser.
+
+    Args:
+        clip: The model; it is not changed (see `Edit.fold`).
+        forget: The request, or a plan made from it.
+        strength: Scales the edit; 1 is the edit as derived, at most 2.
+        **choices: As for `plan`: classes, domains, templates, method.
+
+    Returns:
+        A joint edit, float64 on the model's device; its provenance tells how it came to be.
+
+    Raises:
+        ValueError: If the request cannot be met; see `plan` and the erasers.
+    """
+    if not 0 < strength <= MAX_STRENGTH:
+        raise ValueError(f"strength must lie in (0, {MAX_STRENGTH:g}], got {strength}")
+    if isinstance(forget, Plan) and choices:
+        raise ValueError(f"a plan is already made; {', '.join(choices)} go to plan()")
+    made = forget if isinstance(forget, Plan) else plan(clip, forget, **choices)
+    edit = _erase(clip, made)
+    provenance = {
+        **edit.provenance,
+        "strength": strength,
+        "request": made.forget.to_json(),
+        "kept": list(made.keep),
+        "near_synonyms_not_kept": list(made.synonyms),
+        "domains": dict(made.words.domains),
+        "templates": made.words.to_json()["templates"],
+    }
+    scaled = edit if strength == 1 else edit.scale(strength)
+    return Edit(scaled.read, scaled.write, scaled.space, provenance)
+
+
+def _erase(clip: Clip, made: Plan) -> Edit:
+    words, method = made.words, made.method
+    if made.forget.paradigm == "global":
+        match method:
+            case "hull":
+                return erasers.hull(made.forget_rows, made.keep_rows)
+            case "ccup":
+                return erasers.ccup(made.forget_rows, made.keep_rows)
+            case "leace":
+                return erasers.leace(made.forget_rows, made.keep_rows)
+            case _:
+                return erasers.nullspace(made.forget_rows)
+    mask = made.mask
+    cells = cell_prototypes(
+        clip, words.classes, tuple(words.domains.values()), words.cell_templates
+    )
+    if method == "gated":
+        classes = class_prototypes(clip, words.classes, words.class_templates)
+        return erasers.gated(_with_alias_samples(clip, made, cells), classes, mask)
+    forgotten, kept = cells[mask.to(cells.device)], cells[~mask.to(cells.device)]
+    match method:
+        case "ccup":
+            return erasers.ccup(forgotten, kept)
+        case "leace":
+            return erasers.leace(forgotten, kept)
+        case _:
+            return erasers.nullspace(forgotten)
+
+
+def _with_alias_samples(
+    clip: Clip, made: Plan, cells: Float[Tensor, "classes domains dim"]
+) -> Float[Tensor, "classes domains samples dim"]:
+    """Cells of a class as its own name and its aliases draw them; others repeat their one sample."""
+    most = max((len(a) for a in made.forget.aliases.values()), default=0)
+    samples = cells[:, :, None].repeat(1, 1, 1 + most, 1)
+    domains = tuple(made.words.domains.values())
+    for name, others in made.forget.aliases.items():
+        rows = cell_prototypes(clip, others, domains, made.words.cell_templates)
+        samples[made.words.classes.index(name), :, 1 : 1 + len(others)] = rows.transpose(0, 1)
+    return samples
+
+
+def _method(asked: str | None, forget: Forget) -> str:
+    able = [name for name, m in METHODS.items() if forget.paradigm in m.paradigms]
+    if asked is None:
+        return able[0]
+    if asked not in METHODS:
+        raise ValueError(f"unknown method {asked!r}; allowed: {', '.join(METHODS)}")
+    if asked not in able:
+        what = {"global": "a class everywhere", "cell": "a class in some domains"}
+        raise ValueError(
+            f"method {asked!r} does not forget {what.get(forget.paradigm, 'whole domains')}; "
+            f"allowed: {', '.join(able)}"
+        )
+    return asked
+
+
+def _check_known(classes: Sequence[str], names: Sequence[str]) -> None:
+    unknown = [name for name in classes if name not in names]
+    if unknown:
+        raise ValueError(
+            f"class {', '.join(map(repr, unknown))} is not in the class list: {_some(names)}"
+        )
+
+
+def _some(names: Sequence[str], most: int = 20) -> str:
+    more = f", ... ({len(names)} in all)" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _with_domain_keys(forget: Forget, words: Words) -> Forget:
+    """Let a domain be named by its key or by its word."""
+    by_word = {word: key for key, word in words.domains.items()}
+    unknown = [d for d in forget.domains if d not in words.domains and d not in by_word]
+    if unknown:
+        raise ValueError(
+            f"unknown domain {', '.join(map(repr, unknown))}; known: {', '.join(words.domains)}"
+        )
+    keys = tuple(d if d in words.domains else by_word[d] for d in forget.domains)
+    check_names("domain", keys)
+    if len(keys) == len(words.domains):
+        raise ValueError(
+            "every known domain is to be forgotten; to forget a class everywhere, name no domain"
+        )
+    return Forget(forget.classes, keys, forget.keep, forget.aliases)
+
+
+def _with_aliases(forget: Forget, words: Words) -> Forget:
+    """Join the aliases that the model's folder carries, less what the user keeps or lists."""
+    own = {name.casefold() for name in (*forget.keep, *words.classes, *forget.classes)}
+    joined = {}
+    for name in forget.classes:
+        carried = [a for a in words.aliases.get(name, ()) if a.casefold() not in own]
+        both = tuple(dict.fromkeys((*forget.aliases.get(name, ()), *carried)))
+        if both:
+            joined[name] = both
+    return Forget(forget.classes, forget.domains, forget.keep, joined)
+
+
