@@ -16,7 +16,7 @@ from torch import Tensor
 _CHUNK = 1 << 25
 
 
-def as_float64(name: str, tensor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def as_float64(name: str, tensor: Float[Tensor, ...]) -> Float[Tensor, ...]:
     """The tensor in float64, refused where a decomposition could not be trusted.
 
     Args:

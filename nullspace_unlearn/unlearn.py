@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from nullspace_unlearn import erasers
+from nullspace_unlearn import certificate, erasers
+from nullspace_unlearn.certificate import Certificate
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.edit import Edit
 from nullspace_unlearn.erasers import METHODS
@@ -76,8 +77,8 @@ def plan(
         forget: What to forget and what to keep.
         classes: The names whose recognition must stay (and those forgotten, in any order). Absent:
             those the model's folder carries, else ImageNet's less near-synonyms of what goes.
-        domains: Domain key (a folder name, say) -> word in prompts; joined to those the model's
-            folder carries. Absent, with none in the folder: photo, painting, cartoon, sketch.
+        domains: Domain key (a folder name, say) -> word in prompts. Absent: those the model's
+            folder carries, else photo, painting, cartoon, sketch and any that the request names.
         templates: Class templates in place of the folder's or the default ones.
         method: The eraser's name; absent means the first one that takes such a request.
 
@@ -91,7 +92,7 @@ def plan(
     base = clip.words or Words()
     words = Words(
         classes=tuple(classes) if classes is not None else base.classes,
-        domains={**base.domains, **(domains or {})} or {word: word for word in DOMAIN_WORDS},
+        domains=_domains(base, domains, forget),
         class_templates=tuple(templates) if templates else base.class_templates,
         cell_templates=base.cell_templates,
         aliases=base.aliases,
@@ -222,6 +223,12 @@ def _with_alias_samples(
     return samples
 
 
+def _domains(base: Words, given: Mapping[str, str] | None, forget: Forget) -> Mapping[str, str]:
+    if given or base.domains:
+        return given or base.domains
+    return {word: word for word in (*DOMAIN_WORDS, *forget.domains)}
+
+
 def _method(asked: str | None, forget: Forget) -> str:
     able = [name for name, m in METHODS.items() if forget.paradigm in m.paradigms]
     if asked is None:
@@ -279,3 +286,33 @@ def _with_aliases(forget: Forget, words: Words) -> Forget:
     return Forget(forget.classes, forget.domains, forget.keep, joined)
 
 
+
+
+def certify(
+    clip: Clip, forgotten: Sequence[str], kept: Sequence[str], templates: Sequence[str]
+) -> Certificate:
+    """Prove from a model's own weights that forgotten names cannot win, or measure how far off.
+
+    Args:
+        clip: The edited model, as folded or as loaded from its folder.
+        forgotten: Names that were forgotten.
+        kept: Names that stay.
+        templates: Class templates the zero-shot classifier is made with.
+
+    Returns:
+        One convex combination and one violation a forgotten name, over `kept`.
+    """
+    matrix, bias = _visual_map(clip)
+    rows = [class_prototypes(clip, names, templates).cpu() for names in (forgotten, kept)]
+    return certificate.certify(matrix, bias, *rows)
+
+
+def _visual_map(
+    clip: Clip,
+) -> tuple[Float[Tensor, "width dim"], Float[Tensor, " dim"] | None]:
+    """The affine map from the last feature to the joint space; the identity where there is none."""
+    try:
+        projection = clip.projection("visual")
+    except ValueError:
+        return torch.eye(clip.dim, dtype=torch.float64), None
+    return projection.matrix(), projection.bias()

@@ -199,7 +199,8 @@ def _documents(
     """The folder's text files: name and contents."""
     yield CONFIG_NAME, config_text(clip.config) if clip.changes else clip.source.config
     try:
-        recipe_text = None if recipe is None else _yaml(recipe)
+        made = recipe if recipe is not None or not clip.changes else _recipe(clip)
+        recipe_text = None if made is None else _yaml(made)
     except yaml.YAMLError as error:
         raise ValueError(f"recipe holds more than plain values: {one_line(error)}") from None
     try:
@@ -213,6 +214,20 @@ def _documents(
     if report_text is not None:
         yield REPORT_NAME, report_text + "\n"
     yield CARD_NAME, _card(clip, path, recipe_text) if card is None else card
+
+
+def _recipe(clip: Clip) -> dict[str, Any]:
+    """What was done, in words: from it and the original model the folder can be made again."""
+    return {
+        "model": clip.name if clip.folder is None or clip.name == BUNDLED else clip.folder.name,
+        "pretrained": clip.pretrained and Path(clip.pretrained).name,
+        "weights_sha256": clip.source.sha256,
+        "edits": [
+            {"side": change.side, "parameter": change.key, **made}
+            for change in clip.changes
+            for made in change.provenance
+        ],
+    }
 
 
 def _yaml(value: Mapping[str, Any]) -> str:

@@ -210,7 +210,8 @@ class Clip:
             path: The folder to write.
             overwrite: Whether an existing model folder (and undo file) may be replaced.
             undo: File to put the original bytes of the changed tensors in, outside the folder.
-            recipe: What was asked for, written to recipe.yaml.
+            recipe: What was asked for, written to recipe.yaml; absent: what the edits that were
+                folded in say of themselves.
             report: What was measured, written to report.json.
             card: Text of README.md; one is written from the other arguments if absent.
 

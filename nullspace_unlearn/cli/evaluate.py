@@ -1,0 +1,88 @@
+"""`nsu evaluate`: accuracy of a model in every class and domain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from nullspace_unlearn.cli import options
+
+
+@click.command()
+@click.argument("model")
+@click.option("--pretrained", help="Tag or weights file, for an open_clip name.")
+@options.data_options
+@click.option("--classes", metavar="A,B,C|FILE", help="Names to choose from; absent: the data's.")
+@click.option("--template", multiple=True, metavar="TEXT", help="Class template; several average.")
+@click.option("--domain-word", multiple=True, metavar="FOLDER=WORD", help="As for erase.")
+@options.device_options
+@options.output_options
+def evaluate(
+    model: str,
+    pretrained: str | None,
+    data: str | None,
+    listing: str | None,
+    batch_size: int,
+    num_workers: int,
+    seed: int,
+    classes: str | None,
+    template: tuple[str, ...],
+    domain_word: tuple[str, ...],
+    device: str,
+    precision: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Measure zero-shot accuracy of MODEL on DATA, class by domain.
+
+    MODEL is anything that erase takes, and the folder it wrote. DATA is a folder
+    root/<domain>/<class>/*, a feature file of that model (.npz, or one that this project wrote), or
+    nsu-mini for the bundled pictures.
+    """
+    words = options.pairs("--domain-word", domain_word)
+    found = options.find_data(data, listing, words, bundled=model == options.BUNDLED)
+    if found is None:
+        raise ValueError("give --data: a folder, a feature file, or nsu-mini")
+
+    from dataclasses import replace
+
+    from nullspace_unlearn.evaluate.compare import EVERYWHERE, accuracy
+    from nullspace_unlearn.report.plots import grid_table
+    from nullspace_unlearn.words import Words
+
+    clip = options.load_model(model, pretrained, device, precision)
+    features = options.embed_data(clip, found, batch_size, num_workers, seed, quiet or as_json)
+    names = options.class_list(classes)
+    if names is not None:
+        unknown = [name for name in features.class_names if name not in names]
+        if unknown:
+            raise ValueError(f"--classes lacks classes of the data: {', '.join(unknown)}")
+        place = [names.index(name) for name in features.class_names]
+        labels = features.labels.new_tensor(place)[features.labels]
+        features = replace(features, class_names=tuple(names), labels=labels, text=None)
+    if not features.class_names:
+        raise ValueError("the feature file has no class names: give --classes")
+    templates = Words(class_templates=template).class_templates if template else (
+        (clip.words or Words()).class_templates
+    )
+    grid, result = accuracy(clip, features, templates)
+    provenance: dict[str, Any] = dict(features.provenance)
+    result |= {
+        "model": model,
+        "pretrained": pretrained,
+        "task": "zeroshot_classification",
+        "language": "en",
+        "dataset": data or options.BUNDLED,
+        "templates": list(templates),
+        "skipped": provenance.get("skipped", []),
+    }
+    if as_json:
+        options.print_json(result)
+    elif not quiet:
+        domains = features.domain_names or EVERYWHERE
+        click.echo(grid_table(grid, None, None, features.class_names, domains))
+        metrics = ", ".join(
+            f"{k} {v:.4f}" for k, v in result["metrics"].items() if v is not None
+        )
+        click.echo(metrics)

@@ -1,0 +1,312 @@
+"""Folders of images, `root/<domain>/<class>/*`: found, listed, loaded in batches."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from nullspace_unlearn.words import check_names
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""File names that count as images, as for torchvision's ImageFolder; case does not matter."""
+
+_LAYOUT = "the layout is root/<domain>/<class>/<image>"
+_LABEL = re.compile(r"(?<=\S)\s+\d+$")
+# Resized to the model's shorter side, a thinner image than this would fill the memory.
+_THINNEST = 200
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images on disk and the cell of the class x domain grid that each belongs to.
+
+    Attributes:
+        root: The folder they were found in.
+        classes: Names of the class folders, sorted.
+        domains: Names of the domain folders, sorted.
+        domain_words: The word that prompts use for each domain.
+        paths: The files, sorted by domain, class and name.
+        class_index: `[n]` int64, index into `classes`.
+        domain_index: `[n]` int64, index into `domains`.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    domains: tuple[str, ...]
+    domain_words: tuple[str, ...]
+    paths: tuple[Path, ...]
+    class_index: Int[Tensor, " n"]
+    domain_index: Int[Tensor, " n"]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @cached_property
+    def counts(self) -> Int[Tensor, "classes domains"]:
+        """Number of images in each cell."""
+        grid = torch.zeros(len(self.classes), len(self.domains), dtype=torch.int64)
+        one = torch.ones(len(self), dtype=torch.int64)
+        return grid.index_put((self.class_index, self.domain_index), one, accumulate=True)
+
+    @property
+    def absent(self) -> tuple[tuple[str, str], ...]:
+        """The (class, domain) cells that hold no image, where domains differ in their classes."""
+        empty = (self.counts == 0).nonzero().tolist()
+        return tuple((self.classes[c], self.domains[d]) for c, d in empty)
+
+
+class Skipped(NamedTuple):
+    """A file that could not be used as an image, and why."""
+
+    path: Path
+    reason: str
+
+
+class Batch(NamedTuple):
+    """Some images of a set, in its order.
+
+    Attributes:
+        images: `[b, 3, rows, columns]` float32, preprocessed.
+        indices: `[b]` int64, which images of the set they are.
+        skipped: The files among them that could not be read, which `images` lacks.
+    """
+
+    images: Float[Tensor, "b 3 rows columns"]
+    indices: Int[Tensor, " b"]
+    skipped: tuple[Skipped, ...]
+
+
+def find_images(
+    root: str | Path,
+    domain_words: Mapping[str, str] | None = None,
+    listing: str | Path | None = None,
+) -> ImageSet:
+    """Find the images of a folder `root/<domain>/<class>/*`.
+
+    Each domain is what torchvision calls an ImageFolder: sub-folders of a class are searched, files
+    of other types are passed over. Hidden files and folders (a leading dot) are passed over too.
+    Classes and domains are those that hold at least one image; a class may be absent from a domain.
+
+    Args:
+        root: The folder.
+        domain_words: Domain folder -> the word that prompts use for it; a folder that is not there
+            goes by its own name, with blanks for underscores.
+        listing: A text file that names the images to use, one `domain/class/file` a line, relative
+            to root; a number behind it (the label of Dassl's split files) is passed over, since the
+            folder says the class.
+
+    Returns:
+        The images, in an order that depends on their names alone.
+
+    Raises:
+        ValueError: If the folder or the listing cannot be read, holds no image or fewer than two
+            classes; if two of them, or two domains, differ in outer blanks alone; or if the listing
+            names files that are missing or outside the folder.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise ValueError(f"image folder {str(root)!r} is not a folder")
+    if listing is not None:
+        files = _listed(root, Path(listing))
+    else:
+        files = _found(root)
+        if not files:
+            what = "holds no images" if any(root.iterdir()) else "is empty"
+            raise ValueError(f"image folder {str(root)!r} {what}; {_LAYOUT} ({' '.join(SUFFIXES)})")
+    domains = tuple(sorted({parts[0] for parts in files}))
+    classes = tuple(sorted({parts[1] for parts in files}))
+    check_names("domain", domains)
+    check_names("class", classes)
+    if len(classes) < 2:
+        raise ValueError(
+            f"image folder {str(root)!r} has images of 1 class, {classes[0]!r}; at least 2 are "
+            f"needed, and {_LAYOUT}"
+        )
+    words = domain_words or {}
+    return ImageSet(
+        root=root,
+        classes=classes,
+        domains=domains,
+        domain_words=tuple(words.get(name, name.replace("_", " ")) for name in domains),
+        paths=tuple(root.joinpath(*parts) for parts in files),
+        class_index=_positions(classes, [parts[1] for parts in files]),
+        domain_index=_positions(domains, [parts[0] for parts in files]),
+    )
+
+
+def load_batches(
+    image_set: ImageSet,
+    preprocess: Callable[[Image.Image], Float[Tensor, "3 rows columns"]],
+    batch_size: int = 64,
+    workers: int = 2,
+) -> Iterator[Batch]:
+    """Read, preprocess and batch the images of a set, in its order.
+
+    Every image becomes RGB first: the first frame of an animation, turned as its EXIF tag says,
+    transparent parts on white, 16-bit grey scaled to 8. A file that cannot be read that way
+    (damaged, not an image, beyond Pillow's limit on pixels, thinner than 1:200) is skipped, named.
+
+    Args:
+        image_set: The images.
+        preprocess: RGB image -> tensor, such as `Clip.preprocess`.
+        batch_size: Files per batch.
+        workers: Threads that read ahead.
+
+    Yields:
+        Batches of `batch_size` files; skipped ones leave a batch smaller, or empty.
+
+    Raises:
+        ValueError: If a number is not positive; or, once all are read, if a cell that has files has
+            no readable image among them.
+    """
+    if batch_size < 1 or workers < 1:
+        raise ValueError(f"batch_size and workers must be at least 1, got {batch_size}, {workers}")
+    left = torch.zeros_like(image_set.counts)
+    skipped_of: dict[tuple[int, int], Skipped] = {}
+    results = _read_ahead(partial(_read, preprocess), image_set.paths, batch_size, workers)
+    for number, batch in enumerate(results):
+        images, kept, skipped = [], [], []
+        for i, result in enumerate(batch, number * batch_size):
+            cell = int(image_set.class_index[i]), int(image_set.domain_index[i])
+            if isinstance(result, Skipped):
+                skipped.append(result)
+                skipped_of.setdefault(cell, result)
+            else:
+                images.append(result)
+                kept.append(i)
+                left[cell] += 1
+        stacked = torch.stack(images) if images else torch.empty(0, 3, 0, 0)
+        yield Batch(stacked, torch.tensor(kept, dtype=torch.int64), tuple(skipped))
+    lost = ((left == 0) & (image_set.counts > 0)).nonzero().tolist()
+    if lost:
+        c, d = lost[0]
+        first = skipped_of[c, d]
+        raise ValueError(
+            f"no readable image is left of class {image_set.classes[c]!r} in domain "
+            f"{image_set.domains[d]!r} ({len(lost)} such cells), for instance {first.path}: "
+            f"{first.reason}"
+        )
+
+
+def _found(root: Path) -> list[tuple[str, ...]]:
+    """Path parts, below root, of every image."""
+    files = []
+    for domain in _folders(root):
+        for class_ in _folders(root / domain):
+            seen: set[str] = set()
+            for folder, below, names in os.walk(root / domain / class_, followlinks=True):
+                real = os.path.realpath(folder)
+                # A link to a folder above would be followed for ever.
+                below[:] = [] if real in seen else [n for n in below if not n.startswith(".")]
+                names = [] if real in seen else names
+                seen.add(real)
+                files += [
+                    Path(folder, name).relative_to(root).parts
+                    for name in names
+                    if name.lower().endswith(SUFFIXES)
+                    and not name.startswith(".")
+                    # A pipe would never end.
+                    and Path(folder, name).is_file()
+                ]
+    return sorted(files)
+
+
+def _folders(root: Path) -> list[str]:
+    try:
+        return [e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".")]
+    except OSError as error:
+        raise ValueError(f"image folder {str(root)!r} cannot be read: {error.strerror}") from None
+
+
+def _listed(root: Path, listing: Path) -> list[tuple[str, ...]]:
+    """Path parts, below root, of every image a listing names."""
+    try:
+        lines = listing.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"listing {str(listing)!r} cannot be read: {error}") from None
+    files = set()
+    for number, line in enumerate(lines, 1):
+        path = PurePosixPath(_LABEL.sub("", line.strip()))
+        if path == PurePosixPath():
+            continue
+        if path.is_absolute() or ".." in path.parts or len(path.parts) < 3 or "\0" in line:
+            raise ValueError(
+                f"listing {str(listing)!r}, line {number}: {str(path)!r} is not a path "
+                "domain/class/file below the image folder"
+            )
+        files.add(path.parts)
+    if not files:
+        raise ValueError(f"listing {str(listing)!r} names no files")
+    ordered = sorted(files)
+    missing = [parts for parts in ordered if not root.joinpath(*parts).is_file()]
+    if missing:
+        raise ValueError(
+            f"listing {str(listing)!r} names {len(missing)} files that are not in {str(root)!r}, "
+            f"the first {'/'.join(missing[0])!r}"
+        )
+    return ordered
+
+
+def _positions(names: tuple[str, ...], given: list[str]) -> Int[Tensor, " n"]:
+    where = {name: i for i, name in enumerate(names)}
+    return torch.tensor([where[name] for name in given])
+
+
+def _read_ahead(
+    read: Callable[[Path], Tensor | Skipped],
+    paths: Sequence[Path],
+    batch_size: int,
+    workers: int,
+) -> Iterator[list[Tensor | Skipped]]:
+    """Read batches in threads, always one more than the caller has taken."""
+    pool = ThreadPoolExecutor(workers)
+    waiting: deque[list[Future[Tensor | Skipped]]] = deque()
+    try:
+        for start in range(0, len(paths), batch_size):
+            waiting.append([pool.submit(read, p) for p in paths[start : start + batch_size]])
+            if len(waiting) == 2:
+                yield [job.result() for job in waiting.popleft()]
+        while waiting:
+            yield [job.result() for job in waiting.popleft()]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _read(preprocess: Callable[[Image.Image], Tensor], path: Path) -> Tensor | Skipped:
+    try:
+        with Image.open(path) as file:
+            image = _rgb(file)
+    except Exception as error:  # decoders raise anything at all on a damaged file
+        return Skipped(path, " ".join(str(error).split()) or type(error).__name__)
+    if max(image.size) > _THINNEST * min(image.size):
+        return Skipped(path, f"{image.width} x {image.height} pixels are too thin for a picture")
+    return preprocess(image)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    # What a person sees: turned upright, transparent parts on white.
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        # Pillow would clip 16 bits at 255, which leaves a white image.
+        grey: Any = np.asarray(image)
+        wide = image.mode != "I" or grey.max() > 255
+        image = Image.fromarray((grey // 257 if wide else grey).clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")

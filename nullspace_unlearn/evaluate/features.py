@@ -1,0 +1,266 @@
+"""`Features`: embeddings of labelled images, computed once and kept in a file."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from nullspace_unlearn.clip import Clip
+from nullspace_unlearn.data.folders import ImageSet, Skipped, load_batches
+from nullspace_unlearn.files import new_file
+
+_FORMAT = "nullspace-unlearn features 1"
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Embeddings of labelled images, checked on construction.
+
+    Attributes:
+        embeddings: `[n, dim]` float32, what the image tower gives, normalised or not.
+        labels: `[n]` int64, index into `class_names`.
+        class_names: Names of the classes.
+        hidden: `[n, width]` float32, what enters the tower's final projection, or None.
+        domains: `[n]` int64, index into `domain_names`, or None where there are no domains.
+        domain_names: Names of the domains.
+        text: `[classes, dim]` float32, a prototype of each class, or None.
+        provenance: Where the features come from; plain JSON values.
+    """
+
+    embeddings: Float[Tensor, "n dim"]
+    labels: Int[Tensor, " n"]
+    class_names: tuple[str, ...]
+    hidden: Float[Tensor, "n width"] | None = None
+    domains: Int[Tensor, " n"] | None = None
+    domain_names: tuple[str, ...] = ()
+    text: Float[Tensor, "classes dim"] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        put("class_names", tuple(self.class_names))
+        put("domain_names", tuple(self.domain_names))
+        put("provenance", MappingProxyType(dict(self.provenance)))
+        put("embeddings", _rows("embeddings", self.embeddings))
+        n, dim = self.embeddings.shape
+        put("labels", _indices("labels", self.labels, n, len(self.class_names)))
+        if self.hidden is not None:
+            put("hidden", _rows("hidden", self.hidden, n))
+        if self.domains is not None:
+            put("domains", _indices("domains", self.domains, n, len(self.domain_names)))
+        elif self.domain_names:
+            raise ValueError(f"{len(self.domain_names)} domain names are given, but no domains")
+        if self.text is not None:
+            put("text", _rows("text", self.text, len(self.class_names), dim))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write the features to a safetensors file, the names and provenance in its header.
+
+        Args:
+            path: File to write.
+            overwrite: Whether an existing file may be replaced.
+
+        Raises:
+            OutputExists: If the file exists and `overwrite` is false.
+        """
+        tensors = {
+            name: value.contiguous().cpu()
+            for name in ("embeddings", "labels", "hidden", "domains", "text")
+            if (value := getattr(self, name)) is not None
+        }
+        header = {
+            "format": _FORMAT,
+            "class_names": json.dumps(self.class_names),
+            "domain_names": json.dumps(self.domain_names),
+            "provenance": json.dumps(dict(self.provenance)),
+        }
+        with new_file(Path(path), overwrite) as temporary:
+            save_file(tensors, temporary, metadata=header)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Features:
+        """Read back a file that `save` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The features, on the CPU.
+
+        Raises:
+            ValueError: If the file is missing, damaged, or not such a file.
+        """
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                header = file.metadata() or {}
+                if header.get("format") != _FORMAT:
+                    raise ValueError(f"its format is {header.get('format')!r}, not {_FORMAT!r}")
+                return cls(
+                    class_names=_names(json.loads(header["class_names"])),
+                    domain_names=_names(json.loads(header["domain_names"])),
+                    provenance=json.loads(header["provenance"]),
+                    **{name: file.get_tensor(name) for name in file.keys()},
+                )
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise ValueError(f"{path} is not a feature file: {error}") from None
+
+
+def embed(
+    clip: Clip,
+    image_set: ImageSet,
+    *,
+    batch_size: int = 64,
+    workers: int = 2,
+    quiet: bool = False,
+    hidden: bool = False,
+) -> Features:
+    """Embed the images of a set.
+
+    Args:
+        clip: The model.
+        image_set: The images.
+        batch_size: Images per forward pass.
+        workers: Threads that read images ahead.
+        quiet: Whether to leave out the progress bar on stderr.
+        hidden: Whether to keep the hidden features too, which an edit of the hidden space reads;
+            that takes a second forward pass.
+
+    Returns:
+        Features on the CPU without text, in the set's order. Files that could not be read are
+        missing from it, and named under "skipped" in its provenance.
+
+    Raises:
+        ValueError: If a cell has files but no readable one, if the model gives NaN or Inf, or if
+            `hidden` is asked of a model without a visual projection.
+    """
+    embeddings, hiddens, kept = [], [], []
+    skipped: list[Skipped] = []
+    with tqdm(total=len(image_set), unit="image", disable=quiet, desc="embedding") as bar:
+        for batch in load_batches(image_set, clip.preprocess, batch_size, workers):
+            if len(batch.indices):
+                embeddings.append(clip.encode_image(batch.images).cpu())
+                kept.append(batch.indices)
+                if hidden:
+                    hiddens.append(clip.hidden_image(batch.images).cpu())
+            skipped += batch.skipped
+            bar.update(len(batch.indices) + len(batch.skipped))
+    index = torch.cat(kept)
+    return Features(
+        embeddings=torch.cat(embeddings),
+        labels=image_set.class_index[index],
+        class_names=image_set.classes,
+        hidden=torch.cat(hiddens) if hidden else None,
+        domains=image_set.domain_index[index],
+        domain_names=image_set.domains,
+        provenance={
+            "model": clip.name,
+            "pretrained": clip.pretrained,
+            "weights_sha256": clip.source.sha256,
+            "images": str(image_set.root),
+            "skipped": [
+                {"file": file.path.relative_to(image_set.root).as_posix(), "reason": file.reason}
+                for file in skipped
+            ],
+        },
+    )
+
+
+def read_features(path: str | Path) -> Features:
+    """Read a feature file: one that `Features.save` wrote, or an .npz of arrays.
+
+    The .npz holds `image_features` `[n, dim]` and `labels` `[n]`, and may hold `text_features`
+    `[classes, dim]` and `class_names` `[classes]`; other arrays are passed over. Without names the
+    classes are called "0", "1", ...
+
+    Args:
+        path: The file.
+
+    Returns:
+        The features in float32, on the CPU.
+
+    Raises:
+        ValueError: If the file is missing, damaged, holds pickled objects, lacks an array, or holds
+            wrong shapes, NaN, Inf, or labels out of range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"feature file {str(path)!r} is not a file")
+    if path.suffix != ".npz":
+        return Features.load(path)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for name in ("image_features", "labels"):
+                if name not in arrays:
+                    raise ValueError(f"it lacks {name!r}; it holds {', '.join(arrays.files)}")
+            labels = _tensor("labels", arrays["labels"])
+            text = arrays["text_features"] if "text_features" in arrays else None
+            if "class_names" in arrays:
+                names = _names(arrays["class_names"].tolist())
+            else:
+                seen = int(labels.max()) + 1 if labels.numel() else 0
+                names = tuple(map(str, range(seen if text is None else len(text))))
+            return Features(
+                embeddings=_tensor("image_features", arrays["image_features"]),
+                labels=labels,
+                class_names=names,
+                text=None if text is None else _tensor("text_features", text),
+                provenance={"file": path.name},
+            )
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a feature file: {' '.join(str(error).split())}") from None
+
+
+def _tensor(name: str, array: np.ndarray) -> Tensor:
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{name} must hold numbers, got {array.dtype}")
+    # torch reads native byte order and few unsigned types.
+    wide = np.float64 if array.dtype.kind == "f" else np.int64
+    return torch.from_numpy(array.astype(np.float32 if array.dtype == np.float16 else wide))
+
+
+def _rows(name: str, value: Tensor, n: int | None = None, dim: int | None = None) -> Tensor:
+    expected = f"[{'n' if n is None else n}, {'dim' if dim is None else dim}]"
+    if value.ndim != 2 or n not in (None, value.shape[0]) or dim not in (None, value.shape[1]):
+        raise ValueError(f"{name} must be {expected}, got {list(value.shape)}")
+    if not value.is_floating_point() or not value.numel():
+        raise ValueError(f"{name} must hold real numbers, got {list(value.shape)} of {value.dtype}")
+    value = value.float()
+    if not torch.isfinite(value).all():
+        bad = (~torch.isfinite(value)).any(1).nonzero()[0].item()
+        raise ValueError(f"{name} must be finite, got NaN or Inf, first in row {bad}")
+    return value
+
+
+def _indices(name: str, value: Tensor, n: int, below: int) -> Tensor:
+    if value.ndim != 1 or len(value) != n:
+        raise ValueError(f"{name} must be [{n}], got {list(value.shape)}")
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise ValueError(f"{name} must be integers, got {value.dtype}")
+    low, high = int(value.min()), int(value.max())
+    if low < 0 or high >= below:
+        raise ValueError(f"{name} must be from 0 to {below - 1}, got {low} to {high}")
+    return value.long()
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ValueError("names must be a list of strings")
+    return tuple(value)

@@ -1,0 +1,209 @@
+"""A class x domain grid before and after an edit: as a picture, and as text for a terminal."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Bool
+from torch import Tensor
+
+from nullspace_unlearn.evaluate.zeroshot import Grid
+from nullspace_unlearn.files import new_file, refuse_existing
+
+FORMATS = (".png", ".svg", ".pdf")
+"""File names `grid_heatmap` can write."""
+
+_COLOURS = "cividis"
+"""Reads the same with every kind of colour blindness, and in grey."""
+
+_OUTLINE = "#D55E00"
+"""Vermilion of Okabe and Ito, which stands out from blue and from yellow."""
+
+_MOST_ROWS = 60
+"""Above this many classes, names and numbers would no longer be legible."""
+
+
+def grid_heatmap(
+    before: Grid,
+    after: Grid,
+    mask: Bool[Tensor, "classes domains"],
+    classes: Sequence[str],
+    domains: Sequence[str],
+    path: str | Path,
+    overwrite: bool = False,
+) -> None:
+    """Draw accuracy before and after an edit side by side, the forgotten cells outlined.
+
+    Args:
+        before: Accuracy of the untouched model.
+        after: Accuracy of the edited one.
+        mask: True where a cell is forgotten.
+        classes: Names of the rows.
+        domains: Names of the columns.
+        path: The picture to write; its ending, one of `FORMATS`, says the format.
+        overwrite: Whether an existing file may be replaced.
+
+    Raises:
+        OutputExists: If the file exists and `overwrite` is false.
+        ValueError: If matplotlib is not installed, the ending is another, or the shapes differ.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(
+            f"picture {str(path)!r} ends in {path.suffix!r}; allowed: {' '.join(FORMATS)}"
+        )
+    _check(before, after, mask, classes, domains)
+    refuse_existing(path, overwrite)
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Rectangle
+    except ImportError:
+        raise ValueError(
+            "pictures need matplotlib: pip install 'nullspace-unlearn[report]'"
+        ) from None
+
+    rows, columns = mask.shape
+    legible = rows <= _MOST_ROWS
+    names = [_shortened(name, 24) for name in classes]
+    # pyplot would keep the figure, and might open a window; a bare Figure does neither.
+    figure = Figure(
+        figsize=(2 * (1.2 + 0.75 * columns) + 1.2, 1.5 + (0.36 * rows if legible else 9)),
+        layout="constrained",
+    )
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 2, sharey=True)
+    image: Any = None
+    for ax, title, grid in zip(axes, ("before", "after"), (before, after), strict=True):
+        shown = grid.accuracy.masked_fill(grid.count == 0, float("nan")).numpy()
+        image = ax.imshow(shown, vmin=0, vmax=1, cmap=_COLOURS, aspect="auto", rasterized=True)
+        ax.set_facecolor("0.85")
+        ax.set_title(title)
+        ax.set_xticks(
+            range(columns),
+            [_shortened(name, 24) for name in domains],
+            rotation=30,
+            ha="right",
+            rotation_mode="anchor",
+            parse_math=False,
+        )
+        ax.tick_params(length=0)
+        if legible:
+            ax.set_yticks(range(rows), names, parse_math=False)
+        else:
+            ax.set_ylabel(f"{rows} classes")
+        for c in range(rows):
+            for d in range(columns):
+                if legible:
+                    value = float(grid.accuracy[c, d])
+                    text = f"{value:.2f}" if grid.count[c, d] else "none"
+                    dark = bool(grid.count[c, d]) and value < 0.5
+                    ax.text(
+                        d, c, text, ha="center", va="center", color="w" if dark else "k", fontsize=9
+                    )
+                if mask[c, d]:
+                    corner = (d - 0.5, c - 0.5)
+                    # Clipped at the edge of the grid, half of the outline would be lost there.
+                    box = Rectangle(corner, 1, 1, fill=False, ec=_OUTLINE, lw=2.5, clip_on=False)
+                    ax.add_patch(box)
+    figure.colorbar(image, ax=axes, label="accuracy", shrink=0.8)
+    figure.supxlabel("outlined: to be forgotten", fontsize=9, color=_OUTLINE)
+    with new_file(path, overwrite) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=150)
+
+
+def grid_table(
+    before: Grid,
+    after: Grid | None,
+    mask: Bool[Tensor, "classes domains"] | None,
+    classes: Sequence[str],
+    domains: Sequence[str],
+    width: int = 100,
+) -> str:
+    """Accuracy before and after an edit as plain text, forgotten cells marked with a `*`.
+
+    Args:
+        before: Accuracy of the untouched model.
+        after: Accuracy of the edited one; without it, one accuracy a cell is shown.
+        mask: True where a cell is forgotten, if any is.
+        classes: Names of the rows.
+        domains: Names of the columns; those beyond the width follow in further tables.
+        width: Columns of the terminal.
+
+    Returns:
+        Lines of at most `width` columns, without a newline at the end. A cell without images shows
+        a dash.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    _check(before, after or before, mask, classes, domains)
+    names = [_shortened(name, 24) for name in classes]
+    left = max(map(_columns, names), default=0)
+    cells = [
+        [_cell(before, after, mask, c, d) for d in range(len(domains))] for c in range(len(classes))
+    ]
+    widest = max((len(cell) for row in cells for cell in row), default=0)
+    heads = [_shortened(name, max(widest, 14)) for name in domains]
+    size = max([widest, *map(_columns, heads)])
+    per_table = max(1, (width - left) // (size + 2))
+    lines: list[str] = []
+    for start in range(0, len(domains), per_table):
+        part = slice(start, start + per_table)
+        if lines:
+            lines.append("")
+        for name, row in zip(["", *names], [heads, *cells], strict=True):
+            line = _padded(name, left) + "".join("  " + _padded(cell, size) for cell in row[part])
+            lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def _cell(before: Grid, after: Grid | None, mask: Tensor | None, c: int, d: int) -> str:
+    star = "*" if mask is not None and mask[c, d] else ""
+    if not before.count[c, d]:
+        return "-" + star
+    first = f"{before.accuracy[c, d]:.2f}"
+    return (first if after is None else f"{first} -> {after.accuracy[c, d]:.2f}") + star
+
+
+def _check(
+    before: Grid,
+    after: Grid,
+    mask: Tensor | None,
+    classes: Sequence[str],
+    domains: Sequence[str],
+) -> None:
+    shapes = {before.count.shape, after.count.shape, (len(classes), len(domains))}
+    if mask is not None:
+        shapes.add(mask.shape)
+    if len(shapes) > 1:
+        raise ValueError(
+            "grids, mask and names must be of one shape [classes, domains], got "
+            + ", ".join(str(list(shape)) for shape in sorted(shapes))
+        )
+
+
+def _columns(text: str) -> int:
+    """Columns of a terminal that a text takes."""
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )
+
+
+def _padded(text: str, columns: int) -> str:
+    return text + " " * (columns - _columns(text))
+
+
+def _shortened(name: str, columns: int) -> str:
+    """A name without control characters, cut to a width."""
+    # Category C: escape sequences, newlines, marks that turn the direction of the text.
+    name = "".join(c for c in name if unicodedata.category(c)[0] != "C" and c not in "\u2028\u2029")
+    if _columns(name) <= columns:
+        return name
+    while _columns(name) > columns - 2:
+        name = name[:-1]
+    return name + ".."
