@@ -1,10 +1,11 @@
 """Make a CLIP model forget: closed form, no training, no data, in seconds.
 
-    import nullspace_unlearn as nsu
+Load a model, say what goes, fold the edit in, save a folder that stock open_clip loads:
 
-    clip = nsu.load("nsu-mini")
-    edit = nsu.erase(clip, nsu.Forget(classes=["car"], domains=["sketch"]))
-    edit.fold(clip).save("out/")
+    >>> import nullspace_unlearn as nsu
+    >>> clip = nsu.load("nsu-mini")
+    >>> edit = nsu.erase(clip, nsu.Forget(classes=["car"], domains=["sketch"]))
+    >>> edit.fold(clip).save("out/")  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from nullspace_unlearn.edit import Edit
 from nullspace_unlearn.forget import Forget
 
 if TYPE_CHECKING:
-    from nullspace_unlearn.clip import Clip, load
+    from nullspace_unlearn.clip.load import Clip, load
     from nullspace_unlearn.unlearn import Plan, erase, plan
 
 __version__ = "0.1.0"

@@ -18,15 +18,15 @@ TOLERANCE = 1e-5
 class Certificate:
     """For each forgotten prototype, how its score is a convex combination of kept scores.
 
-    The score of class c on an image with hidden feature h is `s_c = [h, 1]·u_c`, `u_c = [W; b] t_c`. With
-    convex weights a, `s_c <= max_k s_k + |[h, 1]| |u_c - Σ a_k u_k|`, so a zero distance proves that
-    c never beats the best kept class, whatever the image.
+    The score of class c on an image with hidden feature h is `s_c = [h, 1]·u_c`, with
+    `u_c = [W; b] t_c`. For convex weights a, `s_c <= max_k s_k + |[h, 1]| |u_c - Σ a_k u_k|`, so a
+    zero distance proves that c never beats the best kept class, whatever the image.
 
     Attributes:
         index: `[m, s]` the kept classes that support the combination.
         weight: `[m, s]` their convex weights.
-        violation: `[m]` distance `|u_c - Σ a_k u_k|` relative to the root mean square distance of the
-            kept `u_k` from their mean.
+        violation: `[m]` distance `|u_c - Σ a_k u_k|` relative to the root mean square distance of
+            the kept `u_k` from their mean.
     """
 
     index: Int[Tensor, "m s"]

@@ -218,7 +218,9 @@ class Edit:
             ValueError: If the edit is a batch, does not fit, or cannot go on that side.
         """
         if self.batch_shape:
-            raise ValueError(f"a batch of edits {list(self.batch_shape)} cannot be folded: index one")
+            raise ValueError(
+                f"a batch of edits {list(self.batch_shape)} cannot be folded: index one"
+            )
         return model.fold(self, side)
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Batched bases, duals, ridge and the nearest point of a hull, in float64, with relative tolerances.
+"""Batched bases, duals, ridge, nearest point of a hull: float64, relative tolerances.
 
 Everything takes leading batch dimensions, runs on the device its input is on, and knows nothing of
 models, files or requests.
@@ -99,9 +99,7 @@ def dual_basis(
     return solve_definite(regularised(gram, ridge), rows).mT
 
 
-def regularised(
-    matrix: Float[Tensor, "*batch n n"], ridge: float
-) -> Float[Tensor, "*batch n n"]:
+def regularised(matrix: Float[Tensor, "*batch n n"], ridge: float) -> Float[Tensor, "*batch n n"]:
     """`matrix + ridge · tr(matrix)/n · I`: a ridge that means the same at any scale.
 
     A zero matrix (the covariance of one name) has no scale and becomes `ridge · I`.
@@ -146,14 +144,16 @@ def covariance(
             rows'; absent means equal ones.
 
     Returns:
-        `[*out, dim, dim]`, of the broadcast leading dimensions.
+        `[*out, dim, dim]`, of the broadcast leading dimensions; zero where all rows are one row.
     """
-    if weight is None:
-        centred = rows - rows.mean(-2, keepdim=True)
-        return centred.mT @ centred / rows.shape[-2]
+    weight = rows.new_ones(rows.shape[:-1]) if weight is None else weight
     share = (weight / weight.sum(-1, keepdim=True))[..., None]
     centred = rows - (share * rows).sum(-2, keepdim=True)
-    return centred.mT @ (share * centred)
+    # Copies of one row differ from their mean by rounding, which no ridge must be relative to.
+    spread = (share * centred.square()).sum((-2, -1))
+    size = (share * rows.square()).sum((-2, -1))
+    matrix = centred.mT @ (share * centred)
+    return matrix.masked_fill((spread <= 1e-24 * size)[..., None, None], 0)
 
 
 def weighted_ridge(
@@ -308,7 +308,9 @@ def _wolfe(
         todo, enter = todo[going], enter[going]
         if not len(todo):
             break
-        index, slots, weight, gram = _enter(todo, enter, points, vertices, index, slots, weight, gram)
+        index, slots, weight, gram = _enter(
+            todo, enter, points, vertices, index, slots, weight, gram
+        )
         entering = index[todo] == enter[:, None]
         weight[todo] = _minimise(gram[todo], weight[todo], entering)
         # A vertex thrown out again at once gained nothing: only rounding let it in.
@@ -362,7 +364,7 @@ def _minimise(gram: Tensor, weight: Tensor, entering: Tensor) -> Tensor:
     while len(todo):
         inside = support[todo]
         pair = inside[:, :, None] & inside[:, None, :]
-        # min |Σ a p|² with Σ a = 1  <=>  (Gram + s 11ᵀ) y ∝ 1; slots not in use become identity rows.
+        # min |Σ a p|² with Σ a = 1  <=>  (Gram + s 11ᵀ) y ∝ 1; free slots become identity rows.
         system = torch.where(pair, gram[todo] / scale[todo, None, None] + 1.0, 0.0)
         system = system + torch.diag_embed((~inside).to(gram.dtype) + 1e-14)
         right = inside.to(gram.dtype)
@@ -378,8 +380,8 @@ def _minimise(gram: Tensor, weight: Tensor, entering: Tensor) -> Tensor:
         ratio = torch.where(negative, old / (old - affine), torch.inf)
         step, leaving = ratio.min(-1, keepdim=True)
         moved = (old + step * (affine - old)).clamp(min=0)
-        support[todo] = support[todo] & (moved > 0) & ~torch.zeros_like(negative).scatter(
-            1, leaving, True
+        support[todo] = (
+            support[todo] & (moved > 0) & ~torch.zeros_like(negative).scatter(1, leaving, True)
         )
         current[todo] = moved * support[todo]
         current[todo] = current[todo] / current[todo].sum(-1, keepdim=True)

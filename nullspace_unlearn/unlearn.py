@@ -133,7 +133,11 @@ def plan(
         keep=keep,
         synonyms=synonyms,
         words=Words(
-            classes_in_use, words.domains, words.class_templates, words.cell_templates, words.aliases
+            classes_in_use,
+            words.domains,
+            words.class_templates,
+            words.cell_templates,
+            words.aliases,
         ),
         method=method,
         forget_rows=forget_rows,
@@ -213,7 +217,7 @@ def _erase(clip: Clip, made: Plan) -> Edit:
 def _with_alias_samples(
     clip: Clip, made: Plan, cells: Float[Tensor, "classes domains dim"]
 ) -> Float[Tensor, "classes domains samples dim"]:
-    """Cells of a class as its own name and its aliases draw them; others repeat their one sample."""
+    """Cells as a class's name and its aliases make them; others repeat their one sample."""
     most = max((len(a) for a in made.forget.aliases.values()), default=0)
     samples = cells[:, :, None].repeat(1, 1, 1 + most, 1)
     domains = tuple(made.words.domains.values())
@@ -284,8 +288,6 @@ def _with_aliases(forget: Forget, words: Words) -> Forget:
         if both:
             joined[name] = both
     return Forget(forget.classes, forget.domains, forget.keep, joined)
-
-
 
 
 def certify(

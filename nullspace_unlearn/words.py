@@ -45,7 +45,9 @@ class Words:
         check_names("class", self.classes)
         check_names("domain", tuple(self.domains))
         object.__setattr__(
-            self, "class_templates", tuple(check_template(t, ("class",)) for t in self.class_templates)
+            self,
+            "class_templates",
+            tuple(check_template(t, ("class",)) for t in self.class_templates),
         )
         object.__setattr__(
             self,
@@ -100,7 +102,9 @@ def check_template(template: str, fields: tuple[str, ...]) -> str:
     try:
         parts = list(string.Formatter().parse(template))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"template {template!r} is malformed ({error}); it takes {allowed}") from None
+        raise ValueError(
+            f"template {template!r} is malformed ({error}); it takes {allowed}"
+        ) from None
     found = ["class" if name == "" else name for _, name, _, _ in parts if name is not None]
     if sorted(found) != sorted(fields) or any(spec or conv for _, _, spec, conv in parts):
         raise ValueError(f"template {template!r} must hold {allowed}, each once and nothing else")

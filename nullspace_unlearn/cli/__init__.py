@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: The command line without the program's name; absent means `sys.argv`.
     """
-    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    warnings.showwarning = _show_warning
     try:
         status = nsu.main(arguments, prog_name="nsu", standalone_mode=False)
     except click.exceptions.Abort:

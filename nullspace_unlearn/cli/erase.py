@@ -104,9 +104,7 @@ def erase(
         result["certificate"] = _certificate(unlearn.certify, edited, plan)
     comparison = None
     if found is not None:
-        features = options.embed_data(
-            clip, found, batch_size, num_workers, seed, quiet or as_json
-        )
+        features = options.embed_data(clip, found, batch_size, num_workers, seed, quiet or as_json)
         comparison = compare(
             clip, edited, edit, side, features, plan.forget, plan.words.class_templates
         )
@@ -160,8 +158,8 @@ def _report(result: dict[str, Any], plan: Plan, comparison: Comparison | None) -
         proof = result["certificate"]
         verdict = "holds" if proof["holds"] else "DOES NOT HOLD"
         lines.append(
-            f"Certificate {verdict}: on every image each forgotten name scores a convex combination "
-            f"of kept names (largest violation {proof['largest_violation']:.1e})."
+            f"Certificate {verdict}: on every image each forgotten name scores a convex "
+            f"combination of kept names (largest violation {proof['largest_violation']:.1e})."
         )
     if comparison is not None:
         lines += [

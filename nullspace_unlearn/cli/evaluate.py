@@ -63,8 +63,10 @@ def evaluate(
         features = replace(features, class_names=tuple(names), labels=labels, text=None)
     if not features.class_names:
         raise ValueError("the feature file has no class names: give --classes")
-    templates = Words(class_templates=template).class_templates if template else (
-        (clip.words or Words()).class_templates
+    templates = (
+        Words(class_templates=template).class_templates
+        if template
+        else ((clip.words or Words()).class_templates)
     )
     grid, result = accuracy(clip, features, templates)
     provenance: dict[str, Any] = dict(features.provenance)
@@ -82,7 +84,5 @@ def evaluate(
     elif not quiet:
         domains = features.domain_names or EVERYWHERE
         click.echo(grid_table(grid, None, None, features.class_names, domains))
-        metrics = ", ".join(
-            f"{k} {v:.4f}" for k, v in result["metrics"].items() if v is not None
-        )
+        metrics = ", ".join(f"{k} {v:.4f}" for k, v in result["metrics"].items() if v is not None)
         click.echo(metrics)

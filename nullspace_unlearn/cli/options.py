@@ -92,7 +92,7 @@ data_options: Callable[[_Command], _Command] = _all(
     click.option(
         "--data",
         metavar="ROOT|FILE",
-        help="Images root/<domain>/<class>/*, a feature file, or nsu-mini for the bundled pictures.",
+        help="Images root/<domain>/<class>/*, a feature file, or nsu-mini: the bundled pictures.",
     ),
     click.option("--list", "listing", metavar="FILE", help="Use only the images this file lists."),
     click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1)),
@@ -175,9 +175,7 @@ def request(
         raise ValueError("--all-classes needs --domain: a model cannot forget everything")
     if not class_ and not all_classes:
         if domain:
-            raise ValueError(
-                "--domain needs --class, or --all-classes to forget the whole domain"
-            )
+            raise ValueError("--domain needs --class, or --all-classes to forget the whole domain")
         raise ValueError("nothing to forget: give --class, --domain, or both")
     aliases: dict[str, tuple[str, ...]] = {}
     for text in alias:

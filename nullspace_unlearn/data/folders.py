@@ -124,7 +124,7 @@ def find_images(
     else:
         files = _found(root)
         if not files:
-            what = "holds no images" if any(root.iterdir()) else "is empty"
+            what = "holds no images" if os.listdir(root) else "is empty"
             raise ValueError(f"image folder {str(root)!r} {what}; {_LAYOUT} ({' '.join(SUFFIXES)})")
     domains = tuple(sorted({parts[0] for parts in files}))
     classes = tuple(sorted({parts[1] for parts in files}))
@@ -203,32 +203,42 @@ def load_batches(
 
 def _found(root: Path) -> list[tuple[str, ...]]:
     """Path parts, below root, of every image."""
-    files = []
-    for domain in _folders(root):
-        for class_ in _folders(root / domain):
-            seen: set[str] = set()
-            for folder, below, names in os.walk(root / domain / class_, followlinks=True):
-                real = os.path.realpath(folder)
-                # A link to a folder above would be followed for ever.
-                below[:] = [] if real in seen else [n for n in below if not n.startswith(".")]
-                names = [] if real in seen else names
-                seen.add(real)
-                files += [
-                    Path(folder, name).relative_to(root).parts
-                    for name in names
-                    if name.lower().endswith(SUFFIXES)
-                    and not name.startswith(".")
-                    # A pipe would never end.
-                    and Path(folder, name).is_file()
-                ]
-    return sorted(files)
-
-
-def _folders(root: Path) -> list[str]:
     try:
-        return [e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".")]
+        return sorted(
+            file.relative_to(root).parts
+            for domain in _folders(root)
+            for class_ in _folders(domain)
+            for file in _images(class_)
+        )
     except OSError as error:
-        raise ValueError(f"image folder {str(root)!r} cannot be read: {error.strerror}") from None
+        raise ValueError(
+            f"image folder {str(error.filename)!r} cannot be read: {error.strerror}"
+        ) from None
+
+
+def _folders(parent: Path) -> list[Path]:
+    return [p for p in parent.iterdir() if p.is_dir() and not p.name.startswith(".")]
+
+
+def _images(class_: Path) -> Iterator[Path]:
+    seen: set[str] = set()
+    for folder, below, names in os.walk(class_, onerror=_fail, followlinks=True):
+        real = os.path.realpath(folder)
+        # A link to a folder above would be followed for ever.
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = [name for name in below if not name.startswith(".")]
+        for name in names:
+            path = Path(folder, name)
+            # A pipe is no file, and reading it would never end.
+            if name.lower().endswith(SUFFIXES) and not name.startswith(".") and path.is_file():
+                yield path
+
+
+def _fail(error: OSError) -> None:
+    raise error
 
 
 def _listed(root: Path, listing: Path) -> list[tuple[str, ...]]:

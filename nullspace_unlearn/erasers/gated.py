@@ -31,29 +31,30 @@ def gated(
     """Forget cells of the class x domain grid: text says where to write, prototypes what to read.
 
     A linear edit cannot multiply "is a sketch" with "is a car", and need not: `read = β g_c`,
-    `write = w_c` lowers the score of class c alone, `z'·t_k = z·t_k - β (z·g_c) δ_kc`, and a dog in a
-    sketch is unharmed since its car score was low anyway. Each class with a forgotten cell gets one
-    column:
+    `write = w_c` lowers the score of class c alone, `z'·t_k = z·t_k - β (z·g_c) δ_kc`, and a dog in
+    a sketch is unharmed since its car score was low anyway. Each class with a forgotten cell gets
+    one column:
 
-    - `g_c` solves a weighted ridge regression from cell prototypes to the wanted fall of the class's
-      score: 1 on its forgotten cells, 0 on its kept ones, and at least 0 elsewhere. A fall is
-      harmless on images of another class, a rise is not, so a cell of another class counts (with the
-      small weight `other`) only while its fall would be negative: asymmetric least squares
-      (Newey & Powell, Econometrica 55, 1987), solved by dropping and taking up rows until they stand.
-    - `w_c` moves the score of class c against the other names' mean by 1 and the others' differences
-      as little as possible in the mean square: `S⁻¹d/(dᵀS⁻¹d)`, `d = t_c - mean`, `S = cov` of the
-      other class prototypes with a small ridge.
-    - `β` comes from the prototypes: the fall that puts the mean forgotten prototype's margin (its own
-      score over the best other one) halfway between the falls of forgotten and kept prototypes,
-      times `gain`, since images name their domain more faintly than prompts do.
+    - `g_c` solves a weighted ridge regression from cell prototypes to the wanted fall of the
+      class's score: 1 on its forgotten cells, 0 on its kept ones, and at least 0 elsewhere. A fall is
+      harmless on images of another class, a rise is not, so a cell of another class counts (with
+      the small weight `other`) only while its fall would be negative: asymmetric least squares
+      (Newey & Powell, Econometrica 55, 1987), solved by dropping and taking up rows until they
+      stand.
+    - `w_c` moves the score of class c against the other names' mean by 1 and the others'
+      differences as little as possible in the mean square: `S⁻¹d/(dᵀS⁻¹d)`, `d = t_c - mean`,
+      `S = cov` of the other class prototypes with a small ridge.
+    - `β` comes from the prototypes: the fall that puts the mean forgotten prototype's margin (its
+      own score over the best other one) halfway between the falls of forgotten and kept
+      prototypes, times `gain`, since images name their domain more faintly than prompts do.
 
-    The defaults (ridge 3, other 0.05, gain 1.75) lie on a broad plateau common to three small models,
-    seen on images that no figure is reported on: training images of the two PACS models and
-    pictures of the bundled model with seeds of their own.
+    The defaults (ridge 3, other 0.05, gain 1.75) lie on a broad plateau common to three small
+    models, seen on images that no figure is reported on: training images of the two PACS models
+    and pictures of the bundled model with seeds of their own.
 
     Args:
-        cells: `[classes, domains, dim]` unit prototypes of the cells, or `[classes, domains, s, dim]`
-            with several a cell (prompts, synthesised or real images).
+        cells: `[classes, domains, dim]` unit prototypes of the cells, or
+            `[classes, domains, s, dim]` with several a cell (prompts, synthesised or real images).
         classes: `[classes, dim]` unit text prototypes of the classes, which the scores use.
         mask: `[*batch, classes, domains]`, true where a cell is forgotten.
         ridge: Ridge relative to the prototypes' mean square per dimension.
@@ -94,8 +95,8 @@ def gated(
     shape = (len(mask), int(touched.sum(-1).max()), dim)
     reads, writes = (torch.zeros(shape, dtype=p.dtype, device=p.device) for _ in range(2))
     reads[request, column] = read
-    written, place = class_.unique(return_inverse=True)
-    writes[request, column] = _writes(t, written)[place]
+    written = touched.any(0).nonzero()[:, 0]
+    writes[request, column] = _writes(t, written)[torch.searchsorted(written, class_)]
     return Edit(
         read=reads.mT.reshape(*batch, dim, -1),
         write=writes.mT.reshape(*batch, dim, -1),
@@ -147,7 +148,7 @@ def _gates(
     margin = scores.gather(-1, class_[:, None, None].expand(-1, domains, 1))[..., 0] - rival
     margin = (margin.clamp(min=0) * forgotten).sum(-1) / forgotten.sum(-1)
     if not (mean_fall > 0).all() or not (margin > 0).all():
-        bad = class_[(mean_fall <= 0) | (margin <= 0)].unique().tolist()
+        bad = sorted(set(class_[(mean_fall <= 0) | (margin <= 0)].tolist()))
         raise ValueError(
             f"classes {bad} cannot be told apart in the forgotten cells: their prototypes score "
             "another class higher, so the edit would remove nothing"
@@ -155,9 +156,7 @@ def _gates(
     return gate * (gain * margin / middle)[:, None]
 
 
-def _writes(
-    t: Float[Tensor, "classes dim"], written: Int[Tensor, " k"]
-) -> Float[Tensor, "k dim"]:
+def _writes(t: Float[Tensor, "classes dim"], written: Int[Tensor, " k"]) -> Float[Tensor, "k dim"]:
     """For each written class the direction that moves its score against the others', by 1."""
     rows = []
     for class_ in written.tolist():

@@ -46,9 +46,9 @@ def hull(
         read = D,   write = S⁻¹D (Dᵀ S⁻¹ D)⁻¹        so  M D = 0,  M = I - read writeᵀ
 
     which, of all `M` with `M D = 0`, changes the kept names' scores least in the mean square over
-    names, whatever the images. `M t_c = Σ a_k M t_k` with convex `a`: for every image the score of a
-    forgotten class is a convex combination of kept ones, hence never above the best of them. That
-    is the certificate (`nullspace_unlearn.certificate`).
+    names, whatever the images. `M t_c = Σ a_k M t_k` with convex `a`: for every image the score of
+    a forgotten class is a convex combination of kept ones, hence never above the best of them.
+    That is the certificate (`nullspace_unlearn.certificate`).
 
     A kept name that is the same vector as a forgotten one (a synonym to the model) cannot stay: it
     is left out of `keep`, and counted in the edit's provenance.
@@ -56,8 +56,8 @@ def hull(
     Args:
         forget: `[*batch, m, dim]` unit text prototypes; further templates or aliases are further
             rows, each with a certificate of its own.
-        keep: `[n, dim]` shared by the whole batch, or `[*batch, n, dim]`: unit text prototypes of the
-            vocabulary whose recognition must stay.
+        keep: `[n, dim]` shared by the whole batch, or `[*batch, n, dim]`: unit text prototypes of
+            the vocabulary whose recognition must stay.
         keep_mask: `[*batch, n]`, which names of the vocabulary each request keeps; absent: all. The
             metric is that of the whole vocabulary, so that a batch shares it.
         ridge: Relative ridge of the write metric, above 0.
@@ -105,7 +105,7 @@ def hull(
     if basis.shape[-1] == basis.shape[-2]:
         raise ValueError("the edit would remove everything: the displacements span the whole space")
     solved = solve_definite(regularised(covariance(r, weight), ridge), basis)
-    # A basis column that a member of the batch does not need is zero; its 1 keeps the inverse finite.
+    # A column that a member of the batch does not need is zero; a 1 keeps its inverse finite.
     unused = torch.diag_embed((basis.abs().amax(-2) == 0).to(f.dtype))
     return Edit(
         read=basis,

@@ -70,11 +70,10 @@ def leace(
         raise ValueError("leace needs at least one prototype to forget and one to keep")
     if side not in ("text", "visual"):
         raise ValueError(f"side is {side!r}; it must be 'text' or 'visual'")
-    rows = torch.arange(f.shape[-2]) if labels is None else labels
+    rows = torch.arange(f.shape[-2]) if labels is None else labels.cpu()
     if rows.shape != f.shape[-2:-1]:
         raise ValueError(f"labels must be [{f.shape[-2]}], one a row, got {list(rows.shape)}")
-    _, classes = rows.unique(return_inverse=True)
-    indicator = torch.nn.functional.one_hot(classes).to(f)
+    indicator = (rows[:, None] == torch.tensor(sorted(set(rows.tolist())))).to(f)
     batch = f.shape[:-2]
     if r.ndim == 2:
         r = r.expand(*batch, *r.shape)
@@ -84,9 +83,8 @@ def leace(
             f.reshape(-1, *f.shape[-2:]), r.reshape(-1, *r.shape[-2:]), strict=True
         )
     ]
-    look, change = (
-        torch.stack([fit[i] for fit in fitted]).reshape(*batch, f.shape[-1], -1) for i in (0, 1)
-    )
+    look, change = torch.stack([fit[0] for fit in fitted]), torch.stack([fit[1] for fit in fitted])
+    look, change = (part.reshape(*batch, *part.shape[-2:]) for part in (look, change))
     return Edit(
         read=change if side == "text" else look,
         write=look if side == "text" else change,

@@ -32,7 +32,8 @@ class Features:
     Attributes:
         embeddings: `[n, dim]` float32, what the image tower gives, normalised or not.
         labels: `[n]` int64, index into `class_names`.
-        class_names: Names of the classes.
+        class_names: Names of the classes; empty where a file has neither names nor text, and the
+            labels then have no upper end.
         hidden: `[n, width]` float32, what enters the tower's final projection, or None.
         domains: `[n]` int64, index into `domain_names`, or None where there are no domains.
         domain_names: Names of the domains.
@@ -58,7 +59,7 @@ class Features:
         put("provenance", MappingProxyType(dict(self.provenance)))
         put("embeddings", _rows("embeddings", self.embeddings))
         n, dim = self.embeddings.shape
-        put("labels", _indices("labels", self.labels, n, len(self.class_names)))
+        put("labels", _indices("labels", self.labels, n, len(self.class_names) or None))
         if self.hidden is not None:
             put("hidden", _rows("hidden", self.hidden, n))
         if self.domains is not None:
@@ -187,8 +188,9 @@ def read_features(path: str | Path) -> Features:
     """Read a feature file: one that `Features.save` wrote, or an .npz of arrays.
 
     The .npz holds `image_features` `[n, dim]` and `labels` `[n]`, and may hold `text_features`
-    `[classes, dim]` and `class_names` `[classes]`; other arrays are passed over. Without names the
-    classes are called "0", "1", ...
+    `[classes, dim]` and `class_names` `[classes]`; other arrays are passed over. With text but no
+    names the classes are called "0", "1", ...; with neither they have no names, lest prompts be
+    made from numbers.
 
     Args:
         path: The file.
@@ -210,16 +212,14 @@ def read_features(path: str | Path) -> Features:
             for name in ("image_features", "labels"):
                 if name not in arrays:
                     raise ValueError(f"it lacks {name!r}; it holds {', '.join(arrays.files)}")
-            labels = _tensor("labels", arrays["labels"])
             text = arrays["text_features"] if "text_features" in arrays else None
             if "class_names" in arrays:
                 names = _names(arrays["class_names"].tolist())
             else:
-                seen = int(labels.max()) + 1 if labels.numel() else 0
-                names = tuple(map(str, range(seen if text is None else len(text))))
+                names = tuple(map(str, range(0 if text is None else len(text))))
             return Features(
                 embeddings=_tensor("image_features", arrays["image_features"]),
-                labels=labels,
+                labels=_tensor("labels", arrays["labels"]),
                 class_names=names,
                 text=None if text is None else _tensor("text_features", text),
                 provenance={"file": path.name},
@@ -249,14 +249,15 @@ def _rows(name: str, value: Tensor, n: int | None = None, dim: int | None = None
     return value
 
 
-def _indices(name: str, value: Tensor, n: int, below: int) -> Tensor:
+def _indices(name: str, value: Tensor, n: int, below: int | None) -> Tensor:
     if value.ndim != 1 or len(value) != n:
         raise ValueError(f"{name} must be [{n}], got {list(value.shape)}")
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise ValueError(f"{name} must be integers, got {value.dtype}")
     low, high = int(value.min()), int(value.max())
-    if low < 0 or high >= below:
-        raise ValueError(f"{name} must be from 0 to {below - 1}, got {low} to {high}")
+    if low < 0 or (below is not None and high >= below):
+        end = "" if below is None else f" to {below - 1}"
+        raise ValueError(f"{name} must be from 0{end}, got {low} to {high}")
     return value.long()
 
 
