@@ -26,6 +26,28 @@ _MOST_ROWS = 60
 """Above this many classes, names and numbers would no longer be legible."""
 
 
+def check_picture(path: str | Path) -> None:
+    """Refuse a picture that cannot be drawn, before any work is spent on it.
+
+    Args:
+        path: The picture to write.
+
+    Raises:
+        ValueError: If matplotlib is not installed, or the ending is not one of `FORMATS`.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(
+            f"picture {str(path)!r} ends in {path.suffix!r}; allowed: {' '.join(FORMATS)}"
+        )
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise ValueError(
+            "pictures need matplotlib: pip install 'nullspace-unlearn[report]'"
+        ) from None
+
+
 def grid_heatmap(
     before: Grid,
     after: Grid,
@@ -51,20 +73,12 @@ def grid_heatmap(
         ValueError: If matplotlib is not installed, the ending is another, or the shapes differ.
     """
     path = Path(path)
-    if path.suffix.lower() not in FORMATS:
-        raise ValueError(
-            f"picture {str(path)!r} ends in {path.suffix!r}; allowed: {' '.join(FORMATS)}"
-        )
+    check_picture(path)
     _check(before, after, mask, classes, domains)
     refuse_existing(path, overwrite)
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Rectangle
-    except ImportError:
-        raise ValueError(
-            "pictures need matplotlib: pip install 'nullspace-unlearn[report]'"
-        ) from None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
     rows, columns = mask.shape
     legible = rows <= _MOST_ROWS
@@ -106,8 +120,9 @@ def grid_heatmap(
                     )
                 if mask[c, d]:
                     corner = (d - 0.5, c - 0.5)
-                    # Clipped at the edge of the grid, half of the outline would be lost there.
-                    box = Rectangle(corner, 1, 1, fill=False, ec=_OUTLINE, lw=2.5, clip_on=False)
+                    # Clipped, or below the frame, half of it would be lost at the grid's edge.
+                    box = Rectangle(corner, 1, 1, fill=False, ec=_OUTLINE, lw=2.5, zorder=3)
+                    box.set_clip_on(False)
                     ax.add_patch(box)
     figure.colorbar(image, ax=axes, label="accuracy", shrink=0.8)
     figure.supxlabel("outlined: to be forgotten", fontsize=9, color=_OUTLINE)

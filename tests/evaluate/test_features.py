@@ -1,0 +1,308 @@
+"""Features: computed once, kept exactly, refused where damaged."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from nullspace_unlearn.data.folders import find_images
+from nullspace_unlearn.evaluate.features import Features, embed, read_features
+from nullspace_unlearn.evaluate.zeroshot import accuracy_grid, predict
+from nullspace_unlearn.files import OutputExists
+
+Unchecked = Callable[[], AbstractContextManager[None]]
+
+
+def features(**changes: Any) -> Features:
+    random = torch.Generator().manual_seed(0)
+    values: dict[str, Any] = {
+        "embeddings": torch.randn(6, 3, generator=random),
+        "labels": torch.tensor([0, 1, 2, 0, 1, 2]),
+        "class_names": ("cat", "dog", "naïve 猫"),
+        "hidden": torch.randn(6, 5, generator=random),
+        "domains": torch.tensor([0, 0, 0, 1, 1, 1]),
+        "domain_names": ("photo", "sketch"),
+        "text": torch.randn(3, 3, generator=random),
+        "provenance": {"model": "none", "skipped": [{"file": "a", "reason": "b"}]},
+    }
+    return Features(**{**values, **changes})
+
+
+def same(a: Any, b: Any) -> bool:
+    return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else bool(a == b)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"hidden": None, "text": None}, {"domains": None, "domain_names": (), "provenance": {}}],
+    ids=["all", "few", "no domains"],
+)
+def test_a_file_gives_back_the_very_same(tmp_path: Path, changes: dict[str, Any]) -> None:
+    first = features(**changes)
+    first.save(tmp_path / "x.safetensors")
+    for second in (
+        Features.load(tmp_path / "x.safetensors"),
+        read_features(tmp_path / "x.safetensors"),
+    ):
+        for field in dataclasses.fields(Features):
+            assert same(getattr(first, field.name), getattr(second, field.name)), field.name
+    other = features(labels=torch.tensor([1, 1, 2, 0, 1, 2]))
+    assert not same(other.labels, Features.load(tmp_path / "x.safetensors").labels)
+
+
+def test_an_existing_file_stays(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_text("mine")
+    with pytest.raises(OutputExists):
+        features().save(path)
+    assert path.read_text() == "mine"
+    features().save(path, overwrite=True)
+    assert len(read_features(path)) == 6
+
+
+def test_half_precision_becomes_float32_exactly() -> None:
+    half = torch.randn(6, 3).half()
+    kept = features(embeddings=half, labels=torch.tensor([0, 1, 2, 0, 1, 2], dtype=torch.int16))
+    assert kept.embeddings.dtype == torch.float32 and kept.labels.dtype == torch.int64
+    assert torch.equal(kept.embeddings.half(), half)
+
+
+BAD = torch.zeros(6, 3)
+BAD[4, 1] = float("nan")
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "flat": ({"embeddings": torch.zeros(6)}, "embeddings must be [n, dim], got [6]"),
+    "none": ({"embeddings": torch.zeros(0, 3), "labels": torch.zeros(0).long()}, "[0, 3]"),
+    "integers": ({"embeddings": torch.zeros(6, 3).int()}, "must hold real numbers"),
+    "NaN": ({"embeddings": BAD}, "got NaN or Inf, first in row 4"),
+    "Inf": ({"hidden": BAD / 0}, "hidden must be finite"),
+    "too large": ({"embeddings": torch.full((6, 3), 1e300, dtype=torch.float64)}, "NaN or Inf"),
+    "labels missing": ({"labels": torch.zeros(5).long()}, "labels must be [6], got [5]"),
+    "label": ({"labels": torch.tensor([0, 1, 2, 3, 0, 0])}, "from 0 to 2, got 0 to 3"),
+    "negative": ({"labels": torch.tensor([0, 1, 2, -1, 0, 0])}, "from 0 to 2, got -1 to 2"),
+    "real labels": ({"labels": torch.zeros(6)}, "labels must be integers"),
+    "domain": ({"domains": torch.full((6,), 2)}, "domains must be from 0 to 1, got 2 to 2"),
+    "no domains": ({"domains": None}, "2 domain names are given"),
+    "hidden": ({"hidden": torch.zeros(5, 5)}, "hidden must be [6, dim]"),
+    "text": ({"text": torch.zeros(3, 4)}, "text must be [3, 3], got [3, 4]"),
+    "text classes": ({"text": torch.zeros(2, 3)}, "text must be [3, 3], got [2, 3]"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_refused_values(kind: str, unchecked: Unchecked) -> None:
+    features()
+    changes, message = WRONG[kind]
+    with unchecked(), pytest.raises(ValueError, match=re.escape(message)):
+        features(**changes)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.02, 0.5, 0.99])
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_half_written_files_are_refused(tmp_path: Path, suffix: str, part: float) -> None:
+    whole = tmp_path / f"whole{suffix}"
+    if suffix == ".npz":
+        np.savez_compressed(whole, image_features=np.random.rand(50, 9), labels=np.arange(50))
+    else:
+        features().save(whole)
+    read_features(whole)
+    data = whole.read_bytes()
+    (tmp_path / f"half{suffix}").write_bytes(data[: int(len(data) * part)])
+    with pytest.raises(ValueError, match="not a feature file") as error:
+        read_features(tmp_path / f"half{suffix}")
+    assert "\n" not in str(error.value)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"weight": torch.zeros(2)}, tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match="its format is None"):
+        read_features(tmp_path / "weights.safetensors")
+    (tmp_path / "text.npz").write_text("hello")
+    with pytest.raises(ValueError, match="not a feature file"):
+        read_features(tmp_path / "text.npz")
+    for name in ("missing.npz", "."):
+        with pytest.raises(ValueError, match="is not a file"):
+            read_features(tmp_path / name)
+
+
+def archive(path: Path, **changes: Any) -> Path:
+    arrays: dict[str, Any] = {
+        "image_features": np.eye(4, 3, dtype=np.float16),
+        "labels": np.array([0, 1, 1, 0], np.int16),
+        "text_features": np.eye(2, 3),
+        "class_names": np.array(["cat", "dog"]),
+        "pixels": np.zeros((4, 8, 8, 3), np.uint8),
+    }
+    arrays.update(changes)
+    np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
+    return path
+
+
+def test_an_npz_is_read(tmp_path: Path) -> None:
+    read = read_features(archive(tmp_path / "a.npz"))
+    assert read.class_names == ("cat", "dog") and read.labels.tolist() == [0, 1, 1, 0]
+    assert torch.equal(read.embeddings, torch.eye(4, 3))
+    assert read.text is not None and torch.equal(read.text, torch.eye(2, 3))
+    assert read.domains is None and read.domain_names == ()
+    swapped = read_features(archive(tmp_path / "b.npz", labels=np.array([0, 1, 1, 0], ">u4")))
+    assert torch.equal(swapped.labels, read.labels)
+    bare = read_features(archive(tmp_path / "c.npz", text_features=None, class_names=None))
+    assert bare.text is None and bare.class_names == () and bare.labels.max() == 1
+    named = dataclasses.replace(bare, class_names=("cat", "dog"))
+    assert torch.equal(named.labels, read.labels)
+    with pytest.raises(ValueError, match="labels must be from 0 to 0, got 0 to 1"):
+        dataclasses.replace(bare, class_names=("cat",))
+    with pytest.raises(ValueError, match="labels must be from 0, got -1 to 1"):
+        dataclasses.replace(bare, labels=bare.labels.flip(0) * torch.tensor([1, 1, -1, 1]))
+    numbered = read_features(archive(tmp_path / "d.npz", class_names=None))
+    assert numbered.text is not None and numbered.class_names == ("0", "1")
+
+
+class Payload:
+    """Says so when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (pytest.fail, ("the pickle was opened",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_features": None}, "it lacks 'image_features'; it holds labels"),
+        ({"labels": None}, "it lacks 'labels'"),
+        ({"labels": np.array([0, 1, 2, 0])}, "labels must be from 0 to 1, got 0 to 2"),
+        ({"labels": np.array(["a", "b", "a", "b"])}, "labels must hold numbers"),
+        ({"labels": np.zeros((4, 1), int)}, r"labels must be \[4\], got \[4, 1\]"),
+        ({"image_features": np.full((4, 3), np.inf)}, "NaN or Inf"),
+        ({"image_features": np.zeros((4, 3, 1))}, r"got \[4, 3, 1\]"),
+        ({"image_features": np.zeros((4, 3), int)}, "real numbers"),
+        ({"image_features": np.zeros((4, 3), complex)}, "must hold numbers"),
+        ({"text_features": np.zeros((2, 5))}, r"text must be \[2, 3\], got \[2, 5\]"),
+        ({"class_names": np.array(["cat"])}, "got 0 to 1"),
+        ({"class_names": np.array([1, 2])}, "list of strings"),
+        ({"class_names": np.array([Payload(), "x"], object)}, "allow_pickle"),
+        ({"image_features": np.array([Payload()], object)}, "allow_pickle"),
+    ],
+)
+def test_refused_npz(
+    tmp_path: Path, unchecked: Unchecked, changes: dict[str, Any], message: str
+) -> None:
+    with unchecked(), pytest.raises(ValueError, match=message) as error:
+        read_features(archive(tmp_path / "a.npz", **changes))
+    assert "\n" not in str(error.value)
+
+
+# Embedding.
+
+
+def linear_clip(weight: Tensor) -> Any:
+    """A model whose hidden feature is the mean colour and whose embedding is linear in it."""
+
+    def preprocess(image: Image.Image) -> Tensor:
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+
+    def hidden(images: Tensor) -> Tensor:
+        return images.mean((2, 3))
+
+    return SimpleNamespace(
+        preprocess=preprocess,
+        hidden_image=hidden,
+        encode_image=lambda images: hidden(images) @ weight,
+        name="linear",
+        pretrained=None,
+        source=SimpleNamespace(sha256="0"),
+    )
+
+
+def test_embeddings_belong_to_their_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], unchecked: Unchecked
+) -> None:
+    wanted = []
+    for d, domain in enumerate(("a", "b")):
+        for c, name in enumerate(("cat", "dog")):
+            (tmp_path / domain / name).mkdir(parents=True)
+            for i in range(3):
+                colour = (10 * d, 20 * c, i)
+                Image.new("RGB", (4, 4), colour).save(tmp_path / domain / name / f"{i}.png")
+                wanted.append((c, d, colour))
+    (tmp_path / "a/dog/1.png").write_bytes(b"")
+    wanted = [w for w in wanted if w != (1, 0, (0, 20, 1))]
+    weight = torch.randn(3, 2)
+    images = find_images(tmp_path)
+    with unchecked():
+        found = embed(linear_clip(weight), images, batch_size=4, workers=2, hidden=True)
+    printed = capsys.readouterr()
+    assert printed.out == "" and "embedding" in printed.err
+    assert found.class_names == ("cat", "dog") and found.domain_names == ("a", "b")
+    assert found.domains is not None and found.hidden is not None
+    rows = zip(found.labels.tolist(), found.domains.tolist(), found.hidden.tolist(), strict=True)
+    assert [(c, d, tuple(h)) for c, d, h in rows] == wanted
+    torch.testing.assert_close(found.embeddings, found.hidden @ weight)
+    assert [file["file"] for file in found.provenance["skipped"]] == ["a/dog/1.png"]
+    with unchecked():
+        bare = embed(linear_clip(weight), images, quiet=True)
+    assert bare.hidden is None and torch.equal(bare.embeddings, found.embeddings)
+    assert capsys.readouterr().err == ""
+    with unchecked(), pytest.raises(ValueError, match="NaN or Inf"):
+        embed(linear_clip(weight / 0), images, quiet=True)
+    found.save(tmp_path / "saved")
+    assert read_features(tmp_path / "saved").provenance == found.provenance
+
+
+# Real models.
+
+
+def published(readme: str) -> dict[tuple[str, str], float]:
+    """Accuracy of each (class, domain), from the table in a model's README."""
+    rows = [line.strip("| ").split(" | ") for line in readme.splitlines() if line.startswith("|")]
+    classes = rows[0]
+    return {
+        (name, row[0]): float(value)
+        for row in rows[2:]
+        for name, value in zip(classes, row[1:], strict=True)
+    }
+
+
+def test_a_real_models_accuracy_is_the_published_one(shared: Path) -> None:
+    folder = shared / "models" / "clip-rn-pacs"
+    if not folder.is_dir():
+        pytest.skip("the PACS models are not beside the project")
+    from nullspace_unlearn.clip import load
+
+    clip = load(str(folder), device="cpu")
+    images = find_images(shared / "data" / "pacs", listing=folder / "test.txt")
+    found = embed(clip, images, quiet=True)
+    text = clip.encode_text([f"a picture of a {name}" for name in found.class_names])
+    grid = accuracy_grid(predict(found.embeddings, text), found.labels, found.domains, 7, 4)
+    table = published((folder / "README.md").read_text())
+    assert len(table) == 28
+    for (name, domain), value in table.items():
+        cell = found.class_names.index(name), found.domain_names.index(domain)
+        assert float(grid.accuracy[cell]) == pytest.approx(value, abs=0.0051)
+
+
+@pytest.mark.parametrize("name", ["imagenet_4shot", "cifar10_500"])
+def test_real_clip_features(shared: Path, name: str) -> None:
+    path = shared / "data" / "clip_vitb32" / f"{name}.npz"
+    if not path.is_file():
+        pytest.skip("the CLIP features are not beside the project")
+    read = read_features(path)
+    assert read.embeddings.shape == (len(read), 512)
+    if name == "cifar10_500":
+        assert read.text is None and read.class_names == () and read.labels.max() == 9
+    else:
+        assert read.text is not None and read.class_names[0] == "tench"
+        right = predict(read.embeddings, read.text) == read.labels
+        assert float(right.float().mean()) == pytest.approx(0.611, abs=0.001)
