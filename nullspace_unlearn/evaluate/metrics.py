@@ -17,13 +17,13 @@ from nullspace_unlearn.evaluate.zeroshot import Grid, accuracy_grid, predict
 class Figures:
     """Accuracies of one model under one request.
 
-    Each is the mean over the images of its group, so a cell counts by its images. A group that the
-    request leaves no cells in, or that has no images, is None: forgetting a class everywhere leaves
-    it in no domain, and forgetting a whole domain leaves no other class in it.
+    Each is the mean over the cells of its group that have images, each cell counting once, so that
+    a well-filled cell cannot hide a ruined one. A group that the request leaves no cells in, or that
+    has no images, is None: forgetting a class everywhere leaves it in no domain, and forgetting a
+    whole domain leaves no other class in it.
 
     Attributes:
         forgotten: The forgotten cells.
-        forgotten_cells: The same, each cell counting once.
         same_class: The forgotten classes, in the domains where they stay.
         same_domain: The other classes, in the domains that something is forgotten in.
         rest: All other cells.
@@ -34,7 +34,6 @@ class Figures:
     """
 
     forgotten: float
-    forgotten_cells: float
     same_class: float | None
     same_domain: float | None
     rest: float | None
@@ -44,8 +43,6 @@ class Figures:
 
 def figures(grid: Grid, mask: Bool[Tensor, "classes domains"]) -> Figures:
     """The figures of a model from its accuracy in each cell.
-
-    For figures in which each cell counts once, pass `Grid(grid.accuracy, (grid.count > 0).long())`.
 
     Args:
         grid: Accuracy in each cell.
@@ -62,6 +59,7 @@ def figures(grid: Grid, mask: Bool[Tensor, "classes domains"]) -> Figures:
             f"mask must be boolean {list(grid.count.shape)}, got {mask.dtype} {list(mask.shape)}"
         )
     mask = mask.cpu()
+    grid = Grid(grid.accuracy, (grid.count > 0).long())  # each cell counts once
     row, column = mask.any(1, keepdim=True), mask.any(0, keepdim=True)
     forgotten, kept = grid.mean(mask), grid.mean(~mask)
     if forgotten is None or kept is None:
@@ -71,7 +69,6 @@ def figures(grid: Grid, mask: Bool[Tensor, "classes domains"]) -> Figures:
     present = [group for group in groups if group is not None]
     return Figures(
         forgotten=forgotten,
-        forgotten_cells=float(grid.accuracy[mask & (grid.count > 0)].mean()),
         same_class=groups[0],
         same_domain=groups[1],
         rest=groups[2],

@@ -44,28 +44,26 @@ def mask_of(kind: str) -> Tensor:
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10**6))
 @pytest.mark.parametrize("kind", REQUESTS)
-def test_figures_are_means_over_the_images_of_each_group(kind: str, seed: int) -> None:
+def test_figures_are_means_over_the_cells_of_each_group(kind: str, seed: int) -> None:
     embeddings, prototypes, labels, domains = task(seed)
     request = REQUESTS[kind]
     predicted = predict(embeddings, prototypes)
     found = figures(accuracy_grid(predicted, labels, domains, 4, 3), mask_of(kind))
 
-    groups: dict[str, list[bool]] = {"forgotten": [], "same": [], "domain": [], "rest": []}
     by_cell: dict[tuple[int, int], list[bool]] = {}
     for guess, c, d in zip(predicted.tolist(), labels.tolist(), domains.tolist(), strict=True):
+        by_cell.setdefault((c, d), []).append(guess == c)
+    groups: dict[str, list[float]] = {"forgotten": [], "same": [], "domain": [], "rest": []}
+    for (c, d), hits in by_cell.items():
         class_hit = not request.classes or CLASSES[c] in request.classes
         domain_hit = not request.domains or DOMAINS[d] in request.domains
         if class_hit and domain_hit:
             group = "forgotten"
-            by_cell.setdefault((c, d), []).append(guess == c)
         else:
             group = "same" if class_hit else "domain" if domain_hit else "rest"
-        groups[group].append(guess == c)
+        groups[group].append(statistics.fmean(hits))
     means = {name: statistics.fmean(hits) if hits else None for name, hits in groups.items()}
     assert found.forgotten == pytest.approx(means["forgotten"])
-    assert found.forgotten_cells == pytest.approx(
-        statistics.fmean(statistics.fmean(hits) for hits in by_cell.values())
-    )
     for ours, name in ((found.same_class, "same"), (found.same_domain, "domain")):
         assert ours == (None if means[name] is None else pytest.approx(means[name]))
     assert found.rest == (None if means["rest"] is None else pytest.approx(means["rest"]))
@@ -88,23 +86,20 @@ def test_harmonic_mean(values: list[float]) -> None:
     assert min(values) * (1 - 1e-12) <= ours <= statistics.fmean(values) * (1 + 1e-12) or not ours
 
 
-def test_cells_count_by_their_images_or_once() -> None:
+def test_every_cell_counts_once() -> None:
     grid = Grid(
         torch.tensor([[1.0, 0.0], [0.8, 0.2]], dtype=torch.float64), torch.tensor([[3, 1], [1, 3]])
     )
     mask = torch.tensor([[True, True], [False, False]])
-    assert figures(grid, mask).forgotten == 0.75
-    assert figures(grid, mask).forgotten_cells == 0.5
-    assert figures(grid, mask).kept == pytest.approx(0.35)
-    once = figures(Grid(grid.accuracy, (grid.count > 0).long()), mask)
-    assert once.forgotten == 0.5 and once.kept == 0.5
+    assert figures(grid, mask).forgotten == 0.5 and figures(grid, mask).kept == 0.5
+    assert grid.mean(mask) == 0.75  # the control: by images the full cell would hide the other
 
 
 def test_an_empty_cell_changes_nothing() -> None:
     accuracy = torch.tensor([[0.5, 0.0], [0.8, 0.2]], dtype=torch.float64)
     grid = Grid(accuracy, torch.tensor([[3, 0], [1, 3]]))
     found = figures(grid, torch.tensor([[True, True], [False, False]]))
-    assert found.forgotten == found.forgotten_cells == 0.5
+    assert found.forgotten == 0.5
     absent = figures(grid, torch.tensor([[True, False], [False, False]]))
     assert absent.same_class is None and absent.same_domain == 0.8
 
