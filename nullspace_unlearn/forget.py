@@ -49,7 +49,7 @@ class Forget:
         object.__setattr__(self, "aliases", MappingProxyType(aliases))
         if not self.classes and not self.domains:
             raise ValueError("nothing to forget: give classes, domains, or both")
-        check_names("class", self.classes)
+        check_names("class", self.names)
         check_names("domain", self.domains)
         check_names("kept class", self.keep)
         forgotten = {name.casefold(): name for name in self.names}

@@ -149,10 +149,10 @@ def covariance(
     weight = rows.new_ones(rows.shape[:-1]) if weight is None else weight
     share = (weight / weight.sum(-1, keepdim=True))[..., None]
     centred = rows - (share * rows).sum(-2, keepdim=True)
-    # Copies of one row differ from their mean by rounding, which no ridge must be relative to.
-    spread = (share * centred.square()).sum((-2, -1))
-    size = (share * rows.square()).sum((-2, -1))
     matrix = centred.mT @ (share * centred)
+    # Copies of one row differ from their mean by rounding, which no ridge must be relative to.
+    spread = matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
+    size = (share[..., 0] * rows.square().sum(-1)).sum(-1)
     return matrix.masked_fill((spread <= 1e-24 * size)[..., None, None], 0)
 
 

@@ -280,11 +280,12 @@ def _with_domain_keys(forget: Forget, words: Words) -> Forget:
 
 def _with_aliases(forget: Forget, words: Words) -> Forget:
     """Join the aliases that the model's folder carries, less what the user keeps or lists."""
-    own = {name.casefold() for name in (*forget.keep, *words.classes, *forget.classes)}
+    taken = {name.casefold() for name in (*forget.keep, *words.classes, *forget.names)}
     joined = {}
     for name in forget.classes:
-        carried = [a for a in words.aliases.get(name, ()) if a.casefold() not in own]
-        both = tuple(dict.fromkeys((*forget.aliases.get(name, ()), *carried)))
+        carried = [a for a in words.aliases.get(name, ()) if a.casefold() not in taken]
+        taken |= {a.casefold() for a in carried}
+        both = (*forget.aliases.get(name, ()), *carried)
         if both:
             joined[name] = both
     return Forget(forget.classes, forget.domains, forget.keep, joined)

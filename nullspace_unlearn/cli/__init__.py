@@ -18,13 +18,16 @@ from nullspace_unlearn.cli.revert import revert
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="nsu")
-def nsu() -> None:
+@click.pass_context
+def nsu(context: click.Context) -> None:
     """Make a CLIP model forget a class, a class in some domains, or whole domains.
 
     Closed form: no training, no data, in seconds. The result loads in stock open_clip.
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 for command in (erase, evaluate, inspect, certify, revert, models):

@@ -31,20 +31,19 @@ def certify(
     """
     from nullspace_unlearn import unlearn
     from nullspace_unlearn.clip import read_folder
+    from nullspace_unlearn.forget import Forget
     from nullspace_unlearn.words import Words
 
     recipe = _recipe(read_folder(folder).recipe, folder)
-    request, kept = recipe["request"], recipe["kept"]
-    names = [*request["classes"], *(a for c in request["classes"] for a in
-             request["aliases"].get(c, ()))]  # fmt: skip
-    if request["domains"] or not names:
+    forget, kept = Forget(**recipe["request"]), recipe["kept"]
+    if forget.paradigm != "global":
         raise ValueError(
             f"{folder!r} forgets in some domains only; a certificate covers every image, so only "
             "classes forgotten everywhere have one"
         )
     templates = Words(class_templates=template or recipe["templates"]["class"]).class_templates
     clip = options.load_model(folder, None, device, precision)
-    proof = unlearn.certify(clip, names, kept, templates)
+    proof = unlearn.certify(clip, forget.names, kept, templates)
     rows: list[dict[str, Any]] = [
         {
             "class": name,
@@ -57,7 +56,7 @@ def certify(
             },
         }
         for name, holds, violation, index, weight in zip(
-            names,
+            forget.names,
             proof.holds.tolist(),
             proof.violation.tolist(),
             proof.index.tolist(),
@@ -92,17 +91,15 @@ def certify(
 
 def _recipe(recipe: Any, folder: str) -> dict[str, Any]:
     """The request the folder was made from, trusting nothing in it."""
+    from nullspace_unlearn.forget import Forget
+    from nullspace_unlearn.words import Words
+
     try:
-        edits = recipe["edits"]
-        made = dict(edits[-1])
-        request = made["request"]
-        strings = [*request["classes"], *made["kept"], *made["templates"]["class"]]
-        if not all(isinstance(text, str) for text in strings) or not isinstance(
-            request["aliases"], dict
-        ):
-            raise TypeError("names must be strings")
+        made = dict(recipe["edits"][-1])
+        Forget(**made["request"])
+        Words(classes=made["kept"], class_templates=made["templates"]["class"])
         return made
-    except (TypeError, KeyError, IndexError, ValueError):
+    except (TypeError, KeyError, IndexError, ValueError, AttributeError):
         raise ValueError(
             f"{folder!r} does not say what was forgotten: it holds no recipe.yaml of nsu erase"
         ) from None

@@ -85,7 +85,12 @@ def erase(
     from nullspace_unlearn import unlearn
     from nullspace_unlearn.erasers import METHODS
     from nullspace_unlearn.evaluate.compare import compare
-    from nullspace_unlearn.report.plots import grid_heatmap
+    from nullspace_unlearn.report.plots import check_picture, grid_heatmap
+
+    if heatmap:
+        if found is None:
+            raise ValueError("--heatmap draws accuracies: give --data")
+        check_picture(heatmap)
 
     started = time.perf_counter()
     clip = options.load_model(model, pretrained, device, precision)
@@ -125,7 +130,8 @@ def erase(
 def _default_name(model: str, forget: Forget) -> str:
     name = re.split(r"[/:]", model.rstrip("/"))[-1]
     parts = [name, "without", *(forget.classes or ("all",)), *forget.domains]
-    return "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts)[:100]
+    full = "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts)
+    return full.encode()[:100].decode(errors="ignore")  # file systems limit the bytes of a name
 
 
 def _certificate(certify: Any, edited: Any, plan: Plan) -> dict[str, Any]:

@@ -13,9 +13,14 @@ from nullspace_unlearn.cli import options
 @click.option("--model", help="Look at this model instead of listing the families.")
 @click.option("--pretrained", help="Tag or weights file, for an open_clip name.")
 @options.device_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+@options.output_options
 def models(
-    model: str | None, pretrained: str | None, device: str, precision: str, as_json: bool
+    model: str | None,
+    pretrained: str | None,
+    device: str,
+    precision: str,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """List the model families and where they keep their final projections."""
     if model is not None:
@@ -25,9 +30,9 @@ def models(
         sides = describe(clip.model)
         if as_json:
             options.print_json({"model": model, "sides": sides})
-            return
-        for side, found in sides.items():
-            click.echo(f"{side}: " + _sentence(found))
+        elif not quiet:
+            for side, found in sides.items():
+                click.echo(f"{side}: " + _sentence(found))
         return
 
     from nullspace_unlearn.clip import FAMILIES
@@ -35,7 +40,7 @@ def models(
     if as_json:
         options.print_json({"families": [asdict(family) for family in FAMILIES]})
         return
-    for family in FAMILIES:
+    for family in () if quiet else FAMILIES:
         click.echo(f"{family.name} ({', '.join(family.examples)})")
         click.echo(f"    visual  {family.visual or 'none: edit the text side'}")
         click.echo(f"    text    {family.text or 'none: edit the visual side'}")

@@ -96,7 +96,7 @@ data_options: Callable[[_Command], _Command] = _all(
     ),
     click.option("--list", "listing", metavar="FILE", help="Use only the images this file lists."),
     click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1)),
-    click.option("--num-workers", default=2, show_default=True, type=click.IntRange(0)),
+    click.option("--num-workers", default=2, show_default=True, type=click.IntRange(1)),
     click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 100_000),
                  help="Which bundled pictures are drawn."),
 )  # fmt: skip
@@ -122,12 +122,12 @@ def pairs(option: str, values: tuple[str, ...]) -> dict[str, str]:
     """
     read: dict[str, str] = {}
     for value in values:
-        key, sign, word = value.partition("=")
-        if not sign or not key.strip() or not word.strip():
+        key, _, word = (part.strip() for part in value.partition("="))
+        if not key or not word:
             raise ValueError(f"{option} takes KEY=VALUE, got {value!r}")
         if key in read:
             raise ValueError(f"{option} given twice for {key!r}")
-        read[key.strip()] = word.strip()
+        read[key] = word
     return read
 
 
@@ -141,8 +141,10 @@ def class_list(value: str | None) -> list[str] | None:
         The names, or None where the option is absent.
 
     Raises:
-        ValueError: If a name is empty, or the file cannot be read.
+        ValueError: If a name is empty or comes twice, or the file cannot be read or names nothing.
     """
+    from nullspace_unlearn.words import check_names
+
     if value is None:
         return None
     path = Path(value)
@@ -151,8 +153,13 @@ def class_list(value: str | None) -> list[str] | None:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"class list {value!r} cannot be read: {error}") from None
-        return [line.strip() for line in lines if line.strip()]
-    return [name.strip() for name in value.split(",")]
+        names = [line.strip() for line in lines if line.strip()]
+        if not names:
+            raise ValueError(f"class list {value!r} names no classes")
+    else:
+        names = [name.strip() for name in value.split(",")]
+    check_names("class", tuple(names))
+    return names
 
 
 def request(
@@ -179,11 +186,11 @@ def request(
         raise ValueError("nothing to forget: give --class, --domain, or both")
     aliases: dict[str, tuple[str, ...]] = {}
     for text in alias:
-        owner, sign, name = text.partition("=")
+        owner, sign, name = (part.strip() for part in text.partition("="))
         if not sign:
             if len(class_) != 1:
                 raise ValueError(f"--alias {text!r}: say whose, as CLASS={text}")
-            owner, name = class_[0], text
+            owner, name = class_[0], text.strip()
         aliases[owner] = (*aliases.get(owner, ()), name)
     return Forget(class_, domain, keep, aliases)
 
@@ -258,6 +265,7 @@ def embed_data(
 
 def data_names(data: Any) -> tuple[tuple[str, ...] | None, dict[str, str]]:
     """Class names and domain words that the data brings along."""
+    from nullspace_unlearn.data import mini
     from nullspace_unlearn.data.folders import ImageSet
     from nullspace_unlearn.evaluate.features import Features
 
@@ -265,6 +273,8 @@ def data_names(data: Any) -> tuple[tuple[str, ...] | None, dict[str, str]]:
         return data.classes, dict(zip(data.domains, data.domain_words, strict=True))
     if isinstance(data, Features):
         return data.class_names or None, {name: name for name in data.domain_names}
+    if data == BUNDLED:
+        return mini.CLASSES, {name: name for name in mini.DOMAINS}
     return None, {}
 
 
@@ -277,10 +287,13 @@ def make_plan(
     domain_word: Mapping[str, str],
     method: str | None,
 ) -> Plan:
-    """Resolve the request; names come from --classes, the model's folder, the data, in that order.
+    """Resolve the request.
+
+    Class names come from --classes, the model's folder, the data, in that order. Domains are the
+    data's, if it has any; their words come from --domain-word, the model's folder, the data.
 
     Raises:
-        ValueError: As `unlearn.plan`; and if the data has not what is to be forgotten.
+        ValueError: As `unlearn.plan`; and if --domain-word names a domain that the data lacks.
     """
     from nullspace_unlearn.unlearn import plan
 
@@ -288,32 +301,33 @@ def make_plan(
     names = class_list(classes)
     if names is None and clip.words is None:
         names = None if found is None else list(found)
-    if words and forget.domains:
-        known = {*words, *words.values()}
-        unknown = [name for name in forget.domains if name not in known]
-        if unknown:
-            raise ValueError(
-                f"domain {', '.join(map(repr, unknown))} is not among the data's: "
-                f"{', '.join(words)}"
-            )
     return plan(
         clip,
         forget,
         classes=names,
-        domains=words or _with_domain_words(clip, domain_word),
+        domains=_domain_words(clip, words, domain_word),
         templates=template or None,
         method=method,
     )
 
 
-def _with_domain_words(clip: Clip, domain_word: Mapping[str, str]) -> dict[str, str] | None:
-    """The model's own domains joined by those of --domain-word; None where none is given."""
+def _domain_words(
+    clip: Clip, data: Mapping[str, str], given: Mapping[str, str]
+) -> dict[str, str] | None:
+    """Domain -> word in prompts; None where nothing but the model's folder has a say."""
     from nullspace_unlearn.prototypes import DOMAIN_WORDS
 
-    if not domain_word:
-        return None
     own = clip.words.domains if clip.words else {}
-    return {**(own or {word: word for word in DOMAIN_WORDS}), **domain_word}
+    if not data:
+        known = own or {word: word for word in DOMAIN_WORDS}
+        return {**known, **given} if given else None
+    unknown = [name for name in given if name not in data]
+    if unknown:
+        raise ValueError(
+            f"--domain-word names {', '.join(map(repr, unknown))}, which is not among the data's "
+            f"domains: {', '.join(data)}"
+        )
+    return {name: given.get(name, own.get(name, word)) for name, word in data.items()}
 
 
 def print_json(value: Mapping[str, Any]) -> None:

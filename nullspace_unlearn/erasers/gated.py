@@ -36,11 +36,11 @@ def gated(
     one column:
 
     - `g_c` solves a weighted ridge regression from cell prototypes to the wanted fall of the
-      class's score: 1 on its forgotten cells, 0 on its kept ones, and at least 0 elsewhere. A fall is
-      harmless on images of another class, a rise is not, so a cell of another class counts (with
-      the small weight `other`) only while its fall would be negative: asymmetric least squares
-      (Newey & Powell, Econometrica 55, 1987), solved by dropping and taking up rows until they
-      stand.
+      class's score: 1 on its forgotten cells, 0 on its kept ones, and at least 0 elsewhere. A
+      fall is harmless on images of another class, a rise is not, so a cell of another class
+      counts (with the small weight `other`) only while its fall would be negative: asymmetric
+      least squares (Newey & Powell, Econometrica 55, 1987), solved by dropping and taking up rows
+      until they stand.
     - `w_c` moves the score of class c against the other names' mean by 1 and the others'
       differences as little as possible in the mean square: `S⁻¹d/(dᵀS⁻¹d)`, `d = t_c - mean`,
       `S = cov` of the other class prototypes with a small ridge.

@@ -18,9 +18,9 @@ class Figures:
     """Accuracies of one model under one request.
 
     Each is the mean over the cells of its group that have images, each cell counting once, so that
-    a well-filled cell cannot hide a ruined one. A group that the request leaves no cells in, or that
-    has no images, is None: forgetting a class everywhere leaves it in no domain, and forgetting a
-    whole domain leaves no other class in it.
+    a well-filled cell cannot hide a ruined one. A group that the request leaves no cells in, or
+    that has no images, is None: forgetting a class everywhere leaves it in no domain, and
+    forgetting a whole domain leaves no other class in it.
 
     Attributes:
         forgotten: The forgotten cells.
