@@ -25,7 +25,6 @@ _Folded = TypeVar("_Folded", covariant=True)
 
 
 @runtime_checkable
-@runtime_checkable
 class Foldable(Protocol[_Folded]):
     """What an edit can be folded into: anything that knows where its projection lives."""
 

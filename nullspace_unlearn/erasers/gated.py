@@ -90,6 +90,11 @@ def gated(
     touched = mask.any(-1)
     request, class_ = touched.nonzero(as_tuple=True)
     read = _gates(p, t, mask[request], class_, ridge, other, gain)
+    if not torch.isin(torch.arange(len(mask), device=p.device), request[read.any(-1)]).all():
+        raise ValueError(
+            "the edit would remove nothing: in the forgotten cells every prompt already scores "
+            "another class higher than its own"
+        )
     # One column a touched class; a request that touches fewer than the most has zero columns.
     column = touched.cumsum(-1)[request, class_] - 1
     shape = (len(mask), int(touched.sum(-1).max()), dim)
@@ -147,13 +152,9 @@ def _gates(
     rival = scores.scatter(-1, class_[:, None, None].expand(-1, domains, 1), -torch.inf).amax(-1)
     margin = scores.gather(-1, class_[:, None, None].expand(-1, domains, 1))[..., 0] - rival
     margin = (margin.clamp(min=0) * forgotten).sum(-1) / forgotten.sum(-1)
-    if not (mean_fall > 0).all() or not (margin > 0).all():
-        bad = sorted(set(class_[(mean_fall <= 0) | (margin <= 0)].tolist()))
-        raise ValueError(
-            f"classes {bad} cannot be told apart in the forgotten cells: their prototypes score "
-            "another class higher, so the edit would remove nothing"
-        )
-    return gate * (gain * margin / middle)[:, None]
+    # A class that prompts already name otherwise in those cells needs no fall there.
+    needed = (mean_fall > 0) & (margin > 0)
+    return torch.where(needed[:, None], gate * (gain * margin / middle)[:, None], 0.0)
 
 
 def _writes(t: Float[Tensor, "classes dim"], written: Int[Tensor, " k"]) -> Float[Tensor, "k dim"]:

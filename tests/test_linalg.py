@@ -1,0 +1,312 @@
+"""The linear algebra against scipy, scikit-learn, numpy and plain loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.optimize
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.linear_model import Ridge
+from torch import Tensor
+
+from nullspace_unlearn.linalg import (
+    HullPoint,
+    as_float64,
+    covariance,
+    dual_basis,
+    leading_basis,
+    nearest_in_hull,
+    regularised,
+    solve_definite,
+    unit,
+    weighted_ridge,
+)
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# Input.
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_are_none_are_refused_by_name(bad: float) -> None:
+    with pytest.raises(ValueError, match="keep holds NaN or Inf"):
+        as_float64("keep", torch.tensor([1.0, bad]))
+
+
+def test_integers_are_refused(unchecked) -> None:
+    with unchecked(), pytest.raises(ValueError, match="keep must be a floating point tensor"):
+        as_float64("keep", torch.ones(2, dtype=torch.int64))
+
+
+def test_unit_rows_have_norm_one_and_a_zero_row_stays() -> None:
+    rows = torch.cat([randn(5, 3), torch.zeros(1, 3, dtype=torch.float64)])
+    norms = unit(rows).norm(dim=-1)
+    assert torch.allclose(norms, torch.tensor([1.0] * 5 + [0.0], dtype=torch.float64))
+
+
+# The nearest point of a hull.
+
+
+def dense(found: HullPoint, n: int) -> Tensor:
+    """Weights over all vertices."""
+    weights = torch.zeros(*found.index.shape[:-1], n, dtype=torch.float64)
+    return weights.scatter_add(-1, found.index, found.weight)
+
+
+def optimality(points: Tensor, vertices: Tensor, nearest: Tensor) -> Tensor:
+    """`max_v (p - x)·(v - x)`: at most 0 if and only if x, in the hull, is the nearest to p."""
+    residual = points - nearest
+    return (residual @ vertices.mT).amax(-1) - (residual * nearest).sum(-1)
+
+
+def scipy_distance(point: Tensor, vertices: Tensor) -> float:
+    """Distance by non-negative least squares, the sum held at 1 by a heavy row."""
+    heavy = 1e5
+    system = np.vstack([vertices.numpy().T, heavy * np.ones(len(vertices))])
+    weights, _ = scipy.optimize.nnls(system, np.append(point.numpy(), heavy), maxiter=10_000)
+    weights /= weights.sum()
+    return float(np.linalg.norm(point.numpy() - weights @ vertices.numpy()))
+
+
+def problem(kind: str, seed: int) -> tuple[Tensor, Tensor]:
+    """Points and vertices of random sizes, fewer or more vertices than dimensions."""
+    sizes = torch.Generator().manual_seed(seed)
+    n, dim, m = (int(torch.randint(1, high, (), generator=sizes)) for high in (40, 25, 6))
+    vertices, points = randn(n, dim, seed=seed), randn(m, dim, seed=seed + 1000)
+    if kind == "one vertex":
+        vertices = vertices[:1]
+    elif kind == "rank one":
+        vertices = vertices[:, :1] * vertices[:1]
+    elif kind == "duplicates":
+        vertices = vertices.repeat(3, 1)
+    elif kind == "near duplicates":
+        vertices = torch.cat([vertices, vertices + 1e-9 * randn(n, dim, seed=seed + 2000)])
+    elif kind == "lattice":
+        vertices, points = vertices.round(), points.round()
+    elif kind == "cone":
+        vertices, points = unit(vertices + 3), unit(points + 3)
+    elif kind == "inside":
+        points = torch.softmax(randn(m, n, seed=seed), -1) @ vertices
+    elif kind == "near a vertex":
+        points = vertices[:1] + 10.0 ** -(seed % 17) * points
+    return points, vertices
+
+
+KINDS = (
+    "plain,one vertex,rank one,duplicates,near duplicates,lattice,cone,inside,near a vertex"
+).split(",")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nearest_point_of_many_hulls(kind: str) -> None:
+    for seed in range(40):
+        points, vertices = problem(kind, seed)
+        found = nearest_in_hull(points, vertices)
+        weights = dense(found, len(vertices))
+        assert (found.weight >= 0).all()
+        assert torch.allclose(weights.sum(-1), torch.ones_like(weights[:, 0]))
+        assert torch.allclose(weights @ vertices, found.point, atol=1e-12)
+        assert (optimality(points, vertices, found.point) < 1e-8).all()
+        distance = (points - found.point).norm(dim=-1)
+        if kind == "inside":
+            assert (distance < 1e-5).all()
+        if seed < 8:
+            for point, ours in zip(points, distance, strict=True):
+                assert abs(scipy_distance(point, vertices) - float(ours)) < 1e-4
+
+
+def test_the_optimality_condition_can_fail() -> None:
+    points, vertices = problem("plain", 7)
+    nearest = nearest_in_hull(points, vertices).point
+    middle = vertices.mean(0).expand_as(nearest)
+    assert (optimality(points, vertices, middle) > 1e-3).all()
+
+
+def test_weights_against_a_quadratic_programme() -> None:
+    points, vertices = randn(1, 4, seed=1), randn(6, 4, seed=2)
+    v, p = vertices.numpy(), points[0].numpy()
+    solved = scipy.optimize.minimize(
+        lambda a: ((p - a @ v) ** 2).sum(),
+        np.full(6, 1 / 6),
+        jac=lambda a: -2 * v @ (p - a @ v),
+        bounds=[(0, 1)] * 6,
+        constraints={"type": "eq", "fun": lambda a: a.sum() - 1},
+        options={"ftol": 1e-14, "maxiter": 500},
+    )
+    ours = nearest_in_hull(points, vertices)
+    assert np.allclose(ours.point[0].numpy(), solved.x @ v, atol=1e-5)
+
+
+def test_a_mask_is_a_slice() -> None:
+    points, vertices = randn(5, 8), unit(randn(30, 8, seed=1) + 1)
+    allowed = randn(5, 30, seed=2) > 0
+    masked = nearest_in_hull(points, vertices, allowed)
+    assert not (dense(masked, 30) > 0)[~allowed].any()
+    for i in range(5):
+        sliced = nearest_in_hull(points[i : i + 1], vertices[allowed[i]])
+        assert torch.allclose(masked.point[i], sliced.point[0], atol=1e-10)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["vertices each", "vertices shared"])
+def test_a_batch_is_a_loop(own: bool) -> None:
+    points = randn(2, 3, 4, 10)
+    vertices = randn(2, 3, 15, 10, seed=1) if own else randn(15, 10, seed=1)
+    allowed = randn(2, 3, 4, 15, seed=2) > -1
+    batch = nearest_in_hull(points, vertices, allowed)
+    for i in range(2):
+        for j in range(3):
+            one = nearest_in_hull(points[i, j], vertices[i, j] if own else vertices, allowed[i, j])
+            assert torch.allclose(batch.point[i, j], one.point, atol=1e-10)
+            assert torch.allclose(dense(batch, 15)[i, j], dense(one, 15), atol=1e-8)
+
+
+@given(st.integers(0, 10_000), st.sampled_from([1e-6, 1e-2, 1e3, 1e8]), st.sampled_from(KINDS))
+def test_the_nearest_point_scales(seed: int, scale: float, kind: str) -> None:
+    points, vertices = problem(kind, seed)
+    plain = nearest_in_hull(points, vertices).point
+    scaled = nearest_in_hull(points * scale, vertices * scale).point
+    assert torch.allclose(scaled / scale, plain, atol=1e-4)
+
+
+def test_no_vertex_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing is kept"):
+        nearest_in_hull(randn(2, 3), randn(0, 3))
+    allowed = torch.tensor([[True, True], [False, False]])
+    with pytest.raises(ValueError, match="nothing is kept"):
+        nearest_in_hull(randn(2, 3), randn(2, 3), allowed)
+
+
+# Bases.
+
+
+@pytest.mark.parametrize("n, dim", [(4, 9), (9, 4), (5, 5)])
+def test_leading_basis_is_scipys(n: int, dim: int) -> None:
+    rows = randn(n, dim)
+    basis, singular = leading_basis(rows)
+    assert torch.allclose(singular, torch.from_numpy(scipy.linalg.svdvals(rows.numpy())))
+    assert torch.allclose(basis.mT @ basis, torch.eye(min(n, dim), dtype=torch.float64))
+    assert torch.allclose(rows @ basis @ basis.mT, rows)
+
+
+def test_the_rank_rule_is_relative() -> None:
+    rows = torch.diag(torch.tensor([1.0, 1e-5, 1e-8, 0.0], dtype=torch.float64))
+    for scale in (1e-9, 1.0, 1e9):
+        assert leading_basis(scale * rows)[0].shape[-1] == 2
+    assert leading_basis(torch.zeros(3, 4, dtype=torch.float64))[0].shape[-1] == 0
+
+
+def test_energy_takes_the_fewest_directions() -> None:
+    rows = torch.diag(torch.tensor([3.0, 2.0, 1.0, 1.0], dtype=torch.float64))  # 9, 4, 1, 1 of 15
+    ranks = [leading_basis(rows, energy)[0].shape[-1] for energy in (0.5, 0.61, 0.9, 1.0)]
+    assert ranks == [1, 2, 3, 4]
+
+
+@given(st.integers(0, 10_000), st.integers(1, 8), st.integers(1, 8), st.integers(1, 4))
+def test_the_basis_finds_the_rank_and_ignores_duplicates(
+    seed: int, n: int, dim: int, rank: int
+) -> None:
+    rows = randn(n, rank, seed=seed) @ randn(rank, dim, seed=seed + 1)
+    basis, _ = leading_basis(rows)
+    assert basis.shape[-1] <= min(n, dim, rank)
+    assert torch.allclose(rows @ basis @ basis.mT, rows, atol=1e-5)
+    again, _ = leading_basis(torch.cat([rows, rows, rows[:1]]))
+    assert torch.allclose(again @ again.mT, basis @ basis.mT, atol=1e-6)
+
+
+def test_a_batch_of_bases_pads_with_zero_columns() -> None:
+    rows = randn(2, 3, 6)
+    rows[0, 1:] = rows[0, :1]
+    basis, _ = leading_basis(rows)
+    assert basis.shape == (2, 6, 3)
+    assert (basis[0, :, 1:] == 0).all()
+    for i in range(2):
+        one, _ = leading_basis(rows[i])
+        assert torch.allclose(basis[i] @ basis[i].mT, one @ one.mT)
+
+
+# Duals, ridges, covariances.
+
+
+def test_the_dual_basis_is_dual_and_numpys_pseudo_inverse() -> None:
+    rows = randn(2, 4, 9)
+    dual = dual_basis(rows)
+    assert torch.allclose(rows @ dual, torch.eye(4, dtype=torch.float64).expand(2, 4, 4))
+    assert np.allclose(dual.numpy(), np.linalg.pinv(rows.numpy()))
+    dependent = torch.cat([rows[0], rows[0, :1]])
+    assert np.allclose(dual_basis(dependent).numpy(), np.linalg.pinv(dependent.numpy()))
+
+
+def test_the_ridged_dual_basis_is_a_loop() -> None:
+    rows, ridge = randn(4, 9), 0.3
+    gram = rows.numpy() @ rows.numpy().T
+    system = gram + ridge * np.trace(gram) / 4 * np.eye(4)
+    for i in range(4):
+        expected = rows.numpy().T @ np.linalg.solve(system, np.eye(4)[i])
+        assert np.allclose(dual_basis(rows, ridge)[:, i].numpy(), expected)
+    assert torch.allclose(dual_basis(rows, 1e-12), dual_basis(rows), atol=1e-8)
+
+
+@pytest.mark.parametrize("n, dim", [(6, 15), (40, 15), (15, 15)])
+def test_weighted_ridge_is_scikit_learns(n: int, dim: int) -> None:
+    rows, weight, target = randn(n, dim), randn(3, n, seed=1).abs(), randn(3, n, seed=2)
+    weight[:, 0] = 0
+    ridge = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
+    ours = weighted_ridge(rows, weight, target, ridge)
+    for i in range(3):
+        alpha = float(ridge[i] * rows.square().sum(-1).mean() / dim)
+        peer = Ridge(alpha=alpha, fit_intercept=False, solver="svd")
+        peer.fit(rows.numpy(), target[i].numpy(), sample_weight=weight[i].numpy())
+        assert np.allclose(ours[i].numpy(), peer.coef_, atol=1e-10)
+
+
+def test_both_ridge_branches_agree() -> None:
+    rows, weight, target = randn(6, 8), randn(6, seed=1).abs(), randn(6, seed=2)
+    ridge = torch.tensor(0.5, dtype=torch.float64)
+    few_rows = weighted_ridge(rows, weight, target, ridge)
+    # Three rows of weight 0 force the other branch; they change the relative ridge, so undo that.
+    more = torch.cat([rows, randn(3, 8, seed=3)])
+    undo = rows.square().sum(-1).mean() / more.square().sum(-1).mean()
+    pad = torch.nn.functional.pad
+    many_rows = weighted_ridge(more, pad(weight, (0, 3)), pad(target, (0, 3)), ridge * undo)
+    assert torch.allclose(few_rows, many_rows, atol=1e-10)
+
+
+def test_covariance_is_numpys() -> None:
+    rows, weight = randn(20, 5), randn(3, 20, seed=1).abs()
+    assert np.allclose(covariance(rows).numpy(), np.cov(rows.numpy().T, bias=True))
+    for i, ours in enumerate(covariance(rows, weight)):
+        peer = np.cov(rows.numpy().T, aweights=weight[i].numpy(), bias=True)
+        assert np.allclose(ours.numpy(), peer)
+
+
+def test_weights_of_zero_and_one_are_a_slice() -> None:
+    rows, kept = randn(20, 5), randn(20, seed=1) > 0
+    assert torch.allclose(covariance(rows, kept.double()), covariance(rows[kept]))
+
+
+def test_copies_of_one_row_have_no_covariance() -> None:
+    rows = randn(1, 5).repeat(3, 1)
+    assert (rows - rows.mean(0)).abs().max() > 0  # though their mean is rounded
+    assert (covariance(rows) == 0).all()
+    assert (covariance(torch.cat([rows, 1.001 * rows])) != 0).all()
+
+
+def test_regularised_adds_a_relative_ridge() -> None:
+    matrix = covariance(randn(4, 6))
+    assert torch.linalg.matrix_rank(matrix) < 6  # what the ridge is for
+    ridged = regularised(matrix, 0.1)
+    expected = matrix.numpy() + 0.1 * np.trace(matrix.numpy()) / 6 * np.eye(6)
+    assert np.allclose(ridged.numpy(), expected)
+    assert torch.allclose(regularised(1e9 * matrix, 0.1), 1e9 * ridged)
+    assert torch.linalg.matrix_rank(regularised(torch.zeros_like(matrix), 0.1)) == 6
+
+
+def test_solve_definite_is_solve() -> None:
+    matrix, right = regularised(covariance(randn(2, 9, 5)), 0.1), randn(2, 5, 3)
+    assert torch.allclose(solve_definite(matrix, right), torch.linalg.solve(matrix, right))
