@@ -1,4 +1,4 @@
-"""Batched bases, duals, ridge, nearest point of a hull: float64, relative tolerances.
+"""Batched bases, ridge, covariances, nearest point of a hull: float64, relative tolerances.
 
 Everything takes leading batch dimensions, runs on the device its input is on, and knows nothing of
 models, files or requests.
@@ -78,27 +78,6 @@ def leading_basis(
     return basis, singular
 
 
-def dual_basis(
-    rows: Float[Tensor, "*batch n dim"], ridge: float = 0.0
-) -> Float[Tensor, "*batch dim n"]:
-    """Vectors `w` with `w_i . row_j = 1 if i == j else 0`, of least norm.
-
-    `W = Rᵀ (R Rᵀ + ridge · tr(R Rᵀ)/n · I)⁻¹`; with ridge 0 it is the pseudo-inverse (computed by
-    SVD, so that dependent rows are met in the least squares sense).
-
-    Args:
-        rows: `[*batch, n, dim]`, float64.
-        ridge: Relative ridge; steadies rows that nearly depend on each other.
-
-    Returns:
-        `[*batch, dim, n]`.
-    """
-    if ridge == 0:
-        return torch.linalg.pinv(rows, rtol=1e-10)
-    gram = rows @ rows.mT
-    return solve_definite(regularised(gram, ridge), rows).mT
-
-
 def regularised(matrix: Float[Tensor, "*batch n n"], ridge: float) -> Float[Tensor, "*batch n n"]:
     """`matrix + ridge · tr(matrix)/n · I`: a ridge that means the same at any scale.
 
@@ -154,6 +133,59 @@ def covariance(
     spread = matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
     size = (share[..., 0] * rows.square().sum(-1)).sum(-1)
     return matrix.masked_fill((spread <= 1e-24 * size)[..., None, None], 0)
+
+
+def solve_covariance_of_kept(
+    rows: Float[Tensor, "*batch_or_none n dim"],
+    kept: Bool[Tensor, "*batch n"],
+    ridge: float,
+    right: Float[Tensor, "*batch dim k"],
+) -> Float[Tensor, "*batch dim k"]:
+    """`n_kept⁻¹ (C + ridge · tr(C)/dim · I)⁻¹ right`, C the covariance of each member's kept rows.
+
+    One eigendecomposition serves every request on a shared vocabulary: leaving rows out of a
+    covariance is a downdate of their number plus one (for the mean), solved by Woodbury's
+    identity, so neither a dim x dim matrix nor a copy of the rows is made for each request. The
+    factor `n_kept⁻¹` is left in, since who wants a direction does not need it.
+
+    Args:
+        rows: `[n, dim]` shared, or `[*batch, n, dim]`; float64.
+        kept: `[*batch, n]`, which rows count; at least one each.
+        ridge: Relative ridge, above 0. Where all kept rows are one row, C is 0 and has no scale:
+            the solution is then `right` itself.
+        right: `[*batch, dim, k]`.
+
+    Returns:
+        `[*batch, dim, k]`.
+    """
+    n, dim = rows.shape[-2:]
+    centred = rows - rows.mean(-2, keepdim=True)
+    energy, frame = torch.linalg.eigh(centred.mT @ centred)
+    count = kept.sum(-1).to(rows.dtype)
+    # The rows left out, in front; what stands behind them in a shorter list is zero.
+    most = int((~kept).sum(-1).max())
+    order = (~kept).to(torch.int8).argsort(dim=-1, descending=True, stable=True)[..., :most]
+    if rows.ndim == 2:
+        left_out = centred[order]
+    else:
+        left_out = centred.take_along_dim(order[..., None], -2)
+    left_out = left_out * (~kept).take_along_dim(order, -1)[..., None]
+    shift = -left_out.sum(-2) / count[..., None]  # mean of the kept rows, about the mean of all
+    update = torch.cat([left_out, (count.sqrt()[..., None] * shift)[..., None, :]], -2).mT
+    total = energy.clamp(min=0).sum(-1) - update.square().sum((-2, -1))
+    size = count * rows.square().sum(-1).mean(-1)
+    single = total <= 1e-12 * size
+    scale = (energy.clamp(min=0) + torch.where(single, 1.0, ridge * total / dim)[..., None])[
+        ..., None
+    ]
+    turned, turned_update = frame.mT @ right, frame.mT @ update
+    solved, solved_update = turned / scale, turned_update / scale
+    core = torch.eye(update.shape[-1], dtype=rows.dtype, device=rows.device)
+    core = core - turned_update.mT @ solved_update
+    correction = solve_definite(core, turned_update.mT @ solved)
+    return torch.where(
+        single[..., None, None], right, frame @ (solved + solved_update @ correction)
+    )
 
 
 def weighted_ridge(

@@ -16,10 +16,10 @@ from nullspace_unlearn.linalg import (
     HullPoint,
     as_float64,
     covariance,
-    dual_basis,
     leading_basis,
     nearest_in_hull,
     regularised,
+    solve_covariance_of_kept,
     solve_definite,
     unit,
     weighted_ridge,
@@ -233,25 +233,6 @@ def test_a_batch_of_bases_pads_with_zero_columns() -> None:
 # Duals, ridges, covariances.
 
 
-def test_the_dual_basis_is_dual_and_numpys_pseudo_inverse() -> None:
-    rows = randn(2, 4, 9)
-    dual = dual_basis(rows)
-    assert torch.allclose(rows @ dual, torch.eye(4, dtype=torch.float64).expand(2, 4, 4))
-    assert np.allclose(dual.numpy(), np.linalg.pinv(rows.numpy()))
-    dependent = torch.cat([rows[0], rows[0, :1]])
-    assert np.allclose(dual_basis(dependent).numpy(), np.linalg.pinv(dependent.numpy()))
-
-
-def test_the_ridged_dual_basis_is_a_loop() -> None:
-    rows, ridge = randn(4, 9), 0.3
-    gram = rows.numpy() @ rows.numpy().T
-    system = gram + ridge * np.trace(gram) / 4 * np.eye(4)
-    for i in range(4):
-        expected = rows.numpy().T @ np.linalg.solve(system, np.eye(4)[i])
-        assert np.allclose(dual_basis(rows, ridge)[:, i].numpy(), expected)
-    assert torch.allclose(dual_basis(rows, 1e-12), dual_basis(rows), atol=1e-8)
-
-
 @pytest.mark.parametrize("n, dim", [(6, 15), (40, 15), (15, 15)])
 def test_weighted_ridge_is_scikit_learns(n: int, dim: int) -> None:
     rows, weight, target = randn(n, dim), randn(3, n, seed=1).abs(), randn(3, n, seed=2)
@@ -310,3 +291,27 @@ def test_regularised_adds_a_relative_ridge() -> None:
 def test_solve_definite_is_solve() -> None:
     matrix, right = regularised(covariance(randn(2, 9, 5)), 0.1), randn(2, 5, 3)
     assert torch.allclose(solve_definite(matrix, right), torch.linalg.solve(matrix, right))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("n", [7, 40])
+def test_the_covariance_of_what_is_kept_is_solved_without_forming_it(n: int, shared: bool) -> None:
+    """Oracle: the covariance of the sliced rows, solved densely, one member at a time."""
+    random = torch.Generator().manual_seed(n)
+    rows = torch.randn(*(() if shared else (6,)), n, 12, dtype=torch.float64, generator=random)
+    kept = torch.rand(6, n, generator=random) > torch.tensor([0, 0.1, 0.3, 0.5, 0.7, 0.8])[:, None]
+    kept[:, 0] = kept[:, 1] = True
+    right = torch.randn(6, 12, 3, dtype=torch.float64, generator=random)
+    ours = solve_covariance_of_kept(rows, kept, 0.01, right)
+    for i in range(6):
+        own = (rows if shared else rows[i])[kept[i]]
+        dense = torch.linalg.solve(regularised(covariance(own), 0.01), right[i]) / len(own)
+        torch.testing.assert_close(ours[i], dense, rtol=1e-9, atol=1e-12)
+        everything = solve_covariance_of_kept(rows, torch.ones_like(kept), 0.01, right)[i]
+        assert kept[i].all() or not torch.allclose(ours[i], everything, rtol=1e-3)  # the control
+
+
+def test_one_kept_row_leaves_the_right_side_alone() -> None:
+    rows, right = torch.randn(5, 4, dtype=torch.float64), torch.randn(1, 4, 2, dtype=torch.float64)
+    kept = torch.tensor([[False, False, True, False, False]])
+    assert torch.equal(solve_covariance_of_kept(rows, kept, 0.01, right), right)

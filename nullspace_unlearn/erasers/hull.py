@@ -14,6 +14,7 @@ from nullspace_unlearn.linalg import (
     leading_basis,
     nearest_in_hull,
     regularised,
+    solve_covariance_of_kept,
     solve_definite,
     unit,
 )
@@ -82,7 +83,7 @@ def hull(
         )
     if not 0 <= inward < 1 or not ridge > 0:
         raise ValueError(f"inward must lie in [0, 1) and ridge above 0, got {inward} and {ridge}")
-    same = torch.cdist(unit(f), unit(r)).amin(-2) < _SAME_NAME
+    same = (unit(f) @ unit(r).mT).amax(-2) > 1 - _SAME_NAME**2 / 2
     kept = ~same if keep_mask is None else keep_mask & ~same
     if not kept.any(-1).all():
         raise ValueError(
@@ -104,7 +105,7 @@ def hull(
         raise ValueError("the edit would remove nothing: a forgotten name lies among the kept ones")
     if basis.shape[-1] == basis.shape[-2]:
         raise ValueError("the edit would remove everything: the displacements span the whole space")
-    solved = solve_definite(regularised(covariance(r, weight), ridge), basis)
+    solved = solve_covariance_of_kept(r, kept, ridge, basis)
     # A column that a member of the batch does not need is zero; a 1 keeps its inverse finite.
     unused = torch.diag_embed((basis.abs().amax(-2) == 0).to(f.dtype))
     return Edit(
