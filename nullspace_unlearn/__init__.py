@@ -18,7 +18,8 @@ from nullspace_unlearn.edit import Edit
 from nullspace_unlearn.forget import Forget
 
 if TYPE_CHECKING:
-    from nullspace_unlearn.clip.load import Clip, load
+    from nullspace_unlearn.clip.load import load
+    from nullspace_unlearn.clip.model import Clip
     from nullspace_unlearn.unlearn import Plan, erase, plan
 
 __version__ = "0.1.0"

@@ -4,11 +4,11 @@ Only this package knows open_clip's attribute names.
 """
 
 from nullspace_unlearn.clip.checkpoint import Saved, read_folder, revert
-from nullspace_unlearn.clip.load import BUNDLED, PRECISIONS, Clip, Source, load
+from nullspace_unlearn.clip.families import FAMILIES, Family
+from nullspace_unlearn.clip.load import PRECISIONS, load
+from nullspace_unlearn.clip.model import BUNDLED, Clip, Source
 from nullspace_unlearn.clip.projection import (
-    FAMILIES,
     Change,
-    Family,
     Projection,
     describe,
     encode,

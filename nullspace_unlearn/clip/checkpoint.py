@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nullspace_unlearn import words as vocabulary
 from nullspace_unlearn.clip import tensors
-from nullspace_unlearn.clip.load import (
+from nullspace_unlearn.clip.model import (
     BUNDLED,
     CONFIG_NAME,
     WEIGHTS_NAME,
@@ -29,7 +29,7 @@ from nullspace_unlearn.clip.load import (
 from nullspace_unlearn.files import new_file, new_folder, refuse_existing
 
 if TYPE_CHECKING:
-    from nullspace_unlearn.clip.load import Clip
+    from nullspace_unlearn.clip.model import Clip
 
 RECIPE_NAME = "recipe.yaml"
 REPORT_NAME = "report.json"

@@ -1,244 +1,41 @@
-"""`Clip`: a loaded model with all that is needed to encode, to edit, and to write it out again."""
+"""Loading: from whatever a user names to a `Clip`, with open_clip's traps met on the way."""
 
 from __future__ import annotations
 
-import copy
 import difflib
-import hashlib
 import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from jaxtyping import Float, Int
 from open_clip.factory import _find_checkpoint_in_dir
 from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from nullspace_unlearn import words as vocabulary
-from nullspace_unlearn.clip import projection as projections
-from nullspace_unlearn.clip.projection import Change, Projection
-from nullspace_unlearn.edit import Edit, Side
-
-CONFIG_NAME = "open_clip_config.json"
-WEIGHTS_NAME = "open_clip_model.safetensors"
-BUNDLED = "nsu-mini"
-"""Name of the model that comes with the package."""
+from nullspace_unlearn.clip.model import (
+    BUNDLED,
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    Clip,
+    Source,
+    config_text,
+    file_sha256,
+    one_line,
+)
 
 PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz", ".npy")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a model's weights and configuration came from.
-
-    Attributes:
-        weights: The weights file, or None for random weights.
-        sha256: Hash of that file.
-        config: The open_clip_config.json that describes the model as loaded, as text.
-        base_model: Hugging Face repository of the weights, where known.
-    """
-
-    weights: Path | None
-    sha256: str | None
-    config: str
-    base_model: str | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Clip:
-    """An open_clip model, frozen and in eval mode. Make one with `load`.
-
-    Attributes:
-        model: The network; its parameters do not require gradients.
-        preprocess: PIL image -> `[3, rows, columns]` tensor, as for validation.
-        tokenizer: List of strings -> `[n, context]` token ids.
-        config: Contents of an open_clip_config.json ("model_cfg", "preprocess_cfg") from which
-            stock open_clip rebuilds the model.
-        name: What was asked for, such as "nsu-mini" or "ViT-B-32".
-        pretrained: The tag or file that was asked for.
-        folder: The local folder the model came from, if it did.
-        words: The vocabulary found in that folder.
-        device: Where the model is.
-        source: Weights file, its hash, and the configuration as loaded.
-        changes: What has been edited, one entry a parameter.
-    """
-
-    model: nn.Module
-    preprocess: Callable[[Any], Float[Tensor, "3 rows columns"]]
-    tokenizer: Callable[[list[str]], Int[Tensor, "n context"]]
-    config: Mapping[str, Any]
-    name: str
-    pretrained: str | None
-    folder: Path | None
-    words: vocabulary.Words | None
-    device: torch.device
-    source: Source
-    changes: tuple[Change, ...] = ()
-
-    @property
-    def dim(self) -> int:
-        """Dimension of the joint space."""
-        return int(self.config["model_cfg"]["embed_dim"])
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Rows and columns of the images the model takes."""
-        network: Any = self.model
-        size = network.visual.image_size
-        return (size, size) if isinstance(size, int) else tuple(size)
-
-    @property
-    def logit_scale(self) -> float:
-        """What cosine similarities are multiplied by before a softmax."""
-        network: Any = self.model
-        return float(network.logit_scale.detach().float().exp())
-
-    def encode_image(self, images: Float[Tensor, "n 3 rows columns"]) -> Float[Tensor, "n dim"]:
-        """Embed preprocessed images.
-
-        Args:
-            images: `[n, 3, rows, columns]`, on any device.
-
-        Returns:
-            `[n, dim]` float32 embeddings z, not normalised, on the model's device.
-        """
-        return self._embed(self.model, self._images(images), "visual")
-
-    def hidden_image(self, images: Float[Tensor, "n 3 rows columns"]) -> Float[Tensor, "n width"]:
-        """Compute the feature h that enters the final visual projection.
-
-        Args:
-            images: `[n, 3, rows, columns]`, on any device.
-
-        Returns:
-            `[n, width]` float32, with `z = h W + b` for `projection("visual")`. A tower that ends
-            in attention pooling has W = I, so h is z.
-
-        Raises:
-            ValueError: If the model has no visual projection that could be edited.
-        """
-        return self._embed(self._headless, self._images(images), "visual")
-
-    def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Float[Tensor, "n dim"]:
-        """Embed prompts.
-
-        Args:
-            texts: The prompts; each is cut to the context length.
-            batch_size: Prompts per forward pass.
-
-        Returns:
-            `[n, dim]` float32 embeddings t, not normalised, on the model's device.
-
-        Raises:
-            ValueError: If `texts` is a single string, or `batch_size` is not positive.
-        """
-        if isinstance(texts, str):
-            raise ValueError(f"texts must be a list of strings, got the string {texts!r}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        parts = [
-            self._embed(self.model, self.tokenizer(list(texts[i : i + batch_size])), "text")
-            for i in range(0, len(texts), batch_size)
-        ]
-        return torch.cat(parts) if parts else torch.empty(0, self.dim, device=self.device)
-
-    def projection(self, side: Side = "visual") -> Projection:
-        """The final projection of a tower.
-
-        Args:
-            side: The tower, "visual" or "text".
-
-        Returns:
-            Where it is stored, and its weights.
-
-        Raises:
-            ValueError: If that side has none; says which side can be edited.
-        """
-        return projections.find(self.model, side)
-
-    def fold(self, edit: Edit, side: Side = "visual") -> Clip:
-        """Write an edit into a tower's final projection, verified by a forward pass.
-
-        Args:
-            edit: One edit.
-            side: The tower to change.
-
-        Returns:
-            An edited copy that shares every other tensor with this model. An edit that removes
-            nothing returns this very model.
-
-        Raises:
-            ValueError: If the edit does not fit that side, or overflows the model's dtype.
-            RuntimeError: If the edited tower does not compute what the edit says.
-        """
-        model, changes = projections.fold(self.model, edit, side, self.changes)
-        if model is self.model:
-            return self
-        config = copy.deepcopy(dict(self.config))
-        if any(change.original is None for change in changes):
-            # The projection that was added is built by stock open_clip if the config asks for it.
-            vision = config["model_cfg"]["vision_cfg"]
-            vision["timm_proj"] = "linear"
-            vision.pop("timm_proj_bias", None)
-        return replace(self, model=model, config=config, changes=changes)
-
-    def save(
-        self,
-        path: str | Path,
-        overwrite: bool = False,
-        undo: str | Path | None = None,
-        recipe: Mapping[str, Any] | None = None,
-        report: Mapping[str, Any] | None = None,
-        card: str | None = None,
-    ) -> Path:
-        """Write a folder that stock open_clip loads as `local-dir:PATH`.
-
-        Args:
-            path: The folder to write.
-            overwrite: Whether an existing model folder (and undo file) may be replaced.
-            undo: File to put the original bytes of the changed tensors in, outside the folder.
-            recipe: What was asked for, written to recipe.yaml; absent: what the edits that were
-                folded in say of themselves.
-            report: What was measured, written to report.json.
-            card: Text of README.md; one is written from the other arguments if absent.
-
-        Returns:
-            The folder.
-
-        Raises:
-            OutputExists: If the folder or the undo file exists and `overwrite` is false.
-            ValueError: If an argument cannot be used.
-            OSError: If writing fails; nothing is left half-written.
-        """
-        from nullspace_unlearn.clip import checkpoint
-
-        return checkpoint.save(self, Path(path), overwrite, undo, recipe, report, card)
-
-    @cached_property
-    def _headless(self) -> nn.Module:
-        return projections.headless(self.model)
-
-    def _images(self, images: Tensor) -> Tensor:
-        return images.to(self.device, projections.input_dtype(self.model))
-
-    def _embed(self, model: nn.Module, inputs: Tensor, side: Side) -> Tensor:
-        with torch.inference_mode():
-            features = projections.encode(model, inputs.to(self.device), side)
-        # An inference tensor could not enter a later gradient computation; its copy can.
-        return features.to(torch.float32, copy=True).clone()
 
 
 @dataclass(frozen=True)
@@ -313,17 +110,6 @@ def load(
             base_model=found.base_model,
         ),
     )
-
-
-def config_text(config: Mapping[str, Any]) -> str:
-    """An open_clip_config.json as text."""
-    return json.dumps(config, indent=2, ensure_ascii=False)
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a file, in hexadecimal."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _device(device: str) -> torch.device:
@@ -544,12 +330,6 @@ def _tokenizer(name: str, found: _Found, cache_dir: str | None) -> Any:
     except Exception as error:
         message = f"cannot load the tokenizer of {name}: {one_line(error)}"
         raise (ValueError if found.folder else RuntimeError)(message) from None
-
-
-def one_line(error: BaseException, limit: int = 300) -> str:
-    """An error's text on one line, cut where it goes on and on."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 @contextmanager
