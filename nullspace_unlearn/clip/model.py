@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from nullspace_unlearn import words as vocabulary
 from nullspace_unlearn.clip import projection as projections
 from nullspace_unlearn.clip.projection import Change, Projection
+from nullspace_unlearn.clip.prompts import encode_prompts
 from nullspace_unlearn.edit import Edit, Side
 
 CONFIG_NAME = "open_clip_config.json"
@@ -101,7 +102,7 @@ class Clip:
         Returns:
             `[n, dim]` float32 embeddings z, not normalised, on the model's device.
         """
-        return self._embed(self.model, self._images(images), "visual")
+        return self._embed(projections.encode, self.model, self._images(images))
 
     def hidden_image(self, images: Float[Tensor, "n 3 rows columns"]) -> Float[Tensor, "n width"]:
         """Compute the feature h that enters the final visual projection.
@@ -116,7 +117,7 @@ class Clip:
         Raises:
             ValueError: If the model has no visual projection that could be edited.
         """
-        return self._embed(self._headless, self._images(images), "visual")
+        return self._embed(projections.encode, self._headless, self._images(images))
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Float[Tensor, "n dim"]:
         """Embed prompts.
@@ -136,7 +137,7 @@ class Clip:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         parts = [
-            self._embed(self.model, self.tokenizer(list(texts[i : i + batch_size])), "text")
+            self._embed(encode_prompts, self.model, self.tokenizer(list(texts[i : i + batch_size])))
             for i in range(0, len(texts), batch_size)
         ]
         return torch.cat(parts) if parts else torch.empty(0, self.dim, device=self.device)
@@ -220,9 +221,11 @@ class Clip:
     def _images(self, images: Tensor) -> Tensor:
         return images.to(self.device, projections.input_dtype(self.model))
 
-    def _embed(self, model: nn.Module, inputs: Tensor, side: Side) -> Tensor:
+    def _embed(
+        self, encode: Callable[[nn.Module, Tensor], Tensor], model: nn.Module, inputs: Tensor
+    ) -> Tensor:
         with torch.inference_mode():
-            features = projections.encode(model, inputs.to(self.device), side)
+            features = encode(model, inputs.to(self.device))
         # An inference tensor could not enter a later gradient computation; its copy can.
         return features.to(torch.float32, copy=True).clone()
 

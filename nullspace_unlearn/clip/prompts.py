@@ -1,0 +1,53 @@
+"""Short prompts through a text tower without paying for the padding behind them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from nullspace_unlearn.clip.projection import encode
+
+
+class _TextTower(nn.Module):
+    """A model whose forward pass is its text side."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return encode(self.model, tokens, "text")
+
+
+def encode_prompts(model: nn.Module, tokens: Int[Tensor, "n context"]) -> Float[Tensor, "n dim"]:
+    """Embed token ids, cut behind the longest prompt where that changes nothing.
+
+    A causal tower that pools at the end-of-text token never looks at what stands behind it, and a
+    class prompt fills some 10 of 77 places, so a forward pass costs an eighth. Other towers
+    (bidirectional, pooled elsewhere, from transformers) get the whole context.
+
+    Args:
+        model: An open_clip model, or transformers' `CLIPModel`.
+        tokens: `[n, context]` token ids, padded.
+
+    Returns:
+        `[n, dim]` embeddings as the tower gives them: those of `encode` up to rounding.
+    """
+    network: Any = model
+    name, tower = ("model.text.", network.text) if hasattr(model, "text") else ("model.", network)
+    pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
+    mask = getattr(tower, "attn_mask", None)
+    position = getattr(tower, "positional_embedding", None)
+    plain = getattr(tower, "cls_emb", None) is None and not getattr(tower, "use_pad_mask", False)
+    if pool != "argmax" or mask is None or position is None or not plain:
+        return encode(model, tokens, "text")
+    length = int(tokens.argmax(-1).max()) + 1
+    short = {
+        name + "positional_embedding": position[:length],
+        name + "attn_mask": mask[:length, :length],
+    }
+    features: Tensor = torch.func.functional_call(_TextTower(model), short, (tokens[:, :length],))
+    return features
