@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from nullspace_unlearn.erasers.hull import INWARD, convex_weights, same_names
 from nullspace_unlearn.linalg import as_float64, nearest_in_hull
 
 TOLERANCE = 1e-5
@@ -23,14 +24,14 @@ class Certificate:
     zero distance proves that c never beats the best kept class, whatever the image.
 
     Attributes:
-        index: `[m, s]` the kept classes that support the combination.
-        weight: `[m, s]` their convex weights.
+        index: `[m, n]` the kept classes, those of largest weight first.
+        weight: `[m, n]` their convex weights.
         violation: `[m]` distance `|u_c - Σ a_k u_k|` relative to the root mean square distance of
             the kept `u_k` from their mean.
     """
 
-    index: Int[Tensor, "m s"]
-    weight: Float[Tensor, "m s"]
+    index: Int[Tensor, "m n"]
+    weight: Float[Tensor, "m n"]
     violation: Float[Tensor, " m"]
 
     @property
@@ -65,12 +66,24 @@ def certify(
         rows = torch.cat([rows, as_float64("bias", bias)[None]])
     # Distances are all that matters, and QR keeps them with dim rows instead of width + 1.
     _, rows = torch.linalg.qr(rows)
-    forgotten = as_float64("forget", forget) @ rows.mT
-    kept = as_float64("keep", keep) @ rows.mT
-    nearest = nearest_in_hull(forgotten, kept, tol=1e-14)
+    f, k = as_float64("forget", forget), as_float64("keep", keep)
+    if len(k) == 0:
+        raise ValueError("nothing is kept, so there is no score to stay below")
+    forgotten, kept = f @ rows.mT, k @ rows.mT
     spread = (kept - kept.mean(0)).square().sum(-1).mean().sqrt()
     # A single kept class has no spread: measure against its own length then.
     scale = torch.where(spread > 0, spread, kept.norm(dim=-1).mean())
-    return Certificate(
-        nearest.index, nearest.weight, (forgotten - nearest.point).norm(dim=-1) / scale
-    )
+
+    def violation(weight: Tensor, rows: Tensor) -> Tensor:
+        return (rows - weight @ kept).norm(dim=-1) / scale
+
+    # Any convex weights prove it, and those that `hull` moved the prototypes to are the first to
+    # try. Where they do not, the nearest point of the edited hull says how far off the model is.
+    usable = ~same_names(f, k)
+    weight = convex_weights(f, k, usable, INWARD) if usable.any() else f.new_zeros(len(f), len(k))
+    far = violation(weight, forgotten) > TOLERANCE
+    if far.any():
+        nearest = nearest_in_hull(forgotten[far], kept, tol=1e-12)
+        weight[far] = torch.zeros_like(weight[far]).scatter_add(-1, nearest.index, nearest.weight)
+    ordered = weight.sort(-1, descending=True)
+    return Certificate(ordered.indices, ordered.values, violation(weight, forgotten))

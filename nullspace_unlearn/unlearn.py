@@ -13,7 +13,7 @@ from torch import Tensor
 from nullspace_unlearn import certificate, erasers
 from nullspace_unlearn.certificate import Certificate
 from nullspace_unlearn.clip import Clip
-from nullspace_unlearn.edit import Edit
+from nullspace_unlearn.edit import Edit, Side
 from nullspace_unlearn.erasers import METHODS
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.prototypes import (
@@ -105,6 +105,8 @@ def plan(
         _check_known(forget.classes, names)
     gone = {name.casefold() for name in forget.names}
     candidates = tuple(dict.fromkeys(n for n in (*names, *forget.keep) if n.casefold() not in gone))
+    if not candidates:
+        raise ValueError("nothing is kept: the class list holds only what is forgotten")
     forget_rows = class_prototypes(clip, forget.names or names, words.class_templates)
     synonyms: tuple[str, ...] = ()
     keep = candidates
@@ -115,14 +117,12 @@ def plan(
         synonyms = tuple(n for n, close in zip(keep, near, strict=True) if close and n not in asked)
         stays = torch.tensor([name not in synonyms for name in keep])
         if forget.domains:  # every name will need a prompt a domain
-            nearness = (keep_rows @ forget_rows.mT).amax(-1)
+            nearness = (keep_rows @ forget_rows.mT).amax(-1).cpu()
             order = nearness.masked_fill(~stays, -torch.inf).argsort(descending=True)
             stays[order[_NEAREST:]] = False
             stays |= torch.tensor([name in asked for name in keep])
         keep = tuple(name for name, stay in zip(keep, stays.tolist(), strict=True) if stay)
         keep_rows = keep_rows[stays]
-    if forget.classes and not keep:
-        raise ValueError("nothing is kept: the class list holds only what is forgotten")
     if forget.classes:
         in_order = [name for name in names if name in keep or name in forget.classes]
         classes_in_use = tuple(dict.fromkeys((*in_order, *forget.classes, *keep)))
@@ -305,9 +305,29 @@ def certify(
     Returns:
         One convex combination and one violation a forgotten name, over `kept`.
     """
-    matrix, bias = _visual_map(clip)
-    rows = [class_prototypes(clip, names, templates).cpu() for names in (forgotten, kept)]
-    return certificate.certify(matrix, bias, *rows)
+    return _certify(clip, *(class_prototypes(clip, n, templates) for n in (forgotten, kept)))
+
+
+def certify_plan(edited: Clip, made: Plan, side: Side) -> Certificate:
+    """The same for a plan just carried out; an untouched text tower need not encode again.
+
+    Args:
+        edited: The edited model.
+        made: The plan its edit was made from.
+        side: The tower that was edited.
+
+    Returns:
+        One convex combination and one violation a forgotten name, over `made.keep`.
+    """
+    if side == "text":
+        return certify(edited, made.forget.names, made.keep, made.words.class_templates)
+    return _certify(edited, made.forget_rows, made.keep_rows)
+
+
+def _certify(
+    clip: Clip, forget: Float[Tensor, "m dim"], keep: Float[Tensor, "n dim"]
+) -> Certificate:
+    return certificate.certify(*_visual_map(clip), forget.cpu(), keep.cpu())
 
 
 def _visual_map(

@@ -12,6 +12,7 @@ import click
 from nullspace_unlearn.cli import options
 
 if TYPE_CHECKING:
+    from nullspace_unlearn.certificate import Certificate
     from nullspace_unlearn.evaluate.compare import Comparison
     from nullspace_unlearn.forget import Forget
     from nullspace_unlearn.unlearn import Plan
@@ -106,7 +107,7 @@ def erase(
         "seconds": {"load": loaded - started, "erase": done - loaded},
     }
     if METHODS[plan.method].certified:
-        result["certificate"] = _certificate(unlearn.certify, edited, plan)
+        result["certificate"] = _certificate(unlearn.certify_plan(edited, plan, side), plan)
     comparison = None
     if found is not None:
         features = options.embed_data(clip, found, batch_size, num_workers, seed, quiet or as_json)
@@ -130,13 +131,12 @@ def erase(
 def _default_name(model: str, forget: Forget) -> str:
     name = re.split(r"[/:]", model.rstrip("/"))[-1]
     parts = [name, "without", *(forget.classes or ("all",)), *forget.domains]
-    full = "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts)
+    full = "-".join(re.sub(r"[^\w.-]+", "_", part) for part in parts)
     return full.encode()[:100].decode(errors="ignore")  # file systems limit the bytes of a name
 
 
-def _certificate(certify: Any, edited: Any, plan: Plan) -> dict[str, Any]:
+def _certificate(proof: Certificate, plan: Plan) -> dict[str, Any]:
     names = plan.forget.names
-    proof = certify(edited, names, plan.keep, plan.words.class_templates)
     return {
         "holds": bool(proof.holds.all()),
         "largest_violation": float(proof.violation.max()),

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from nullspace_unlearn.edit import Edit
 from nullspace_unlearn.linalg import (
-    HullPoint,
     as_float64,
     covariance,
     leading_basis,
@@ -24,6 +23,9 @@ _SAME_NAME = 1e-3
 # A displacement shorter than this is what the hull's tolerance leaves of a name inside the hull.
 _INSIDE = 2e-5
 
+INWARD = 0.01
+"""Share of the way from the hull's border to its middle that `hull` goes by default."""
+
 # Keeps the hull's metric definite in directions no name varies in.
 _METRIC_RIDGE = 0.1
 
@@ -34,7 +36,7 @@ def hull(
     *,
     keep_mask: Bool[Tensor, "*batch n"] | None = None,
     ridge: float = 0.003,
-    inward: float = 0.01,
+    inward: float = INWARD,
 ) -> Edit:
     """Move each forgotten prototype into the convex hull of the kept ones.
 
@@ -83,21 +85,14 @@ def hull(
         )
     if not 0 <= inward < 1 or not ridge > 0:
         raise ValueError(f"inward must lie in [0, 1) and ridge above 0, got {inward} and {ridge}")
-    same = (unit(f) @ unit(r).mT).amax(-2) > 1 - _SAME_NAME**2 / 2
+    same = same_names(f, r)
     kept = ~same if keep_mask is None else keep_mask & ~same
     if not kept.any(-1).all():
         raise ValueError(
             "nothing is kept: keep is empty, or all of it is the same to the model as what is "
             "forgotten"
         )
-    weight = kept.to(f.dtype)
-    middle = (weight[..., None, :] @ r) / weight.sum(-1)[..., None, None]
-    allowed = kept[..., None, :].expand(*f.shape[:-1], r.shape[-2])
-    metric = torch.linalg.cholesky(regularised(covariance(r), _METRIC_RIDGE))
-    nearest = nearest_in_hull(f @ metric, r @ metric, allowed)
-    # The convex weights are what the metric chose; the point they make is in the joint space.
-    point = _combine(nearest, r)
-    displacement = f - ((1 - inward) * point + inward * middle)
+    displacement = f - convex_weights(f, r, kept, inward) @ r
     norm = torch.linalg.vector_norm
     apart = norm(displacement, dim=-1) > _INSIDE * norm(f, dim=-1)
     basis, _ = leading_basis(displacement * apart[..., None])
@@ -119,10 +114,42 @@ def hull(
     )
 
 
-def _combine(
-    nearest: HullPoint, vertices: Float[Tensor, "*batch_or_none n dim"]
-) -> Float[Tensor, "*batch m dim"]:
-    """The convex combinations of the vertices, through weights over all of them."""
-    shape = (*nearest.index.shape[:-1], vertices.shape[-2])
-    dense = torch.zeros(shape, dtype=vertices.dtype, device=vertices.device)
-    return dense.scatter_add(-1, nearest.index, nearest.weight) @ vertices
+def same_names(
+    forget: Float[Tensor, "*batch m dim"], keep: Float[Tensor, "*batch_or_none n dim"]
+) -> Bool[Tensor, "*batch n"]:
+    """Which kept prototypes are the same vector as a forgotten one.
+
+    Args:
+        forget: `[*batch, m, dim]`, float64.
+        keep: `[n, dim]` or `[*batch, n, dim]`, float64.
+
+    Returns:
+        `[*batch, n]`.
+    """
+    return (unit(forget) @ unit(keep).mT).amax(-2) > 1 - _SAME_NAME**2 / 2
+
+
+def convex_weights(
+    forget: Float[Tensor, "*batch m dim"],
+    keep: Float[Tensor, "*batch_or_none n dim"],
+    kept: Bool[Tensor, "*batch n"],
+    inward: float,
+) -> Float[Tensor, "*batch m n"]:
+    """The convex combination of kept prototypes that each forgotten one is moved to.
+
+    Args:
+        forget: `[*batch, m, dim]`, float64.
+        keep: `[n, dim]` or `[*batch, n, dim]`, float64.
+        kept: `[*batch, n]`, which of them each request may use.
+        inward: As in `hull`.
+
+    Returns:
+        `[*batch, m, n]` weights: at least 0, sum 1, 0 for names not kept.
+    """
+    metric = torch.linalg.cholesky(regularised(covariance(keep), _METRIC_RIDGE))
+    allowed = kept[..., None, :].expand(*forget.shape[:-1], keep.shape[-2])
+    nearest = nearest_in_hull(forget @ metric, keep @ metric, allowed)
+    border = torch.zeros(allowed.shape, dtype=forget.dtype, device=forget.device)
+    border = border.scatter_add(-1, nearest.index, nearest.weight)
+    middle = allowed / kept.sum(-1)[..., None, None]
+    return (1 - inward) * border + inward * middle

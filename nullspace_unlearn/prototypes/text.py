@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from torch import Tensor
 from nullspace_unlearn.linalg import as_float64, unit
 
 
+@runtime_checkable
 class TextEncoder(Protocol):
     """What prompts are embedded with: a loaded `Clip`."""
 

@@ -1,0 +1,87 @@
+"""Few pictures, and folders that `nsu` made."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "clip")]
+
+import pytest  # noqa: E402
+from shell import nsu  # noqa: E402
+
+from nullspace_unlearn import clip  # noqa: E402
+from nullspace_unlearn.data import mini  # noqa: E402
+from nullspace_unlearn.evaluate import pictures  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def few() -> Callable[..., Any]:
+    """Two bundled pictures a cell, embedded once for each model."""
+    original, made = pictures.embed_pictures, {}
+
+    def embed(model: Any, seed: int = 0, **_: object) -> Any:
+        key = str(model.source.weights), model.source.sha256, seed
+        if key not in made:
+            made[key] = original(model, each=2, seed=seed, quiet=True)
+        return made[key]
+
+    return embed
+
+
+@pytest.fixture(scope="session")
+def load() -> Callable[..., Any]:
+    """As ours, but the bundled model is read once; other folders whenever they are named."""
+    original, bundled = clip.load, {}
+
+    def cached(name: str, pretrained: str | None = None, **options: Any) -> Any:
+        if name not in ("nsu-mini", str(mini.MODEL_FOLDER)) or pretrained:
+            return original(name, pretrained, **options)
+        key = name, *options.values()
+        if key not in bundled:
+            bundled[key] = original(name, **options)
+        return bundled[key]
+
+    return cached
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(
+    few: Callable[..., Any],
+    load: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pictures, "embed_pictures", few)
+    monkeypatch.setattr(clip, "load", load)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Options of `nsu erase` -> folder it made of nsu-mini, unmeasured; not to be changed."""
+    root = tmp_path_factory.mktemp("made")
+    model = ("--model", mini.MODEL_FOLDER)
+
+    @cache
+    def folder(*options: str) -> Path:
+        output = root / str(len(list(root.iterdir())))
+        assert nsu("erase", *model, *options, "--output", output, "--quiet").code == 0
+        return output
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two pictures in each of 4 classes x 3 domains."""
+    root = tmp_path_factory.mktemp("photos")
+    mini.write_images(
+        root, ["car", "truck", "dog", "tree"], ["photo", "sketch", "painting"], range(7000, 7002)
+    )
+    return root

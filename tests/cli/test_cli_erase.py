@@ -1,0 +1,306 @@
+"""`nsu erase`: what it prints, what it writes, for every kind of request."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+from shell import nsu, nsu_process, tree
+
+from nullspace_unlearn.data import mini
+from nullspace_unlearn.erasers import METHODS
+
+WEIGHTS = "open_clip_model.safetensors"
+REQUESTS = {
+    "global": ("--class", "car"),
+    "cell": ("--class", "car", "--domain", "sketch"),
+    "domain": ("--all-classes", "--domain", "sketch"),
+}
+
+
+def changed(folder: Path) -> list[str]:
+    before, after = (load_file(f / WEIGHTS) for f in (mini.MODEL_FOLDER, folder))
+    assert before.keys() == after.keys()
+    return [key for key in before if not np.array_equal(before[key], after[key])]
+
+
+def test_a_class_everywhere(tmp_path):
+    result = nsu("erase", "--class", "car", "--json")
+    assert (result.code, result.err) == (0, "")
+    said = result.json
+    assert said["method"] == "hull"
+    assert said["output"] == "nsu-mini-without-car"
+    assert said["certificate"]["holds"] is True
+    assert said["request"]["aliases"] == {"car": ["automobile", "sedan"]}  # of the model's folder
+    assert said["figures"]["before"]["forgotten"] > 0.9  # control: it was known
+    assert said["figures"]["after"]["forgotten"] == 0
+    assert said["figures"]["after"]["kept"] > said["figures"]["before"]["kept"] - 0.03
+    assert said["forgotten"][0] == [True] * 4 and not any(map(any, said["forgotten"][1:]))
+    folder = tmp_path / said["output"]
+    assert [p.name for p in tmp_path.iterdir()] == [folder.name]
+    assert changed(folder) == said["parameter"] == ["visual.proj"]
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    assert recipe["edits"][0]["request"] == said["request"]
+    report = json.loads((folder / "report.json").read_text())
+    assert report == {k: v for k, v in said.items() if k != "output"}
+
+
+def test_a_class_in_a_domain():
+    said = nsu("erase", "--class", "car", "--domain", "sketch", "--json").json
+    assert said["method"] == "gated" and "certificate" not in said
+    assert said["output"] == "nsu-mini-without-car-sketch"
+    car, sketch = said["after"]["classes"].index("car"), said["after"]["domains"].index("sketch")
+    assert said["after"]["accuracy"][car][sketch] == 0 < said["before"]["accuracy"][car][sketch]
+    assert said["forgotten"] == [
+        [c == car and d == sketch for d in range(4)] for c in range(len(mini.CLASSES))
+    ]
+    assert said["figures"]["after"]["same_class"] > 0.9
+    assert said["figures"]["after"]["h4"] > 0.9 * said["figures"]["ideal"]["h4"]
+
+
+def test_a_whole_domain():
+    said = nsu("erase", "--all-classes", "--domain", "sketch", "--json").json
+    assert said["output"] == "nsu-mini-without-all-sketch"
+    assert said["request"]["classes"] == [] and said["request"]["domains"] == ["sketch"]
+    before, after = said["figures"]["before"], said["figures"]["after"]
+    assert after["forgotten"] < before["forgotten"]
+    assert after["same_class"] > after["forgotten"]
+
+
+def test_the_report_for_a_reader():
+    result = nsu("erase", "--class", "car", "--class", "dog", "--domain", "sketch")
+    assert result.code == 0 and "Traceback" not in result.out + result.err
+    first, *_, last = result.out.strip().splitlines()
+    assert first.startswith("Forgot car, dog, automobile, sedan, puppy, hound in sketch with gated")
+    assert "visual.proj" in first
+    assert last == (
+        "Wrote nsu-mini-without-car-dog-sketch (load it as "
+        "local-dir:nsu-mini-without-car-dog-sketch)"
+    )
+    rows = [line for line in result.out.splitlines() if "*" in line]
+    assert [row.split()[0] for row in rows] == ["car", "dog"]  # forgotten cells are marked
+    for figure in ("forgotten", "same class", "other classes", "the rest", "H4", "ideal"):
+        assert figure in result.out
+
+
+@pytest.mark.parametrize("kind", REQUESTS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_takes_what_it_says_and_no_more(method, kind, made, tmp_path):
+    if method == "leace":
+        pytest.importorskip("concept_erasure")
+    options = (*REQUESTS[kind], "--method", method)
+    if kind in METHODS[method].paradigms:
+        folder = made(*options)
+        assert changed(folder) == ["visual.proj"]
+        recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+        assert recipe["edits"][0]["method"] == method
+        proved = {"hull": 0, "leace": 0, "nullspace": 1, "ccup": 1}  # on any edit, from weights
+        assert nsu("certify", folder).code == (proved[method] if kind == "global" else 2)
+    else:
+        result = nsu("erase", *options)
+        able = [name for name, m in METHODS.items() if kind in m.paradigms]
+        assert result.code == 2
+        assert result.err.startswith(f"nsu: method '{method}' does not forget ")
+        assert result.err.endswith(f"allowed: {', '.join(able)}\n")
+        assert not list(tmp_path.iterdir())
+
+
+def test_the_text_side_is_measured_on_the_text_side(tmp_path):
+    request = ("erase", "--class", "car", "--domain", "sketch", "--side", "text", "--output", "out")
+    said = nsu(*request, "--json").json
+    assert changed(tmp_path / "out") == said["parameter"] == ["text_projection"]
+    assert said["figures"]["after"]["forgotten"] < said["figures"]["before"]["forgotten"] - 0.5
+    measured = nsu("evaluate", "out", "--data", "nsu-mini", "--json").json
+    assert measured["accuracy"] == said["after"]["accuracy"]
+
+
+def test_what_normalising_prompts_undoes_is_said():
+    # Shorter prototypes become long again, so on this side a class everywhere is not forgotten.
+    result = nsu("erase", "--class", "car", "--side", "text", "--output", "out")
+    assert result.code == 0
+    assert "Certificate DOES NOT HOLD" in result.out
+    assert "Not forgotten: the accuracy on forgotten cells is still high." in result.out
+    assert nsu("certify", "out").code == 1
+    control = nsu("erase", "--class", "car", "--output", "visual").out
+    assert "Certificate holds" in control and "Not forgotten" not in control
+
+
+def test_aliases_are_forgotten_in_both_forms(made):
+    for option in ("cab", "car=cab", " car = cab "):
+        folder = made("--class", "car", "--alias", option)
+        (edit,) = yaml.safe_load((folder / "recipe.yaml").read_text())["edits"]
+        assert edit["request"]["aliases"]["car"] == ["cab", "automobile", "sedan"]
+    certified = nsu("certify", folder, "--json").json["certificates"]
+    assert [row["class"] for row in certified] == ["car", "cab", "automobile", "sedan"]
+    two = made("--class", "car", "--class", "dog", "--alias", "dog=mutt")
+    (edit,) = yaml.safe_load((two / "recipe.yaml").read_text())["edits"]
+    assert edit["request"]["aliases"]["dog"] == ["mutt", "puppy", "hound"]
+
+
+def test_kept_names_and_templates_reach_the_recipe(made):
+    folder = made("--class", "car", "--keep", "sedan", "--template", "my {}.", "--template", "{}")
+    (edit,) = yaml.safe_load((folder / "recipe.yaml").read_text())["edits"]
+    assert "sedan" in edit["kept"]  # and so is no alias any more
+    assert edit["request"]["aliases"] == {"car": ["automobile"]}
+    assert edit["templates"]["class"] == ["my {class}.", "{class}"]
+    plain = made("--class", "car")
+    assert not np.array_equal(
+        load_file(folder / WEIGHTS)["visual.proj"], load_file(plain / WEIGHTS)["visual.proj"]
+    )
+
+
+def test_the_class_list_comes_from_a_list_or_a_file(made, tmp_path):
+    names = ["car", "truck", "bus", "St. Bernard, the dog"]
+    (tmp_path / "names.txt").write_text("\n".join(names) + "\n\n", encoding="utf-8")
+    folder = made("--class", "car", "--classes", str(tmp_path / "names.txt"))
+    (edit,) = yaml.safe_load((folder / "recipe.yaml").read_text())["edits"]
+    assert edit["kept"] == names[1:]
+    folder = made("--class", "car", "--classes", "car, truck,bus")
+    (edit,) = yaml.safe_load((folder / "recipe.yaml").read_text())["edits"]
+    assert edit["kept"] == ["truck", "bus"]
+
+
+@pytest.fixture
+def renamed(photos, tmp_path) -> Path:
+    root = tmp_path / "renamed"
+    root.mkdir()
+    for domain in photos.iterdir():
+        folder = "art_painting" if domain.name == "painting" else domain.name
+        (root / folder).symlink_to(domain)
+    return root
+
+
+@pytest.mark.parametrize("asked", ["art_painting", "painting"])
+def test_a_domain_has_a_folder_and_a_word(asked, renamed):
+    request = ("erase", "--class", "car", "--domain", asked, "--data", renamed, "--output", "out")
+    said = nsu(*request, "--domain-word", "art_painting=painting", "--json").json
+    assert said["request"]["domains"] == ["art_painting"]
+    assert said["domains"] == {
+        "art_painting": "painting",
+        "photo": "photo",
+        "sketch": "sketch",
+    }
+    assert said["after"]["domains"] == ["art_painting", "photo", "sketch"]
+    assert said["figures"]["after"]["forgotten"] < said["figures"]["before"]["forgotten"]
+    other = nsu("inspect", *request[1:5], "--json").code
+    assert other == (0 if asked == "painting" else 2)  # control: the model knows the word alone
+
+
+def test_the_model_folder_may_carry_the_word(renamed, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in mini.MODEL_FOLDER.iterdir():
+        (folder / file.name).symlink_to(file)
+    words = json.loads((mini.MODEL_FOLDER / "vocabulary.json").read_text())
+    words["domains"] = {"photo": "photo", "art_painting": "oil painting"}
+    (folder / "vocabulary.json").unlink()
+    (folder / "vocabulary.json").write_text(json.dumps(words))
+    request = ("erase", "--model", folder, "--class", "car", "--domain", "art_painting")
+    said = nsu(*request, "--data", renamed, "--output", "out", "--json").json
+    assert said["domains"]["art_painting"] == "oil painting"
+    assert said["domains"]["sketch"] == "sketch"  # which only the data has
+    word = ("--domain-word", "art_painting=painting", "--overwrite")
+    said = nsu(*request, "--data", renamed, "--output", "out", "--json", *word).json
+    assert said["domains"]["art_painting"] == "painting"  # what the user says comes first
+
+
+def test_a_listing_says_which_images_count(photos, tmp_path):
+    files = sorted(p.relative_to(photos).as_posix() for p in photos.rglob("*7000.png"))
+    (tmp_path / "test.txt").write_text("".join(f"{file} 3\n" for file in files))
+    request = ("erase", "--class", "car", "--data", photos, "--json", "--output")
+    listed = nsu(*request, "a", "--list", tmp_path / "test.txt").json
+    assert listed["before"]["count"] == [[1] * 3] * 4
+    assert nsu(*request, "b").json["before"]["count"] == [[2] * 3] * 4
+
+
+def test_a_heatmap_is_a_picture(tmp_path):
+    from PIL import Image
+
+    pytest.importorskip("matplotlib")
+    done = nsu("erase", "--class", "car", "--output", "out", "--heatmap", "grid.png", "--quiet")
+    assert (done.code, done.out, done.err) == (0, "", "")
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert min(picture.size) > 200
+    assert {p.name for p in tmp_path.iterdir()} == {"out", "grid.png"}
+
+
+@pytest.mark.parametrize("side", ["visual", "text"])
+def test_undo_and_revert_bring_every_byte_back(side, tmp_path):
+    request = ("erase", "--class", "car", "--side", side, "--output", "out", "--quiet")
+    assert nsu(*request, "--undo", "secret").code == 0
+    before = mini.MODEL_FOLDER
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() != (before / WEIGHTS).read_bytes()
+    done = nsu("revert", "out", "secret", "--output", "back")
+    assert (done.code, done.out, done.err) == (0, "Restored back\n", "")
+    for name in (WEIGHTS, "open_clip_config.json", "vocabulary.json"):
+        assert (tmp_path / "back" / name).read_bytes() == (before / name).read_bytes()
+    again = nsu("revert", "out", "secret", "--output", "back", "--overwrite", "--json")
+    assert again.json == {"output": "back"}
+    silent = nsu("revert", "out", "secret", "--output", "back", "--overwrite", "--quiet")
+    assert (silent.code, silent.out, silent.err) == (0, "", "")
+
+
+def test_an_existing_output_is_only_replaced_on_request(made, tmp_path):
+    request = ("erase", "--class", "car", "--output", "out", "--quiet")
+    assert nsu(*request).code == 0
+    before = tree(tmp_path)
+    refused = nsu(*request, "--strength", "0.5")
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err == "nsu: output 'out' exists; name another or pass --overwrite\n"
+    assert tree(tmp_path) == before
+    assert nsu(*request, "--strength", "0.5", "--overwrite").code == 0
+    assert nsu("certify", "out").code == 1  # it was replaced
+
+
+def test_strength_scales_the_change(made):
+    original, full, half = (
+        load_file(folder / WEIGHTS)["visual.proj"].astype(np.float64)
+        for folder in (
+            mini.MODEL_FOLDER,
+            made("--class", "car"),
+            made("--class", "car", "--strength", "0.5"),
+        )
+    )
+    np.testing.assert_allclose(half - original, (full - original) / 2, atol=1e-6)
+    assert np.abs(full - original).max() > 1e-2  # control
+
+
+def test_the_same_request_twice_gives_the_same_bytes(tmp_path):
+    for name in "ab":
+        assert nsu("erase", "--class", "car", "--output", name, "--quiet").code == 0
+    for file in (WEIGHTS, "recipe.yaml", "open_clip_config.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_an_edited_folder_can_be_edited_again(made, tmp_path):
+    first = made("--class", "car")
+    done = nsu("erase", "--model", first, "--class", "dog", "--output", "out", "--quiet")
+    assert done.code == 0
+    grid = nsu("evaluate", "out", "--data", "nsu-mini", "--json").json
+    recall = {c: sum(row) / 4 for c, row in zip(grid["classes"], grid["accuracy"], strict=True)}
+    assert recall["dog"] == 0 and recall["car"] < 0.1 and recall["tree"] > 0.9
+
+
+def test_stock_open_clip_sees_what_nsu_evaluate_prints(made, photos):
+    folders = [made("--class", "car"), made("--class", "car", "--domain", "sketch")]
+    said = [nsu("evaluate", folder, "--data", photos, "--json").json for folder in folders]
+    assert said[0]["accuracy"] != said[1]["accuracy"]  # control
+    script = Path(__file__).with_name("stock_accuracy.py")
+    inputs = [json.dumps(said[0][key]) for key in ("templates", "classes")]
+    command = [sys.executable, script, photos, *inputs, *folders]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [one["accuracy"] for one in said]
+
+
+def test_as_a_process_of_its_own(photos, tmp_path):
+    request = ("erase", "--class", "car", "--data", photos, "--output", "out", "--json")
+    done = nsu_process(*request, cwd=tmp_path)
+    assert done.code == 0 and done.err == ""
+    assert done.json["figures"]["after"]["forgotten"] == 0 < done.json["figures"]["after"]["kept"]
+    assert (tmp_path / "out" / WEIGHTS).exists()

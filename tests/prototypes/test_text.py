@@ -1,0 +1,136 @@
+"""Prototypes: normalise, mean, normalise; each distinct prompt encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from nullspace_unlearn.prototypes import (
+    DOMAIN_WORDS,
+    cell_prototypes,
+    class_prototypes,
+    imagenet_names,
+    near_synonyms,
+    prompt_features,
+)
+
+DIM = 7
+NAMES = ("car", "dog", "tea pot")
+TEMPLATES = ("a {class}.", "the {class}", "{class}: {class} once")
+
+
+class Encoder:
+    """One random vector of random length a prompt."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.calls: list[list[str]] = []
+        self.known: dict[str, np.ndarray] = {}
+        self.dtype = dtype
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        self.calls.append(list(texts))
+        random = np.random.default_rng(len(self.known))
+        for text in texts:
+            if text not in self.known:
+                self.known[text] = random.normal(size=DIM) * random.uniform(0.1, 30)
+        return torch.from_numpy(np.stack([self.known[text] for text in texts])).to(self.dtype)
+
+
+def by_hand(encoder: Encoder, prompts: list[str]) -> np.ndarray:
+    total = np.zeros(DIM)
+    for prompt in prompts:
+        vector = encoder.known[prompt].astype(np.float32).astype(np.float64)
+        total += vector / np.sqrt((vector**2).sum())
+    return total / np.sqrt((total**2).sum())
+
+
+def test_a_class_is_normalised_averaged_and_normalised():
+    encoder = Encoder()
+    rows = class_prototypes(encoder, NAMES, TEMPLATES)
+    assert rows.shape == (3, DIM) and rows.dtype == torch.float64
+    plain = []
+    for name, row in zip(NAMES, rows.numpy(), strict=True):
+        prompts = [f"a {name}.", f"the {name}", f"{name}: {name} once"]
+        np.testing.assert_allclose(row, by_hand(encoder, prompts), rtol=1e-12)
+        mean = np.mean([encoder.known[prompt] for prompt in prompts], 0)
+        plain.append(mean / np.linalg.norm(mean))
+    assert not np.allclose(rows.numpy(), plain, rtol=1e-2)  # control: lengths must not weigh
+
+
+def test_a_cell_names_its_domain():
+    encoder = Encoder()
+    templates = ("a {domain} of a {class}.", "{class}, {domain}")
+    cells = cell_prototypes(encoder, NAMES, ("photo", "oil painting"), templates)
+    assert cells.shape == (3, 2, DIM) and cells.dtype == torch.float64
+    for c, name in enumerate(NAMES):
+        for d, word in enumerate(("photo", "oil painting")):
+            expected = by_hand(encoder, [f"a {word} of a {name}.", f"{name}, {word}"])
+            np.testing.assert_allclose(cells[c, d].numpy(), expected, rtol=1e-12)
+
+
+def test_each_distinct_prompt_is_encoded_once():
+    encoder = Encoder()
+    names, templates = ("car", "dog", "car"), ("a {class}.", "a {class}.", "my {class}.")
+    features = prompt_features(encoder, names, templates)
+    assert encoder.calls == [["a car.", "my car.", "a dog.", "my dog."]]
+    assert features.shape == (3, 3, DIM)
+    assert torch.equal(features[0], features[2]) and torch.equal(features[:, 0], features[:, 1])
+    assert not torch.equal(features[0], features[1])
+    torch.testing.assert_close(features.norm(dim=-1), torch.ones(3, 3, dtype=torch.float64))
+    # A template given twice weighs twice.
+    weighed = by_hand(encoder, ["a car.", "a car.", "my car."])
+    rows = class_prototypes(encoder, ("car",), templates)
+    np.testing.assert_allclose(rows[0].numpy(), weighed, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_whatever_precision_the_tower_has_prototypes_are_float64_units(dtype):
+    rows = class_prototypes(Encoder(dtype), NAMES, TEMPLATES)
+    assert rows.dtype == torch.float64
+    torch.testing.assert_close(rows.norm(dim=-1), torch.ones(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_broken_text_tower_is_named(bad):
+    encoder = Encoder()
+    class_prototypes(encoder, NAMES, TEMPLATES)  # control
+    encoder.known["the dog"][3] = bad
+    with pytest.raises(ValueError, match="text features"):
+        class_prototypes(encoder, NAMES, TEMPLATES)
+
+
+def test_names_with_braces_are_only_names():
+    encoder = Encoder()
+    class_prototypes(encoder, ("{x} {", "{0}"), ("a {class}.",))
+    assert encoder.calls == [["a {x} {.", "a {0}."]]
+
+
+def test_imagenet_names_are_unique_and_in_order():
+    from open_clip import IMAGENET_CLASSNAMES
+
+    names = imagenet_names()
+    assert len({name.casefold() for name in names}) == len(names)
+    assert {name.casefold() for name in names} == {n.casefold() for n in IMAGENET_CLASSNAMES}
+    assert len(names) < len(IMAGENET_CLASSNAMES) == 1000  # two classes share a name
+    assert set(names) <= set(IMAGENET_CLASSNAMES)
+    assert names[:3] == tuple(IMAGENET_CLASSNAMES[:3])
+    assert len(set(DOMAIN_WORDS)) == len(DOMAIN_WORDS) == 4
+
+
+def test_near_synonyms_by_the_rule_in_plain_numpy():
+    random = np.random.default_rng(0)
+    names = random.normal(size=(60, DIM)) + 1.5  # all names share a direction, as CLIP's do
+    forget = names[:2] + random.normal(size=(2, DIM)) * 0.1
+    rows = names / np.linalg.norm(names, axis=1, keepdims=True)
+    gone = forget / np.linalg.norm(forget, axis=1, keepdims=True)
+    typical = np.mean([1 - a @ b for a in rows for b in rows])
+    expected = [min(1 - row @ g for g in gone) < typical / 4 for row in rows]
+    found = near_synonyms(torch.from_numpy(forget), torch.from_numpy(names))
+    assert found.tolist() == expected
+    assert expected[:2] == [True, True] and 2 <= sum(expected) < 40
+    scaled = near_synonyms(torch.from_numpy(5 * forget), torch.from_numpy(names) / 3)
+    assert scaled.tolist() == expected  # lengths do not matter

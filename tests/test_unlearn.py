@@ -1,0 +1,315 @@
+"""From a request to an edit: which names, which words, which method, and what it does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import nullspace_unlearn as nsu
+from nullspace_unlearn.clip import Clip
+from nullspace_unlearn.data import mini
+from nullspace_unlearn.erasers import METHODS
+from nullspace_unlearn.evaluate.compare import compare
+from nullspace_unlearn.evaluate.pictures import embed_pictures
+from nullspace_unlearn.evaluate.zeroshot import predict
+from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.prototypes import class_prototypes, imagenet_names
+from nullspace_unlearn.unlearn import certify, erase, plan
+from nullspace_unlearn.words import Words
+
+DIM = 64
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return nsu.load("nsu-mini", device="cpu")
+
+
+@dataclass(frozen=True, eq=False)
+class Named(Clip):
+    """A model whose prompt features are one random vector a word, near for what is said to be."""
+
+    near: Mapping[str, str] = field(default_factory=dict)
+    prompts: list[str] = field(default_factory=list)
+
+    def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        self.prompts.extend(texts)
+        return torch.stack([self.vector(text) for text in texts])
+
+    def vector(self, text: str) -> Tensor:
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+        own = torch.randn(DIM, generator=torch.Generator().manual_seed(seed))
+        if text not in self.near:
+            return own
+        return self.vector(self.near[text]) + 0.3 * own
+
+
+def named(clip: Clip, near: Mapping[str, str] | None = None, words: Words | None = None) -> Named:
+    parts = {f.name: getattr(clip, f.name) for f in fields(Clip)}
+    return Named(**{**parts, "words": words}, near=near or {})
+
+
+TEMPLATES = ("{class}",)
+OWN = Words(
+    classes=("ox", "yak", "emu"),
+    domains={"photo": "photo", "art_painting": "painting"},
+    class_templates=TEMPLATES,
+    aliases={"ox": ("bull", "yak"), "yak": ("bull", "dri")},
+)
+
+
+def test_the_users_list_comes_before_the_folders_and_that_before_imagenet(clip):
+    carrying, bare = named(clip, words=OWN), named(clip)
+    listed = plan(carrying, Forget(["ox"]), classes=["ox", "hen"])
+    assert listed.keep == ("hen",)
+    assert plan(carrying, Forget(["ox"])).keep == ("yak", "emu")
+    kept = plan(bare, Forget(["ox"]), templates=TEMPLATES).keep
+    assert set(kept) == {name for name in imagenet_names() if name.casefold() != "ox"}
+    # Kept names join any of them, once each, in order.
+    assert plan(carrying, Forget(["ox"], keep=["cow", "emu"])).keep == ("yak", "emu", "cow")
+    assert plan(bare, Forget(["ox"], keep=["zo"]), templates=TEMPLATES).keep[-1] == "zo"
+
+
+def test_what_is_forgotten_need_not_be_in_imagenet_but_in_a_list(clip):
+    carrying, bare = named(clip, words=OWN), named(clip)
+    assert plan(bare, Forget(["flux capacitor"])).forget.names == ("flux capacitor",)
+    with pytest.raises(ValueError, match="'cow' is not in the class list: ox, yak, emu"):
+        plan(carrying, Forget(["cow"]))
+
+
+def test_near_synonyms_go_too_and_are_listed(clip):
+    near = {"goldfish": "car", "ostrich": "car", "hen": "dog"}
+    model = named(clip, near)
+    made = plan(model, Forget(["car"]), templates=TEMPLATES)
+    # The rule in plain numpy: 1 - cos less than a quarter of the mean over pairs of names.
+    names = [name for name in imagenet_names() if name.casefold() != "car"]
+    rows = np.stack([model.vector(name).double().numpy() for name in names])
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    car = model.vector("car").double().numpy()
+    far = 1 - rows @ (car / np.linalg.norm(car))
+    close = far < 0.25 * (1 - (rows @ rows.T).mean())
+    assert made.synonyms == tuple(n for n, c in zip(names, close, strict=True) if c)
+    assert set(made.synonyms) == {"goldfish", "ostrich"}
+    assert made.keep == tuple(n for n in names if n not in made.synonyms)
+    assert len(made.keep) == len(made.keep_rows)
+    # A name the user keeps stays, and a list of the user's own is taken as it is.
+    asked = plan(model, Forget(["car"], keep=["ostrich"]), templates=TEMPLATES)
+    assert asked.synonyms == ("goldfish",) and "ostrich" in asked.keep
+    listed = plan(model, Forget(["car"]), templates=TEMPLATES, classes=["car", "ostrich", "dog"])
+    assert listed.synonyms == () and listed.keep == ("ostrich", "dog")
+
+
+def test_a_cell_request_keeps_the_nearest_of_a_bundled_vocabulary(clip):
+    model = named(clip, {"ostrich": "car"})
+    request = Forget(["car"], ["photo"], keep=["hen"])
+    made = plan(model, request, templates=TEMPLATES)
+    everything = plan(model, Forget(["car"]), templates=TEMPLATES)
+    nearness = dict(
+        zip(everything.keep, (everything.keep_rows @ everything.forget_rows.mT)[:, 0], strict=True)
+    )
+    nearest = sorted(nearness, key=lambda name: -nearness[name])[:64]
+    assert set(made.keep) == {*nearest, "hen"} and made.synonyms == ("ostrich",)
+    rows = class_prototypes(model, made.keep, TEMPLATES)
+    torch.testing.assert_close(made.keep_rows, rows)
+    assert made.words.classes[0] in {"car", *made.keep}
+    assert set(made.words.classes) == {"car", *made.keep}
+
+
+def test_aliases_of_the_folder_join_those_of_the_user(clip):
+    model = named(clip, words=OWN)
+    # yak is a class of its own, so forgetting ox does not take it along.
+    assert plan(model, Forget(["ox"])).forget.names == ("ox", "bull")
+    made = plan(model, Forget(["ox"], aliases={"ox": ["zebu"]}))
+    assert made.forget.aliases == {"ox": ("zebu", "bull")}
+    assert len(made.forget_rows) == 3
+    assert plan(model, Forget(["ox"], keep=["bull"])).forget.names == ("ox",)
+    # An alias that two classes share is forgotten once.
+    assert plan(model, Forget(["ox", "yak"])).forget.names == ("ox", "yak", "bull", "dri")
+
+
+@pytest.mark.parametrize("asked", ["art_painting", "painting"])
+def test_a_domain_goes_by_its_key_or_its_word(asked, clip):
+    made = plan(named(clip, words=OWN), Forget(["ox"], [asked]))
+    assert made.forget.domains == ("art_painting",)
+    assert made.mask.tolist() == [[False, True], [False, False], [False, False]]
+
+
+def test_domains_of_the_request_of_the_folder_and_by_default(clip):
+    carrying, bare = named(clip, words=OWN), named(clip)
+    given = plan(carrying, Forget(["ox"], ["drawing"]), domains={"quickdraw": "drawing", "p": "p"})
+    assert given.forget.domains == ("quickdraw",)
+    default = plan(bare, Forget(["car"], ["watercolour"]), classes=["car", "dog"])
+    assert tuple(default.words.domains) == ("photo", "painting", "cartoon", "sketch", "watercolour")
+    with pytest.raises(ValueError, match="unknown domain 'watercolour'; known: photo, art_paint"):
+        plan(carrying, Forget(["ox"], ["watercolour"]))
+    with pytest.raises(ValueError, match="every known domain"):
+        plan(carrying, Forget(["ox"], ["photo", "painting"]))
+    with pytest.raises(ValueError, match="domain named twice"):
+        plan(carrying, Forget(["ox"], ["art_painting", "painting"]))
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        (Forget(["ox"]), "hull"),
+        (Forget(["ox"], ["photo"]), "gated"),
+        (Forget(domains=["photo"]), "gated"),
+    ],
+)
+def test_each_kind_of_request_has_its_method(request_, expected, clip):
+    model = named(clip, words=OWN)
+    assert plan(model, request_).method == expected
+    for name, method in METHODS.items():
+        if request_.paradigm in method.paradigms:
+            assert plan(model, request_, method=name).method == name
+        else:
+            with pytest.raises(ValueError, match=f"method '{name}' does not forget"):
+                plan(model, request_, method=name)
+    with pytest.raises(ValueError, match="unknown method 'magic'; allowed: hull, gated"):
+        plan(model, request_, method="magic")
+
+
+def test_a_class_list_of_what_is_forgotten_keeps_nothing(clip):
+    with pytest.raises(ValueError, match="nothing is kept"):
+        plan(clip, Forget(["car"]), classes=["car"])
+
+
+REQUESTS = {
+    "global": Forget(["car", "dog"], aliases={"car": ["cab"]}, keep=["sedan"]),
+    "cell": Forget(["car", "dog"], ["sketch", "photo"], aliases={"car": ["cab"]}),
+    "domain": Forget(domains=["sketch"]),
+}
+
+
+@pytest.mark.parametrize("kind", REQUESTS)
+def test_the_provenance_makes_the_same_edit_again(kind, clip):
+    edit = erase(clip, REQUESTS[kind])
+    said = json.loads(json.dumps(dict(edit.provenance), allow_nan=False))
+    assert said == dict(edit.provenance)  # plain values: lists, not tuples
+    assert (
+        said["request"]["aliases"].get("car", [])
+        == {
+            "global": ["cab", "automobile"],
+            "cell": ["cab", "automobile", "sedan"],
+            "domain": [],
+        }[kind]
+    )
+    again = erase(
+        clip,
+        Forget(**said["request"]),
+        domains=said["domains"],
+        templates=said["templates"]["class"],
+        method=said["method"],
+        strength=said["strength"],
+    )
+    assert torch.equal(again.read, edit.read) and torch.equal(again.write, edit.write)
+    assert dict(again.provenance) == said
+    other = erase(clip, replace(REQUESTS[kind], keep=("lorry",)))  # control
+    assert other.provenance["kept"] != said["kept"]
+
+
+@pytest.mark.parametrize("kind", REQUESTS)
+@pytest.mark.parametrize("strength", [1e-3, 0.5, 2.0])
+def test_strength_scales_the_edit(kind, strength, clip):
+    whole, part = erase(clip, REQUESTS[kind]), erase(clip, REQUESTS[kind], strength=strength)
+    z = torch.randn(5, clip.dim, dtype=torch.float64)
+    torch.testing.assert_close(part.apply(z) - z, strength * (whole.apply(z) - z))
+    assert part.provenance["strength"] == strength
+
+
+@pytest.mark.parametrize("strength", [0, -1, 2.01, float("nan"), float("inf")])
+def test_strength_has_a_range(strength, clip):
+    with pytest.raises(ValueError, match=r"strength must lie in \(0, 2\]"):
+        erase(clip, Forget(["car"]), strength=strength)
+
+
+def test_a_plan_is_taken_as_made(clip):
+    made = plan(clip, Forget(["car"]), method="nullspace")
+    assert torch.equal(erase(clip, made).read, erase(clip, made.forget, method="nullspace").read)
+    with pytest.raises(ValueError, match="a plan is already made; classes, method go to plan"):
+        erase(clip, made, classes=["car", "dog"], method="hull")
+
+
+def test_only_distinct_prompts_of_what_is_needed_are_encoded(clip):
+    model = named(clip, words=OWN)
+    plan(model, Forget(["ox"]))
+    assert sorted(model.prompts) == ["bull", "emu", "ox", "yak"]
+
+
+@pytest.fixture(scope="module")
+def pictures(clip):
+    return embed_pictures(clip, each=6, seed=77, quiet=True)
+
+
+@pytest.mark.parametrize(("class_", "domain"), [("dog", "sketch"), ("truck", "painting")])
+def test_a_forgotten_cell_falls_and_the_others_stay(class_, domain, clip, pictures):
+    made = plan(clip, Forget([class_], [domain]))
+    edit = erase(clip, made)
+    edited = edit.fold(clip)
+    # Encoded again by the edited network, and counted by hand.
+    again = embed_pictures(edited, each=6, seed=77, quiet=True)
+    text = class_prototypes(clip, mini.CLASSES, made.words.class_templates).float()
+    here = (again.labels == mini.CLASSES.index(class_)) & (
+        again.domains == mini.DOMAINS.index(domain)
+    )
+    accuracy = {}
+    for name, embeddings in (("before", pictures.embeddings), ("after", again.embeddings)):
+        right = predict(embeddings, text) == again.labels
+        accuracy[name] = float(right[here].double().mean()), float(right[~here].double().mean())
+    assert accuracy["before"][0] > 0.8  # control: untouched, it is known
+    assert accuracy["after"][0] <= 0.2
+    assert accuracy["after"][1] > accuracy["before"][1] - 0.03
+    # What `nsu erase` reports from cached features is the same.
+    found = compare(
+        clip, edited, edit, "visual", pictures, made.forget, made.words.class_templates
+    ).figures
+    for name in accuracy:
+        assert found[name]["forgotten"] == pytest.approx(accuracy[name][0])
+        assert found[name]["kept"] == pytest.approx(accuracy[name][1])
+
+
+def test_a_class_everywhere_is_forgotten_with_proof(clip, pictures):
+    made = plan(clip, Forget(["car"]))
+    edited = erase(clip, made).fold(clip)
+    names = ("car", "automobile", "sedan")
+    proof = certify(edited, names, made.keep, made.words.class_templates)
+    assert proof.holds.all()
+    assert not certify(clip, names, made.keep, made.words.class_templates).holds.any()  # control
+    again = embed_pictures(edited, each=6, seed=77, quiet=True)
+    text = class_prototypes(clip, mini.CLASSES, made.words.class_templates).float()
+    predicted = predict(again.embeddings, text)
+    assert not (predicted == mini.CLASSES.index("car")).any()
+    assert (predict(pictures.embeddings, text) == mini.CLASSES.index("car")).any()
+
+
+def test_on_the_text_side_normalised_prompts_are_what_is_certified(clip):
+    made = plan(clip, Forget(["car"]))
+    edited = erase(clip, made).fold(clip, "text")
+    templates = made.words.class_templates
+    proof = certify(edited, made.forget.names, made.keep, templates)
+    # Scores use unit prototypes, which lie on a sphere and in no hull of others.
+    assert not proof.holds.any()
+    rows = class_prototypes(edited, made.forget.names, templates)
+    assert torch.allclose(rows.norm(dim=-1), torch.ones(len(rows), dtype=rows.dtype))
+
+
+def test_the_example_of_the_readme(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    clip = nsu.load("nsu-mini")
+    edit = nsu.erase(clip, nsu.Forget(classes=["car"], domains=["sketch"]))
+    edit.fold(clip).save("out/")
+
+    again = nsu.load("out/")
+    assert again.words == clip.words
+    picture = clip.preprocess(mini.render("car", "sketch", 1))[None].to(clip.device)
+    expected = edit.apply(clip.encode_image(picture))
+    torch.testing.assert_close(again.encode_image(picture), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(expected, clip.encode_image(picture), rtol=1e-4, atol=1e-4)
