@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -101,10 +102,19 @@ data_options: Callable[[_Command], _Command] = _all(
                  help="Which bundled pictures are drawn."),
 )  # fmt: skip
 
+
+def _no_bars(_: click.Context, __: click.Parameter, quiet: bool) -> bool:
+    # Read by tqdm when it is imported, which no command has done while it parses.
+    if quiet:
+        os.environ["TQDM_DISABLE"] = "1"
+    return quiet
+
+
 output_options: Callable[[_Command], _Command] = _all(
-    click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else."),
-    click.option("--quiet", is_flag=True, help="No progress bars, no report."),
-)
+    click.option("--json", "as_json", is_flag=True, callback=_no_bars,
+                 help="Print JSON on stdout, and nothing else."),
+    click.option("--quiet", is_flag=True, callback=_no_bars, help="No progress bars, no report."),
+)  # fmt: skip
 
 
 def pairs(option: str, values: tuple[str, ...]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from nullspace_unlearn import words as vocabulary
 from nullspace_unlearn.clip import projection as projections
@@ -25,6 +26,8 @@ CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAME = "open_clip_model.safetensors"
 BUNDLED = "nsu-mini"
 """Name of the model that comes with the package."""
+
+_MANY = 1000  # prompts
 
 
 @dataclass(frozen=True)
@@ -136,9 +139,12 @@ class Clip:
             raise ValueError(f"texts must be a list of strings, got the string {texts!r}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        starts = range(0, len(texts), batch_size)
+        # A bar where it takes long and somebody looks: None asks whether stderr is a terminal.
+        hidden = None if len(texts) > _MANY else True
         parts = [
             self._embed(encode_prompts, self.model, self.tokenizer(list(texts[i : i + batch_size])))
-            for i in range(0, len(texts), batch_size)
+            for i in tqdm(starts, desc="encoding prompts", disable=hidden, leave=False)
         ]
         return torch.cat(parts) if parts else torch.empty(0, self.dim, device=self.device)
 
