@@ -43,6 +43,7 @@ class Plan:
             same as something forgotten; they go with it.
         words: Classes (forgotten and kept), domains and templates in use.
         method: The eraser.
+        side: The tower to edit.
         forget_rows: `[m, dim]` text prototypes of the forgotten names, float64.
         keep_rows: `[n, dim]` text prototypes of the kept names.
     """
@@ -52,6 +53,7 @@ class Plan:
     synonyms: tuple[str, ...]
     words: Words
     method: str
+    side: Side
     forget_rows: Float[Tensor, "m dim"]
     keep_rows: Float[Tensor, "n dim"]
 
@@ -69,6 +71,7 @@ def plan(
     domains: Mapping[str, str] | None = None,
     templates: Sequence[str] | None = None,
     method: str | None = None,
+    side: Side = "visual",
 ) -> Plan:
     """Resolve a request: vocabulary, aliases, near-synonyms, domain words, method.
 
@@ -81,6 +84,7 @@ def plan(
             folder carries, else photo, painting, cartoon, sketch and any that the request names.
         templates: Class templates in place of the folder's or the default ones.
         method: The eraser's name; absent means the first one that takes such a request.
+        side: The tower whose projection the edit will be folded into.
 
     Returns:
         The plan; nothing has been edited.
@@ -99,7 +103,7 @@ def plan(
     )
     bundled = not words.classes
     forget = _with_aliases(_with_domain_keys(forget, words), words)
-    method = _method(method, forget)
+    method = _method(method, forget, side)
     names = words.classes or imagenet_names()
     if not bundled:
         _check_known(forget.classes, names)
@@ -140,6 +144,7 @@ def plan(
             words.aliases,
         ),
         method=method,
+        side=side,
         forget_rows=forget_rows,
         keep_rows=keep_rows,
     )
@@ -158,7 +163,7 @@ def erase(
         clip: The model; it is not changed (see `Edit.fold`).
         forget: The request, or a plan made from it.
         strength: Scales the edit; 1 is the edit as derived, at most 2.
-        **choices: As for `plan`: classes, domains, templates, method.
+        **choices: As for `plan`: classes, domains, templates, method, side.
 
     Returns:
         A joint edit, float64 on the model's device; its provenance tells how it came to be.
@@ -191,6 +196,8 @@ def _erase(clip: Clip, made: Plan) -> Edit:
         match method:
             case "hull":
                 return erasers.hull(made.forget_rows, made.keep_rows)
+            case "avert":
+                return erasers.avert(made.forget_rows, made.keep_rows)
             case "ccup":
                 return erasers.ccup(made.forget_rows, made.keep_rows)
             case "leace":
@@ -233,8 +240,12 @@ def _domains(base: Words, given: Mapping[str, str] | None, forget: Forget) -> Ma
     return {word: word for word in (*DOMAIN_WORDS, *forget.domains)}
 
 
-def _method(asked: str | None, forget: Forget) -> str:
-    able = [name for name, m in METHODS.items() if forget.paradigm in m.paradigms]
+def _method(asked: str | None, forget: Forget, side: Side) -> str:
+    able = [
+        name
+        for name, method in METHODS.items()
+        if forget.paradigm in method.paradigms and side in method.sides
+    ]
     if asked is None:
         return able[0]
     if asked not in METHODS:
@@ -242,8 +253,8 @@ def _method(asked: str | None, forget: Forget) -> str:
     if asked not in able:
         what = {"global": "a class everywhere", "cell": "a class in some domains"}
         raise ValueError(
-            f"method {asked!r} does not forget {what.get(forget.paradigm, 'whole domains')}; "
-            f"allowed: {', '.join(able)}"
+            f"method {asked!r} does not forget {what.get(forget.paradigm, 'whole domains')} on the "
+            f"{side} side; allowed: {', '.join(able)}"
         )
     return asked
 
@@ -308,18 +319,17 @@ def certify(
     return _certify(clip, *(class_prototypes(clip, n, templates) for n in (forgotten, kept)))
 
 
-def certify_plan(edited: Clip, made: Plan, side: Side) -> Certificate:
+def certify_plan(edited: Clip, made: Plan) -> Certificate:
     """The same for a plan just carried out; an untouched text tower need not encode again.
 
     Args:
         edited: The edited model.
         made: The plan its edit was made from.
-        side: The tower that was edited.
 
     Returns:
         One convex combination and one violation a forgotten name, over `made.keep`.
     """
-    if side == "text":
+    if made.side == "text":
         return certify(edited, made.forget.names, made.keep, made.words.class_templates)
     return _certify(edited, made.forget_rows, made.keep_rows)
 

@@ -167,13 +167,16 @@ def test_domains_of_the_request_of_the_folder_and_by_default(clip):
 def test_each_kind_of_request_has_its_method(request_, expected, clip):
     model = named(clip, words=OWN)
     assert plan(model, request_).method == expected
+    on_text = "avert" if request_.paradigm == "global" else expected
+    assert plan(model, request_, side="text").method == on_text
     for name, method in METHODS.items():
-        if request_.paradigm in method.paradigms:
-            assert plan(model, request_, method=name).method == name
-        else:
-            with pytest.raises(ValueError, match=f"method '{name}' does not forget"):
-                plan(model, request_, method=name)
-    with pytest.raises(ValueError, match="unknown method 'magic'; allowed: hull, gated"):
+        for side in ("visual", "text"):
+            if request_.paradigm in method.paradigms and side in method.sides:
+                assert plan(model, request_, method=name, side=side).method == name
+            else:
+                with pytest.raises(ValueError, match=f"method '{name}' does not forget"):
+                    plan(model, request_, method=name, side=side)
+    with pytest.raises(ValueError, match="unknown method 'magic'; allowed: hull, avert"):
         plan(model, request_, method="magic")
 
 

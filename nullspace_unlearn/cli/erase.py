@@ -96,7 +96,7 @@ def erase(
     started = time.perf_counter()
     clip = options.load_model(model, pretrained, device, precision)
     loaded = time.perf_counter()
-    plan = options.make_plan(clip, forget, found, classes, template, words, method)
+    plan = options.make_plan(clip, forget, found, classes, template, words, method, side)
     edit = unlearn.erase(clip, plan, strength=strength)
     edited = edit.fold(clip, side)
     done = time.perf_counter()
@@ -107,7 +107,7 @@ def erase(
         "seconds": {"load": loaded - started, "erase": done - loaded},
     }
     if METHODS[plan.method].certified:
-        result["certificate"] = _certificate(unlearn.certify_plan(edited, plan, side), plan)
+        result["certificate"] = _certificate(unlearn.certify_plan(edited, plan), plan)
     comparison = None
     if found is not None:
         features = options.embed_data(clip, found, batch_size, num_workers, seed, quiet or as_json)

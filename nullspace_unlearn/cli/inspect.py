@@ -46,7 +46,7 @@ def inspect(
     words = options.pairs("--domain-word", domain_word)
     clip = options.load_model(model, pretrained, device, precision)
     parameter = clip.projection(side)
-    plan = options.make_plan(clip, forget, None, classes, template, words, method)
+    plan = options.make_plan(clip, forget, None, classes, template, words, method, side)
     edit = unlearn.erase(clip, plan, strength=strength)
     cosine = (plan.keep_rows @ plan.forget_rows.mT).amax(-1)
     order = cosine.argsort(descending=True)[:top].tolist() if forget.classes else []

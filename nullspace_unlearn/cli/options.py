@@ -17,6 +17,7 @@ import click
 
 if TYPE_CHECKING:
     from nullspace_unlearn.clip import Clip
+    from nullspace_unlearn.edit import Side
     from nullspace_unlearn.evaluate.features import Features
     from nullspace_unlearn.forget import Forget
     from nullspace_unlearn.unlearn import Plan
@@ -296,6 +297,7 @@ def make_plan(
     template: tuple[str, ...],
     domain_word: Mapping[str, str],
     method: str | None,
+    side: Side,
 ) -> Plan:
     """Resolve the request.
 
@@ -318,6 +320,7 @@ def make_plan(
         domains=_domain_words(clip, words, domain_word),
         templates=template or None,
         method=method,
+        side=side,
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nullspace_unlearn.edit import Side
+from nullspace_unlearn.erasers.avert import avert
 from nullspace_unlearn.erasers.ccup import ccup
 from nullspace_unlearn.erasers.gated import gated
 from nullspace_unlearn.erasers.hull import hull
@@ -11,7 +13,7 @@ from nullspace_unlearn.erasers.leace import leace
 from nullspace_unlearn.erasers.nullspace import nullspace
 from nullspace_unlearn.forget import Paradigm
 
-__all__ = ["METHODS", "Method", "ccup", "gated", "hull", "leace", "nullspace"]
+__all__ = ["METHODS", "Method", "avert", "ccup", "gated", "hull", "leace", "nullspace"]
 
 
 @dataclass(frozen=True)
@@ -21,21 +23,24 @@ class Method:
     Attributes:
         paper: Where it comes from.
         paradigms: Which kinds of request it takes.
+        sides: Which towers its edits are for.
         certified: Whether its edits carry a certificate.
     """
 
     paper: str
     paradigms: tuple[Paradigm, ...]
+    sides: tuple[Side, ...] = ("visual", "text")
     certified: bool = False
 
 
 _ALL: tuple[Paradigm, ...] = ("global", "cell", "domain")
 
 METHODS = {
-    "hull": Method("this project", ("global",), certified=True),
+    "hull": Method("this project", ("global",), ("visual",), certified=True),
+    "avert": Method("this project", ("global",), ("text",)),
     "gated": Method("this project", ("cell", "domain")),
     "nullspace": Method("arXiv 2512.14113", _ALL),
     "ccup": Method("arXiv 2512.14137", _ALL),
     "leace": Method("arXiv 2306.03819", _ALL),
 }
-"""The methods by name; the first that takes a request's paradigm is the default for it."""
+"""The methods by name; the first that takes a request's paradigm and side is the default for it."""

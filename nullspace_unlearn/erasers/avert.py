@@ -1,0 +1,73 @@
+"""Avert: turn a name's text prototype away from every image, for edits of the text side."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nullspace_unlearn.edit import Edit
+from nullspace_unlearn.linalg import as_float64, leading_basis, regularised, solve_definite
+
+
+def avert(
+    forget: Float[Tensor, "*batch m dim"],
+    keep: Float[Tensor, "*batch_or_none n dim"],
+    *,
+    ridge: float = 0.003,
+    away: float = 0.5,
+) -> Edit:
+    """Move forgotten text prototypes to the far side of the origin, kept ones hardly at all.
+
+    Text features are normalised after their projection, which undoes whatever makes a prototype
+    shorter: one that was moved into the hull of the kept ones (`hull`) is stretched out of it
+    again. What survives normalising is a direction. Names share a large common part that every
+    image has some of, so a forgotten prototype is sent the other way, to `-away · mean(keep)`,
+    where it scores below the others. With `D` an orthonormal basis of the displacements
+    `t_c + away · mean(keep)` and `S = R Rᵀ/n + ridge · tr/dim · I` (about the origin: here also a
+    shift that all kept names share would change scores)
+
+        read = D,   write = S⁻¹D (Dᵀ S⁻¹ D)⁻¹
+
+    moves the kept prototypes least, in the mean square, of all edits that move the forgotten ones
+    there. There is no certificate: an image that scores below 0 with every kept name may yet be
+    given a forgotten one.
+
+    Args:
+        forget: `[*batch, m, dim]` unit text prototypes.
+        keep: `[n, dim]` shared by the batch, or `[*batch, n, dim]`: unit text prototypes that stay.
+        ridge: Relative ridge of the write metric, above 0.
+        away: How far past the origin, above 0.
+
+    Returns:
+        An edit of rank at most m for the text side (`Edit.fold(clip, "text")`), float64.
+
+    Raises:
+        ValueError: If prototypes are not finite, dimensions differ, a number is out of range,
+            nothing is kept, or the displacements span the whole space.
+    """
+    f, r = as_float64("forget", forget), as_float64("keep", keep)
+    if f.ndim < 2 or f.shape[-2] == 0 or r.ndim not in (2, f.ndim) or r.shape[-2] == 0:
+        raise ValueError(
+            "expected forget [*batch, m, dim] and keep [n, dim] or [*batch, n, dim], none of them "
+            f"empty, got {list(f.shape)} and {list(r.shape)}"
+        )
+    if f.shape[-1] != r.shape[-1]:
+        raise ValueError(f"forget has {f.shape[-1]} dimensions and keep {r.shape[-1]}")
+    if not ridge > 0 or not away > 0:
+        raise ValueError(f"ridge and away must be above 0, got {ridge} and {away}")
+    basis, _ = leading_basis(f + away * r.mean(-2, keepdim=True))
+    if basis.shape[-1] == basis.shape[-2]:
+        raise ValueError("the edit would remove everything: the displacements span the whole space")
+    second_moment = regularised(r.mT @ r / r.shape[-2], ridge)
+    solved = solve_definite(second_moment.expand(*f.shape[:-2], -1, -1), basis)
+    # A column that a member of the batch does not need is zero; a 1 keeps its inverse finite.
+    unused = torch.diag_embed((basis.abs().amax(-2) == 0).to(f.dtype))
+    return Edit(
+        read=basis,
+        write=solve_definite(basis.mT @ solved + unused, solved.mT).mT,
+        provenance={
+            "method": "avert",
+            "numbers": {"ridge": ridge, "away": away, "rank": basis.shape[-1]},
+        },
+    )
