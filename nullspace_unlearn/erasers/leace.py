@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal
 
 import torch
@@ -104,7 +105,9 @@ def _fit(
 ) -> tuple[Float[Tensor, "dim k"], Float[Tensor, "dim k"], bool]:
     """`A`, `B` of `x' = x - (x - mean) A Bᵀ`, and whether the covariance was shrunk."""
     try:
-        from concept_erasure import LeaceFitter
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it compiles with torch.jit, which warns of its age
+            from concept_erasure import LeaceFitter
     except ImportError:
         raise ValueError(
             "leace needs the concept-erasure package: pip install 'nullspace-unlearn[leace]'"

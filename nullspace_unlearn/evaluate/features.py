@@ -175,7 +175,7 @@ def embed(
             "model": clip.name,
             "pretrained": clip.pretrained,
             "weights_sha256": clip.source.sha256,
-            "images": str(image_set.root),
+            "images": image_set.root.name,
             "skipped": [
                 {"file": file.path.relative_to(image_set.root).as_posix(), "reason": file.reason}
                 for file in skipped
