@@ -104,6 +104,11 @@ def plan(
     bundled = not words.classes
     forget = _with_aliases(_with_domain_keys(forget, words), words)
     method = _method(method, forget, side)
+    if bundled and not forget.classes:
+        raise ValueError(
+            "to forget a whole domain, say which classes the model must go on telling apart in the "
+            "others: none are given, and the model's folder carries none"
+        )
     names = words.classes or imagenet_names()
     if not bundled:
         _check_known(forget.classes, names)

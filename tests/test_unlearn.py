@@ -180,6 +180,13 @@ def test_each_kind_of_request_has_its_method(request_, expected, clip):
         plan(model, request_, method="magic")
 
 
+def test_a_whole_domain_needs_a_class_list(clip):
+    with pytest.raises(ValueError, match="say which classes the model must go on telling apart"):
+        plan(named(clip, words=None), Forget(domains=["sketch"]))
+    given = plan(named(clip, words=None), Forget(domains=["sketch"]), classes=["car", "dog"])
+    assert given.mask.tolist() == [[False, False, False, True]] * 2  # the control
+
+
 def test_a_class_list_of_what_is_forgotten_keeps_nothing(clip):
     with pytest.raises(ValueError, match="nothing is kept"):
         plan(clip, Forget(["car"]), classes=["car"])

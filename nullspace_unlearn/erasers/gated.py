@@ -54,7 +54,7 @@ def gated(
 
     Args:
         cells: `[classes, domains, dim]` unit prototypes of the cells, or
-            `[classes, domains, s, dim]` with several a cell (prompts, synthesised or real images).
+            `[classes, domains, ..., dim]` with several a cell (prompts, synthesised or real images).
         classes: `[classes, dim]` unit text prototypes of the classes, which the scores use.
         mask: `[*batch, classes, domains]`, true where a cell is forgotten.
         ridge: Ridge relative to the prototypes' mean square per dimension.
@@ -69,8 +69,8 @@ def gated(
             request forgets nothing, or forgets everything.
     """
     p, t = as_float64("cells", cells), as_float64("classes", classes)
-    if p.ndim == 3:
-        p = p[:, :, None]
+    if p.ndim >= 3:
+        p = p.reshape(*p.shape[:2], -1, p.shape[-1])
     count, domains, samples, dim = p.shape if p.ndim == 4 else (0, 0, 0, 0)
     if p.ndim != 4 or t.shape != (count, dim) or mask.shape[-2:] != (count, domains):
         raise ValueError(

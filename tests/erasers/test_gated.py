@@ -160,6 +160,8 @@ def test_samples_that_repeat_or_change_places_change_nothing(
     single = gated(CELLS, TEXT, mask).operator()
     repeated = CELLS[:, :, None].expand(-1, -1, copies, -1)
     assert torch.allclose(gated(repeated, TEXT, mask).operator(), single, atol=1e-8)
+    by_prompt = repeated[:, :, None].expand(-1, -1, 2, -1, -1)  # a second sample dimension
+    assert torch.allclose(gated(by_prompt, TEXT, mask).operator(), single, atol=1e-8)
     samples = unit(repeated + 0.02 * randn(*repeated.shape, seed=seed))
     order = torch.randperm(copies, generator=torch.Generator().manual_seed(seed))
     assert torch.allclose(
