@@ -126,7 +126,7 @@ def plan(
         synonyms = tuple(n for n, close in zip(keep, near, strict=True) if close and n not in asked)
         stays = torch.tensor([name not in synonyms for name in keep])
         if forget.domains:  # every name will need a prompt a domain
-            nearness = (keep_rows @ forget_rows.mT).amax(-1).cpu()
+            nearness = (keep_rows @ forget_rows.mT).amax(-1)
             order = nearness.masked_fill(~stays, -torch.inf).argsort(descending=True)
             stays[order[_NEAREST:]] = False
             stays |= torch.tensor([name in asked for name in keep])
@@ -171,7 +171,7 @@ def erase(
         **choices: As for `plan`: classes, domains, templates, method, side.
 
     Returns:
-        A joint edit, float64 on the model's device; its provenance tells how it came to be.
+        A joint edit, float64 on the CPU; its provenance tells how it came to be.
 
     Raises:
         ValueError: If the request cannot be met; see `plan` and the erasers.
@@ -216,7 +216,7 @@ def _erase(clip: Clip, made: Plan) -> Edit:
     if method == "gated":
         classes = class_prototypes(clip, words.classes, words.class_templates)
         return erasers.gated(_with_alias_samples(clip, made, cells), classes, mask)
-    forgotten, kept = cells[mask.to(cells.device)], cells[~mask.to(cells.device)]
+    forgotten, kept = cells[mask], cells[~mask]
     match method:
         case "ccup":
             return erasers.ccup(forgotten, kept)
@@ -342,7 +342,7 @@ def certify_plan(edited: Clip, made: Plan) -> Certificate:
 def _certify(
     clip: Clip, forget: Float[Tensor, "m dim"], keep: Float[Tensor, "n dim"]
 ) -> Certificate:
-    return certificate.certify(*_visual_map(clip), forget.cpu(), keep.cpu())
+    return certificate.certify(*_visual_map(clip), forget, keep)
 
 
 def _visual_map(

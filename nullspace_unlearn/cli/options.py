@@ -87,7 +87,9 @@ request_options: Callable[[_Command], _Command] = _all(
         metavar="FOLDER=WORD",
         help="The word that prompts use for a domain: art_painting=painting.",
     ),
-    click.option("--method", help="hull, gated, nullspace, ccup or leace; absent: by the request."),
+    click.option(
+        "--method", help="hull, avert, gated, nullspace, ccup or leace; absent: by the request."
+    ),
 )
 
 data_options: Callable[[_Command], _Command] = _all(

@@ -54,7 +54,8 @@ def gated(
 
     Args:
         cells: `[classes, domains, dim]` unit prototypes of the cells, or
-            `[classes, domains, ..., dim]` with several a cell (prompts, synthesised or real images).
+            `[classes, domains, ..., dim]` with several a cell (prompts, synthesised or real
+            images).
         classes: `[classes, dim]` unit text prototypes of the classes, which the scores use.
         mask: `[*batch, classes, domains]`, true where a cell is forgotten.
         ridge: Ridge relative to the prototypes' mean square per dimension.

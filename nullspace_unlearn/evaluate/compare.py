@@ -59,7 +59,7 @@ def classifier(
     """The zero-shot classifier for some features: the file's own text, else the model's."""
     if features.text is not None:
         return features.text
-    return class_prototypes(clip, features.class_names, templates).float().cpu()
+    return class_prototypes(clip, features.class_names, templates).float()
 
 
 def compare(
@@ -107,7 +107,7 @@ def compare(
 
     before = grid(features.embeddings, untouched)
     if side == "visual":
-        after = grid(edit.apply(features.embeddings.to(edit.read.device)).cpu(), untouched)
+        after = grid(edit.apply(features.embeddings, features.hidden), untouched)
     else:
         after = grid(features.embeddings, classifier(edited, features, templates))
     ideal = ideal_grid(features.embeddings, untouched, features.labels, features.domains, mask)

@@ -33,7 +33,7 @@ def prompt_features(
         domain: The word for the domain.
 
     Returns:
-        `[names, templates, dim]` float64 unit vectors, on the model's device.
+        `[names, templates, dim]` float64 unit vectors, on the CPU, where edits are derived.
 
     Raises:
         ValueError: If the text tower gives NaN or Inf.
@@ -42,7 +42,7 @@ def prompt_features(
     prompts = [t.format(**{"class": name}, **fields) for name in names for t in templates]
     distinct = list(dict.fromkeys(prompts))
     position = {prompt: i for i, prompt in enumerate(distinct)}
-    features = unit(as_float64("text features", model.encode_text(distinct)))
+    features = unit(as_float64("text features", model.encode_text(distinct).cpu()))
     rows = features[[position[prompt] for prompt in prompts]]
     return rows.reshape(len(names), len(templates), -1)
 
