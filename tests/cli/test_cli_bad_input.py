@@ -128,7 +128,7 @@ ROWS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "method for another request": (
         (*CELL, "--method", "hull"),
-        "method 'hull' does not forget a class in some domains on the visual side; allowed: gated, nullspace",
+        "method 'hull' does not forget a class in some domains on the visual side; allowed: gated",
     ),
     "strength 0": ((*ERASE, "--strength", "0"), r"strength must lie in \(0, 2\], got 0"),
     "strength below 0": ((*ERASE, "--strength", "-1"), r"strength must lie in \(0, 2\]"),
