@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -117,41 +117,29 @@ def plan(
     if not candidates:
         raise ValueError("nothing is kept: the class list holds only what is forgotten")
     forget_rows = class_prototypes(clip, forget.names or names, words.class_templates)
-    synonyms: tuple[str, ...] = ()
-    keep = candidates
-    keep_rows = class_prototypes(clip, keep, words.class_templates)
-    if bundled and forget.classes:
-        near = near_synonyms(forget_rows, keep_rows).tolist()
-        asked = set(forget.keep)
-        synonyms = tuple(n for n, close in zip(keep, near, strict=True) if close and n not in asked)
-        stays = torch.tensor([name not in synonyms for name in keep])
+    keep_rows = class_prototypes(clip, candidates, words.class_templates)
+    synonyms = torch.zeros(len(candidates), dtype=torch.bool)
+    stays = ~synonyms
+    if bundled:
+        asked = torch.tensor([name in forget.keep for name in candidates])
+        synonyms = near_synonyms(forget_rows, keep_rows) & ~asked
+        stays = ~synonyms
         if forget.domains:  # every name will need a prompt a domain
-            nearness = (keep_rows @ forget_rows.mT).amax(-1)
-            order = nearness.masked_fill(~stays, -torch.inf).argsort(descending=True)
-            stays[order[_NEAREST:]] = False
-            stays |= torch.tensor([name in asked for name in keep])
-        keep = tuple(name for name, stay in zip(keep, stays.tolist(), strict=True) if stay)
-        keep_rows = keep_rows[stays]
-    if forget.classes:
-        in_order = [name for name in names if name in keep or name in forget.classes]
-        classes_in_use = tuple(dict.fromkeys((*in_order, *forget.classes, *keep)))
-    else:
-        classes_in_use = keep
+            nearness = (keep_rows @ forget_rows.mT).amax(-1).masked_fill(synonyms, -torch.inf)
+            nearest = nearness.topk(min(_NEAREST, len(nearness))).indices
+            stays &= asked.index_fill(0, nearest, True)
+    keep = _where(candidates, stays)
+    in_use = {*keep, *forget.classes}
+    ordered = (name for name in names if name in in_use)
     return Plan(
         forget=forget,
         keep=keep,
-        synonyms=synonyms,
-        words=Words(
-            classes_in_use,
-            words.domains,
-            words.class_templates,
-            words.cell_templates,
-            words.aliases,
-        ),
+        synonyms=_where(candidates, synonyms),
+        words=replace(words, classes=tuple(dict.fromkeys((*ordered, *forget.classes, *keep)))),
         method=method,
         side=side,
         forget_rows=forget_rows,
-        keep_rows=keep_rows,
+        keep_rows=keep_rows[stays],
     )
 
 
@@ -270,6 +258,10 @@ def _check_known(classes: Sequence[str], names: Sequence[str]) -> None:
         raise ValueError(
             f"class {', '.join(map(repr, unknown))} is not in the class list: {_some(names)}"
         )
+
+
+def _where(names: Sequence[str], mask: Bool[Tensor, " n"]) -> tuple[str, ...]:
+    return tuple(name for name, marked in zip(names, mask.tolist(), strict=True) if marked)
 
 
 def _some(names: Sequence[str], most: int = 20) -> str:

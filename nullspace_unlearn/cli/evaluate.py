@@ -54,7 +54,14 @@ def evaluate(
     clip = options.load_model(model, pretrained, device, precision)
     features = options.embed_data(clip, found, batch_size, num_workers, seed, quiet or as_json)
     names = options.class_list(classes)
-    if names is not None:
+    if names is not None and not features.class_names:
+        if int(features.labels.max()) >= len(names):
+            raise ValueError(
+                f"the feature file has label {int(features.labels.max())} and no class names, and "
+                f"--classes names {len(names)}"
+            )
+        features = replace(features, class_names=tuple(names))
+    elif names is not None:
         unknown = [name for name in features.class_names if name not in names]
         if unknown:
             raise ValueError(f"--classes lacks classes of the data: {', '.join(unknown)}")

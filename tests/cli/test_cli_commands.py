@@ -127,6 +127,19 @@ def test_a_feature_file_brings_its_own_text(features):
     assert named["accuracy"] != said["accuracy"]  # control: now the model's own text
 
 
+def test_a_feature_file_without_names_takes_them_from_the_class_list(tmp_path):
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(4, 64)).astype(np.float32)
+    np.savez(tmp_path / "bare.npz", image_features=rows, labels=np.array([0, 1, 2, 2]))
+    command = ("evaluate", "nsu-mini", "--data", tmp_path / "bare.npz", "--json")
+    said = nsu(*command, "--classes", "car,truck,bus").json
+    assert said["classes"] == ["car", "truck", "bus"] and said["count"] == [[1], [1], [2]]
+    few = nsu(*command, "--classes", "car,truck")
+    assert few.code == 2 and "label 2" in few.err and not few.out
+    none = nsu(*command)
+    assert none.code == 2 and "give --classes" in none.err
+
+
 def test_inspect_says_what_would_happen_and_writes_nothing(tmp_path, made):
     said = nsu("inspect", "--class", "car", "--json").json
     assert not list(tmp_path.iterdir())
