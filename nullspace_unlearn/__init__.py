@@ -13,29 +13,33 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from nullspace_unlearn import erasers
-from nullspace_unlearn.edit import Edit
-from nullspace_unlearn.forget import Forget
-
 if TYPE_CHECKING:
+    from nullspace_unlearn import erasers
     from nullspace_unlearn.clip.load import load
     from nullspace_unlearn.clip.model import Clip
+    from nullspace_unlearn.edit import Edit
+    from nullspace_unlearn.forget import Forget
     from nullspace_unlearn.unlearn import Plan, erase, plan
 
 __version__ = "0.1.0"
 __all__ = ["Clip", "Edit", "Forget", "Plan", "erase", "erasers", "load", "plan"]
 
-# open_clip takes seconds to import; what needs it is imported when it is first used.
-_LAZY = {
-    "Clip": "nullspace_unlearn.clip",
-    "load": "nullspace_unlearn.clip",
-    "Plan": "nullspace_unlearn.unlearn",
-    "erase": "nullspace_unlearn.unlearn",
-    "plan": "nullspace_unlearn.unlearn",
+# torch and open_clip take seconds to import; each name brings what it needs when first used, so
+# that `nsu --help` need not wait.
+_HOME = {
+    "Clip": "clip",
+    "Edit": "edit",
+    "Forget": "forget",
+    "Plan": "unlearn",
+    "erase": "unlearn",
+    "load": "clip",
+    "plan": "unlearn",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name == "erasers":
+        return importlib.import_module("nullspace_unlearn.erasers")
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    return getattr(importlib.import_module(f"nullspace_unlearn.{_HOME[name]}"), name)

@@ -313,3 +313,14 @@ main(["models"])"""
     done = nsu_process(code=code)
     assert done.code == 2
     assert done.err == "nsu: No space left on device\n"
+
+
+def test_help_waits_for_no_heavy_import():
+    code = """
+import sys
+heavy = {"torch", "open_clip", "numpy"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+main(["models"])"""
+    assert nsu_process(code=code).code == 0
+    control = "import sys, nullspace_unlearn as n; n.Edit; sys.exit('torch' in sys.modules)"
+    assert nsu_process(code=control).code == 1
