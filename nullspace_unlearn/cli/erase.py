@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nullspace_unlearn.cli import options
+from nullspace_unlearn.cli.data import DataOptions, data_options
+from nullspace_unlearn.cli.request import RequestOptions, request_options
 
 if TYPE_CHECKING:
     from nullspace_unlearn.certificate import Certificate
@@ -20,16 +22,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @options.model_options
-@options.request_options
-@click.option("--strength", default=1.0, show_default=True, help="1 is the edit as derived.")
-@click.option(
-    "--side",
-    type=click.Choice(["visual", "text"]),
-    default="visual",
-    show_default=True,
-    help="The tower whose final projection changes.",
-)
-@options.data_options
+@request_options
+@data_options
 @click.option("--output", metavar="DIR", help="Folder to write; absent: named after the request.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @click.option("--undo", metavar="FILE", help="Also write what brings the original back, elsewhere.")
@@ -39,22 +33,8 @@ if TYPE_CHECKING:
 def erase(
     model: str,
     pretrained: str | None,
-    class_: tuple[str, ...],
-    domain: tuple[str, ...],
-    all_classes: bool,
-    keep: tuple[str, ...],
-    alias: tuple[str, ...],
-    classes: str | None,
-    template: tuple[str, ...],
-    domain_word: tuple[str, ...],
-    method: str | None,
-    strength: float,
-    side: Any,
-    data: str | None,
-    listing: str | None,
-    batch_size: int,
-    num_workers: int,
-    seed: int,
+    request: RequestOptions,
+    data: DataOptions,
     output: str | None,
     overwrite: bool,
     undo: str | None,
@@ -76,12 +56,10 @@ def erase(
     """  # noqa: D301
     from nullspace_unlearn.files import refuse_existing
 
-    forget = options.request(class_, domain, all_classes, keep, alias)
-    words = options.pairs("--domain-word", domain_word)
-    target = Path(output) if output else Path(_default_name(model, forget))
+    target = Path(output) if output else Path(_default_name(model, request.forget()))
     for path in (target, *(Path(p) for p in (undo, heatmap) if p)):
         refuse_existing(path, overwrite)
-    found = options.find_data(data, listing, words, bundled=model == options.BUNDLED)
+    found = data.find(request.domain_words(), model)
 
     from nullspace_unlearn import unlearn
     from nullspace_unlearn.erasers import METHODS
@@ -96,13 +74,13 @@ def erase(
     started = time.perf_counter()
     clip = options.load_model(model, pretrained, device, precision)
     loaded = time.perf_counter()
-    plan = options.make_plan(clip, forget, found, classes, template, words, method, side)
-    edit = unlearn.erase(clip, plan, strength=strength)
-    edited = edit.fold(clip, side)
+    plan = request.plan(clip, found)
+    edit = unlearn.erase(clip, plan, strength=request.strength)
+    edited = edit.fold(clip, plan.side)
     done = time.perf_counter()
     result: dict[str, Any] = {
         **edit.provenance,
-        "side": side,
+        "side": plan.side,
         "parameter": [change.key for change in edited.changes],
         "seconds": {"load": loaded - started, "erase": done - loaded},
     }
@@ -110,9 +88,9 @@ def erase(
         result["certificate"] = _certificate(unlearn.certify_plan(edited, plan), plan)
     comparison = None
     if found is not None:
-        features = options.embed_data(clip, found, batch_size, num_workers, seed, quiet or as_json)
+        features = data.embed(clip, found, quiet or as_json)
         comparison = compare(
-            clip, edited, edit, side, features, plan.forget, plan.words.class_templates
+            clip, edited, edit, plan.side, features, plan.forget, plan.words.class_templates
         )
         result |= {"data": features.provenance.get("images"), **comparison.to_json()}
     edited.save(target, overwrite, undo=undo, report=result)

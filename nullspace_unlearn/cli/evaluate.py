@@ -7,12 +7,13 @@ from typing import Any
 import click
 
 from nullspace_unlearn.cli import options
+from nullspace_unlearn.cli.data import DataOptions, data_options
 
 
 @click.command()
 @click.argument("model")
 @click.option("--pretrained", help="Tag or weights file, for an open_clip name.")
-@options.data_options
+@data_options
 @click.option("--classes", metavar="A,B,C|FILE", help="Names to choose from; absent: the data's.")
 @click.option("--template", multiple=True, metavar="TEXT", help="Class template; several average.")
 @click.option("--domain-word", multiple=True, metavar="FOLDER=WORD", help="As for erase.")
@@ -21,11 +22,7 @@ from nullspace_unlearn.cli import options
 def evaluate(
     model: str,
     pretrained: str | None,
-    data: str | None,
-    listing: str | None,
-    batch_size: int,
-    num_workers: int,
-    seed: int,
+    data: DataOptions,
     classes: str | None,
     template: tuple[str, ...],
     domain_word: tuple[str, ...],
@@ -41,7 +38,7 @@ def evaluate(
     nsu-mini for the bundled pictures.
     """
     words = options.pairs("--domain-word", domain_word)
-    found = options.find_data(data, listing, words, bundled=model == options.BUNDLED)
+    found = data.find(words, model)
     if found is None:
         raise ValueError("give --data: a folder, a feature file, or nsu-mini")
 
@@ -52,7 +49,7 @@ def evaluate(
     from nullspace_unlearn.words import Words
 
     clip = options.load_model(model, pretrained, device, precision)
-    features = options.embed_data(clip, found, batch_size, num_workers, seed, quiet or as_json)
+    features = data.embed(clip, found, quiet or as_json)
     names = options.class_list(classes)
     if names is not None and not features.class_names:
         if int(features.labels.max()) >= len(names):
@@ -82,7 +79,7 @@ def evaluate(
         "pretrained": pretrained,
         "task": "zeroshot_classification",
         "language": "en",
-        "dataset": data or options.BUNDLED,
+        "dataset": data.data or options.BUNDLED,
         "templates": list(templates),
         "skipped": provenance.get("skipped", []),
     }

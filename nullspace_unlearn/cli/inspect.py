@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from nullspace_unlearn.cli import options
+from nullspace_unlearn.cli.request import RequestOptions, request_options
 
 
 @click.command()
 @options.model_options
-@options.request_options
-@click.option("--strength", default=1.0, show_default=True, help="1 is the edit as derived.")
-@click.option("--side", type=click.Choice(["visual", "text"]), default="visual", show_default=True)
+@request_options
 @click.option("--top", default=10, show_default=True, type=click.IntRange(1), help="Names to show.")
 @options.device_options
 @options.output_options
 def inspect(
     model: str,
     pretrained: str | None,
-    class_: tuple[str, ...],
-    domain: tuple[str, ...],
-    all_classes: bool,
-    keep: tuple[str, ...],
-    alias: tuple[str, ...],
-    classes: str | None,
-    template: tuple[str, ...],
-    domain_word: tuple[str, ...],
-    method: str | None,
-    strength: float,
-    side: Any,
+    request: RequestOptions,
     top: int,
     device: str,
     precision: str,
@@ -42,21 +29,21 @@ def inspect(
 
     from nullspace_unlearn import unlearn
 
-    forget = options.request(class_, domain, all_classes, keep, alias)
-    words = options.pairs("--domain-word", domain_word)
+    request.forget()  # what contradicts itself need not wait for the model
+    request.domain_words()
     clip = options.load_model(model, pretrained, device, precision)
-    parameter = clip.projection(side)
-    plan = options.make_plan(clip, forget, None, classes, template, words, method, side)
-    edit = unlearn.erase(clip, plan, strength=strength)
+    parameter = clip.projection(request.side)
+    plan = request.plan(clip, None)
+    edit = unlearn.erase(clip, plan, strength=request.strength)
     cosine = (plan.keep_rows @ plan.forget_rows.mT).amax(-1)
-    order = cosine.argsort(descending=True)[:top].tolist() if forget.classes else []
+    order = cosine.argsort(descending=True)[:top].tolist() if plan.forget.classes else []
     # |t' - t| for unit t: how far a name's own prototype is moved, as its scores see it.
     moved = (plan.keep_rows @ edit.write @ edit.read.mT).norm(dim=-1)
     moved_forgotten = (plan.forget_rows @ edit.write @ edit.read.mT).norm(dim=-1)
     most = moved.argsort(descending=True)[:top].tolist()
     result = {
         **edit.provenance,
-        "side": side,
+        "side": plan.side,
         "parameter": parameter.key,
         "shape": [parameter.width, parameter.dim],
         "nearest": [{"name": plan.keep[i], "cosine": float(cosine[i])} for i in order],
@@ -74,7 +61,8 @@ def inspect(
     numbers = ", ".join(f"{name} {value:g}" for name, value in result["numbers"].items()
                         if isinstance(value, int | float))  # fmt: skip
     lines = [
-        f"{plan.method} on {parameter.key} [{parameter.width} -> {parameter.dim}], {side} side",
+        f"{plan.method} on {parameter.key} [{parameter.width} -> {parameter.dim}], "
+        f"{plan.side} side",
         f"chosen: {numbers}",
     ]
     if order:

@@ -1,0 +1,167 @@
+"""What to forget, as options: --class, --domain and all that says how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nullspace_unlearn.cli.data import names_of
+from nullspace_unlearn.cli.options import class_list, gathered, pairs
+
+if TYPE_CHECKING:
+    from nullspace_unlearn.clip import Clip
+    from nullspace_unlearn.edit import Side
+    from nullspace_unlearn.forget import Forget
+    from nullspace_unlearn.unlearn import Plan
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """The options of `request_options`, as given."""
+
+    class_: tuple[str, ...]
+    domain: tuple[str, ...]
+    all_classes: bool
+    keep: tuple[str, ...]
+    alias: tuple[str, ...]
+    classes: str | None
+    template: tuple[str, ...]
+    domain_word: tuple[str, ...]
+    method: str | None
+    strength: float
+    side: Side
+
+    def forget(self) -> Forget:
+        """The request.
+
+        Raises:
+            ValueError: If options contradict each other, or ask for nothing.
+        """
+        from nullspace_unlearn.forget import Forget
+
+        if self.all_classes and self.class_:
+            raise ValueError("--all-classes forgets every class: leave out --class, or it")
+        if self.all_classes and not self.domain:
+            raise ValueError("--all-classes needs --domain: a model cannot forget everything")
+        if not self.class_ and not self.all_classes:
+            if self.domain:
+                raise ValueError(
+                    "--domain needs --class, or --all-classes to forget the whole domain"
+                )
+            raise ValueError("nothing to forget: give --class, --domain, or both")
+        aliases: dict[str, tuple[str, ...]] = {}
+        for text in self.alias:
+            owner, sign, name = (part.strip() for part in text.partition("="))
+            if not sign:
+                if len(self.class_) != 1:
+                    raise ValueError(f"--alias {text!r}: say whose, as CLASS={text}")
+                owner, name = self.class_[0], text.strip()
+            aliases[owner] = (*aliases.get(owner, ()), name)
+        return Forget(self.class_, self.domain, self.keep, aliases)
+
+    def domain_words(self) -> dict[str, str]:
+        """Domain -> word, as --domain-word says.
+
+        Raises:
+            ValueError: If one is malformed or given twice.
+        """
+        return pairs("--domain-word", self.domain_word)
+
+    def plan(self, clip: Clip, data: Any) -> Plan:
+        """Resolve the request against a model.
+
+        Class names come from --classes, the model's folder, the data, in that order. Domains are
+        the data's, if it has any; their words come from --domain-word, the model's folder, the
+        data.
+
+        Args:
+            clip: The model.
+            data: What `DataOptions.find` found.
+
+        Raises:
+            ValueError: As `unlearn.plan`; and if --domain-word names a domain the data lacks.
+        """
+        from nullspace_unlearn.unlearn import plan
+
+        found, words = names_of(data)
+        names = class_list(self.classes)
+        if names is None and clip.words is None:
+            names = None if found is None else list(found)
+        return plan(
+            clip,
+            self.forget(),
+            classes=names,
+            domains=_domain_words(clip, words, self.domain_words()),
+            templates=self.template or None,
+            method=self.method,
+            side=self.side,
+        )
+
+
+request_options = gathered(
+    "request",
+    RequestOptions,
+    click.option("--class", "class_", multiple=True, metavar="NAME", help="Class to forget."),
+    click.option(
+        "--domain", multiple=True, metavar="NAME", help="Forget it there only; absent: everywhere."
+    ),
+    click.option("--all-classes", is_flag=True, help="With --domain: forget the whole domain."),
+    click.option("--keep", multiple=True, metavar="NAME", help="A further name that must stay."),
+    click.option(
+        "--alias",
+        multiple=True,
+        metavar="[CLASS=]NAME",
+        help="Another name of a forgotten class, forgotten with it.",
+    ),
+    click.option(
+        "--classes",
+        metavar="A,B,C|FILE",
+        help="Names the model must go on telling apart: a list, or a file with one a line. Absent: "
+        "the model folder's own, else the data's, else ImageNet's less near-synonyms.",
+    ),
+    click.option(
+        "--template",
+        multiple=True,
+        metavar="TEXT",
+        help='Prompt template such as "a photo of a {}."; several are averaged.',
+    ),
+    click.option(
+        "--domain-word",
+        multiple=True,
+        metavar="FOLDER=WORD",
+        help="The word that prompts use for a domain: art_painting=painting.",
+    ),
+    click.option(
+        "--method", help="hull, avert, gated, nullspace, ccup or leace; absent: by the request."
+    ),
+    click.option("--strength", default=1.0, show_default=True, help="1 is the edit as derived."),
+    click.option(
+        "--side",
+        type=click.Choice(["visual", "text"]),
+        default="visual",
+        show_default=True,
+        help="The tower whose final projection changes.",
+    ),
+)
+
+
+def _domain_words(
+    clip: Clip, data: Mapping[str, str], given: Mapping[str, str]
+) -> dict[str, str] | None:
+    """Domain -> word in prompts; None where nothing but the model's folder has a say."""
+    from nullspace_unlearn.prototypes import DOMAIN_WORDS
+
+    own = clip.words.domains if clip.words else {}
+    if not data:
+        known = own or {word: word for word in DOMAIN_WORDS}
+        return {**known, **given} if given else None
+    unknown = [name for name in given if name not in data]
+    if unknown:
+        raise ValueError(
+            f"--domain-word names {', '.join(map(repr, unknown))}, which is not among the data's "
+            f"domains: {', '.join(data)}"
+        )
+    return {name: given.get(name, own.get(name, word)) for name, word in data.items()}
