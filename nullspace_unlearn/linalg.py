@@ -112,6 +112,26 @@ def solve_definite(
     return torch.cholesky_solve(right, torch.linalg.cholesky(matrix))
 
 
+def oblique_dual(
+    basis: Float[Tensor, "*batch dim k"], solved: Float[Tensor, "*batch dim k"]
+) -> Float[Tensor, "*batch dim k"]:
+    """The dual of a basis that is least in a metric S: `W = S⁻¹B (Bᵀ S⁻¹ B)⁻¹`, so `Wᵀ B = I`.
+
+    Of all duals it has the least `tr(Wᵀ S W)`; `I - B Wᵀ` is the oblique projection that kills B.
+
+    Args:
+        basis: `[*batch, dim, k]` columns B, float64; those that a member of a batch does not need
+            are zero, and so are its dual's.
+        solved: `[*batch, dim, k]`, `S⁻¹B` up to a positive factor.
+
+    Returns:
+        `[*batch, dim, k]`.
+    """
+    # A 1 in place of an unused column's 0 keeps the inverse finite.
+    unused = torch.diag_embed((basis.abs().amax(-2) == 0).to(basis.dtype))
+    return solve_definite(basis.mT @ solved + unused, solved.mT).mT
+
+
 def covariance(
     rows: Float[Tensor, "*batch n dim"], weight: Float[Tensor, "*weights n"] | None = None
 ) -> Float[Tensor, "*out dim dim"]:

@@ -18,6 +18,7 @@ from nullspace_unlearn.linalg import (
     covariance,
     leading_basis,
     nearest_in_hull,
+    oblique_dual,
     regularised,
     solve_covariance_of_kept,
     solve_definite,
@@ -315,3 +316,17 @@ def test_one_kept_row_leaves_the_right_side_alone() -> None:
     rows, right = torch.randn(5, 4, dtype=torch.float64), torch.randn(1, 4, 2, dtype=torch.float64)
     kept = torch.tensor([[False, False, True, False, False]])
     assert torch.equal(solve_covariance_of_kept(rows, kept, 0.01, right), right)
+
+
+def test_the_oblique_dual_is_dual_and_least_in_its_metric() -> None:
+    basis, spread = randn(2, 9, 3), regularised(covariance(randn(2, 30, 9, seed=1)), 0.01)
+    basis[1, :, 2] = 0  # a column that this member does not need
+    dual = oblique_dual(basis, solve_definite(spread, basis))
+    identity = torch.eye(3, dtype=torch.float64).repeat(2, 1, 1)
+    identity[1, 2, 2] = 0
+    torch.testing.assert_close(dual.mT @ basis, identity, atol=1e-12, rtol=0)
+    assert dual[1, :, 2].eq(0).all()
+    own = np.linalg.pinv(basis[0].numpy()).T  # the control: dual too, but not least
+    one, metric = dual[0].numpy(), spread[0].numpy()
+    assert np.trace(one.T @ metric @ one) < 0.99 * np.trace(own.T @ metric @ own)
+    assert np.allclose(own.T @ basis[0].numpy(), np.eye(3))

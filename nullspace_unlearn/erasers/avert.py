@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from nullspace_unlearn.edit import Edit
-from nullspace_unlearn.linalg import as_float64, leading_basis, regularised, solve_definite
+from nullspace_unlearn.linalg import (
+    as_float64,
+    leading_basis,
+    oblique_dual,
+    regularised,
+    solve_definite,
+)
 
 
 def avert(
@@ -61,11 +66,9 @@ def avert(
         raise ValueError("the edit would remove everything: the displacements span the whole space")
     second_moment = regularised(r.mT @ r / r.shape[-2], ridge)
     solved = solve_definite(second_moment.expand(*f.shape[:-2], -1, -1), basis)
-    # A column that a member of the batch does not need is zero; a 1 keeps its inverse finite.
-    unused = torch.diag_embed((basis.abs().amax(-2) == 0).to(f.dtype))
     return Edit(
         read=basis,
-        write=solve_definite(basis.mT @ solved + unused, solved.mT).mT,
+        write=oblique_dual(basis, solved),
         provenance={
             "method": "avert",
             "numbers": {"ridge": ridge, "away": away, "rank": basis.shape[-1]},

@@ -12,9 +12,9 @@ from nullspace_unlearn.linalg import (
     covariance,
     leading_basis,
     nearest_in_hull,
+    oblique_dual,
     regularised,
     solve_covariance_of_kept,
-    solve_definite,
     unit,
 )
 
@@ -101,11 +101,9 @@ def hull(
     if basis.shape[-1] == basis.shape[-2]:
         raise ValueError("the edit would remove everything: the displacements span the whole space")
     solved = solve_covariance_of_kept(r, kept, ridge, basis)
-    # A column that a member of the batch does not need is zero; a 1 keeps its inverse finite.
-    unused = torch.diag_embed((basis.abs().amax(-2) == 0).to(f.dtype))
     return Edit(
         read=basis,
-        write=solve_definite(basis.mT @ solved + unused, solved.mT).mT,
+        write=oblique_dual(basis, solved),
         provenance={
             "method": "hull",
             "numbers": {"ridge": ridge, "inward": inward, "rank": basis.shape[-1]},
