@@ -178,7 +178,7 @@ def solve_covariance_of_kept(
     Returns:
         `[*batch, dim, k]`.
     """
-    n, dim = rows.shape[-2:]
+    dim = rows.shape[-1]
     centred = rows - rows.mean(-2, keepdim=True)
     energy, frame = torch.linalg.eigh(centred.mT @ centred)
     count = kept.sum(-1).to(rows.dtype)

@@ -21,13 +21,11 @@ class Method:
     """What a user needs to know to pick a method by name.
 
     Attributes:
-        paper: Where it comes from.
         paradigms: Which kinds of request it takes.
         sides: Which towers its edits are for.
         certified: Whether its edits carry a certificate.
     """
 
-    paper: str
     paradigms: tuple[Paradigm, ...]
     sides: tuple[Side, ...] = ("visual", "text")
     certified: bool = False
@@ -36,11 +34,11 @@ class Method:
 _ALL: tuple[Paradigm, ...] = ("global", "cell", "domain")
 
 METHODS = {
-    "hull": Method("this project", ("global",), ("visual",), certified=True),
-    "avert": Method("this project", ("global",), ("text",)),
-    "gated": Method("this project", ("cell", "domain")),
-    "nullspace": Method("arXiv 2512.14113", _ALL),
-    "ccup": Method("arXiv 2512.14137", _ALL),
-    "leace": Method("arXiv 2306.03819", _ALL),
+    "hull": Method(("global",), ("visual",), certified=True),
+    "avert": Method(("global",), ("text",)),
+    "gated": Method(("cell", "domain")),
+    "nullspace": Method(_ALL),
+    "ccup": Method(_ALL),
+    "leace": Method(_ALL),
 }
 """The methods by name; the first that takes a request's paradigm and side is the default for it."""

@@ -48,9 +48,9 @@ def gated(
       own score over the best other one) halfway between the falls of forgotten and kept
       prototypes, times `gain`, since images name their domain more faintly than prompts do.
 
-    The defaults (ridge 3, other 0.05, gain 1.75) lie on a broad plateau common to three small
-    models, seen on images that no figure is reported on: training images of the two PACS models
-    and pictures of the bundled model with seeds of their own.
+    The defaults (ridge 3, other 0.05, gain 1.75) are a compromise between three small models, seen
+    on images that no figure is reported on: training images of the two PACS models, flat around
+    it, and pictures of the bundled model with seeds of their own, which asks for a lower ridge.
 
     Args:
         cells: `[classes, domains, dim]` unit prototypes of the cells, or
