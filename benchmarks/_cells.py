@@ -16,9 +16,9 @@ from nullspace_unlearn import erasers, unlearn
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.edit import Edit
 from nullspace_unlearn.evaluate.compare import classifier
-from nullspace_unlearn.evaluate.features import Features
 from nullspace_unlearn.evaluate.metrics import Figures, figures, ideal_grid
 from nullspace_unlearn.evaluate.zeroshot import Grid, accuracy_grid, predict
+from nullspace_unlearn.features import Features
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.prototypes import cell_prototypes
 from nullspace_unlearn.unlearn import Plan

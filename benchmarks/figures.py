@@ -22,8 +22,8 @@ from tqdm import tqdm
 import nullspace_unlearn as nsu
 from nullspace_unlearn import erasers
 from nullspace_unlearn.data.folders import find_images
-from nullspace_unlearn.evaluate.features import embed, read_features
 from nullspace_unlearn.evaluate.pictures import embed_pictures
+from nullspace_unlearn.features import embed, read_features
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.prototypes import near_synonyms
 from nullspace_unlearn.report.plots import grid_heatmap

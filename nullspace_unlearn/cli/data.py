@@ -13,7 +13,7 @@ from nullspace_unlearn.cli.options import BUNDLED, gathered
 
 if TYPE_CHECKING:
     from nullspace_unlearn.clip import Clip
-    from nullspace_unlearn.evaluate.features import Features
+    from nullspace_unlearn.features import Features
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class DataOptions:
             ValueError: If the data cannot be used.
         """
         from nullspace_unlearn.data.folders import find_images
-        from nullspace_unlearn.evaluate.features import read_features
+        from nullspace_unlearn.features import read_features
 
         if self.data is None or self.data == BUNDLED:
             if self.listing is not None:
@@ -63,8 +63,8 @@ class DataOptions:
         Raises:
             ValueError: If the data cannot be embedded, or a feature file has another dimension.
         """
-        from nullspace_unlearn.evaluate.features import Features, embed
         from nullspace_unlearn.evaluate.pictures import embed_pictures
+        from nullspace_unlearn.features import Features, embed
 
         if isinstance(found, Features):
             if found.embeddings.shape[-1] != clip.dim:
@@ -111,7 +111,7 @@ def names_of(data: Any) -> tuple[tuple[str, ...] | None, dict[str, str]]:
     """Class names and domain words that the data brings along."""
     from nullspace_unlearn.data import mini
     from nullspace_unlearn.data.folders import ImageSet
-    from nullspace_unlearn.evaluate.features import Features
+    from nullspace_unlearn.features import Features
 
     if isinstance(data, ImageSet):
         return data.classes, dict(zip(data.domains, data.domain_words, strict=True))

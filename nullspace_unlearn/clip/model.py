@@ -122,6 +122,41 @@ class Clip:
         """
         return self._embed(projections.encode, self._headless, self._images(images))
 
+    def encode_both(
+        self, images: Float[Tensor, "n 3 rows columns"]
+    ) -> tuple[Float[Tensor, "n width"], Float[Tensor, "n dim"]]:
+        """The hidden feature h and the embedding z of images, from one forward pass.
+
+        Args:
+            images: `[n, 3, rows, columns]`, on any device.
+
+        Returns:
+            h as `hidden_image` gives it, and `z = h W + b` in float32: what `encode_image` gives up
+            to rounding.
+
+        Raises:
+            ValueError: If the model has no visual projection.
+        """
+        hidden = self.hidden_image(images)
+        return hidden, self.project(hidden)
+
+    def project(self, hidden: Float[Tensor, "*any width"]) -> Float[Tensor, "*any dim"]:
+        """Take hidden features of the image tower through its final projection, `z = h W + b`.
+
+        Args:
+            hidden: `[*any, width]`, of any floating dtype, on any device.
+
+        Returns:
+            `[*any, dim]` embeddings of the same dtype, on the same device.
+
+        Raises:
+            ValueError: If the model has no visual projection.
+        """
+        projection = self.projection("visual")
+        embeddings = hidden @ projection.matrix().to(hidden)
+        bias = projection.bias()
+        return embeddings if bias is None else embeddings + bias.to(hidden)
+
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Float[Tensor, "n dim"]:
         """Embed prompts.
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.edit import Edit, Side
-from nullspace_unlearn.evaluate.features import Features
 from nullspace_unlearn.evaluate.metrics import figures, ideal_grid, report
 from nullspace_unlearn.evaluate.zeroshot import Grid, accuracy_grid, grid_to_json, predict, top_k
+from nullspace_unlearn.features import Features
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.prototypes import class_prototypes
 

@@ -94,6 +94,9 @@ def test_the_hidden_feature_enters_the_projection(name, clip_of, random_edit):
     assert distance(hidden @ weight + offset, features(clip, "visual")) < 1e-5
     if bias is not None:
         assert distance(hidden @ weight, features(clip, "visual")) > 1e-3  # control
+    both = clip.encode_both(pico.images())
+    assert distance(both[0].double().numpy(), hidden) == 0
+    assert distance(both[1].double().numpy(), features(clip, "visual")) < 1e-5
 
     edit = random_edit(clip.dim, source=found.width)
     folded = clip.fold(edit)

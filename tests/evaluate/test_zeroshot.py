@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, recall_score, top_k_accuracy_score
 from torch import Tensor
 
-from nullspace_unlearn.evaluate.features import read_features
 from nullspace_unlearn.evaluate.zeroshot import Grid, accuracy_grid, grid_to_json, predict, top_k
+from nullspace_unlearn.features import read_features
 
 ZERO = torch.zeros(1, dtype=torch.int64)
 

@@ -141,8 +141,7 @@ def embed(
         batch_size: Images per forward pass.
         workers: Threads that read images ahead.
         quiet: Whether to leave out the progress bar on stderr.
-        hidden: Whether to keep the hidden features too, which an edit of the hidden space reads;
-            that takes a second forward pass.
+        hidden: Whether to keep the hidden features too, which an edit of the hidden space reads.
 
     Returns:
         Features on the CPU without text, in the set's order. Files that could not be read are
@@ -157,10 +156,13 @@ def embed(
     with tqdm(total=len(image_set), unit="image", disable=quiet, desc="embedding") as bar:
         for batch in load_batches(image_set, clip.preprocess, batch_size, workers):
             if len(batch.indices):
-                embeddings.append(clip.encode_image(batch.images).cpu())
-                kept.append(batch.indices)
                 if hidden:
-                    hiddens.append(clip.hidden_image(batch.images).cpu())
+                    h, z = clip.encode_both(batch.images)
+                    hiddens.append(h.cpu())
+                else:
+                    z = clip.encode_image(batch.images)
+                embeddings.append(z.cpu())
+                kept.append(batch.indices)
             skipped += batch.skipped
             bar.update(len(batch.indices) + len(batch.skipped))
     index = torch.cat(kept)

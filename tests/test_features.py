@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from nullspace_unlearn.data.folders import find_images
-from nullspace_unlearn.evaluate.features import Features, embed, read_features
 from nullspace_unlearn.evaluate.zeroshot import accuracy_grid, predict
+from nullspace_unlearn.features import Features, embed, read_features
 from nullspace_unlearn.files import OutputExists
 
 Unchecked = Callable[[], AbstractContextManager[None]]
@@ -218,7 +218,7 @@ def linear_clip(weight: Tensor) -> Any:
 
     return SimpleNamespace(
         preprocess=preprocess,
-        hidden_image=hidden,
+        encode_both=lambda images: (hidden(images), hidden(images) @ weight),
         encode_image=lambda images: hidden(images) @ weight,
         name="linear",
         pretrained=None,
