@@ -1,4 +1,4 @@
-"""`Edit`: the low-rank update of one final projection that every eraser returns."""
+"""`Edit`: the low-rank update of one weight matrix that every eraser returns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nullspace_unlearn.files import new_file
 
-Space = Literal["joint", "hidden"]
+Space = Literal["joint", "hidden", "mlp"]
 Side = Literal["visual", "text"]
 _FORMAT = "nullspace-unlearn edit 1"
 
@@ -26,27 +26,33 @@ _Folded = TypeVar("_Folded", covariant=True)
 
 @runtime_checkable
 class Foldable(Protocol[_Folded]):
-    """What an edit can be folded into: anything that knows where its projection lives."""
+    """What an edit can be folded into: anything that knows where its weights live."""
 
     def fold(self, edit: Edit, side: Side = "visual") -> _Folded:
-        """Return a copy whose projection carries the edit."""
+        """Return a copy whose weights carry the edit."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """A low-rank update of one final projection `z = h W`, for row features.
+    """A low-rank update of one final projection `z = h W`, or of the MLP before it.
 
         z' = z - (z @ read) @ write.T        space "joint":   W' = W (I - read writeT)
         z' = z - (h @ read) @ write.T        space "hidden":  W' = W - read writeT
+        x' = x - (k @ read) @ write.T        space "mlp":     C' = C - write readT
+
+    for row features. In a vision transformer, k is what enters the output layer C of the last
+    block's MLP and x the residual stream it adds to; only a layer norm and W follow.
 
     The text side takes a joint edit transposed, `t' = t - (t @ write) @ read.T`, which gives the
     same inner products: `z'.t = z.t'`. Leading dimensions are a batch of edits.
 
     Attributes:
-        read: `[*batch, dim, rank]` (joint) or `[*batch, width, rank]` (hidden), what is looked for.
-        write: `[*batch, dim, rank]`, what is subtracted where it is found.
-        space: Which feature is read: the embedding z, or the hidden feature h that enters W.
+        read: `[*batch, dim, rank]` (joint), `[*batch, width, rank]` (hidden) or
+            `[*batch, mlp_width, rank]` (mlp), what is looked for.
+        write: `[*batch, dim, rank]`, what is subtracted where it is found; for an MLP edit in the
+            residual stream, so its dim is the tower's width.
+        space: Which feature is read: the embedding z, the hidden feature h that enters W, or k.
         provenance: How the edit came to be (method, request, chosen numbers); plain JSON values.
     """
 
@@ -58,8 +64,8 @@ class Edit:
     def __post_init__(self) -> None:
         object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
         read, write = self.read, self.write
-        if self.space not in ("joint", "hidden"):
-            raise ValueError(f"space is {self.space!r}; it must be 'joint' or 'hidden'")
+        if self.space not in ("joint", "hidden", "mlp"):
+            raise ValueError(f"space is {self.space!r}; it must be 'joint', 'hidden' or 'mlp'")
         if read.ndim < 2 or read.ndim != write.ndim or read.shape[:-2] != write.shape[:-2]:
             raise ValueError(
                 f"read {list(read.shape)} and write {list(write.shape)} must be matrices with the "
@@ -84,7 +90,7 @@ class Edit:
 
     @property
     def dim(self) -> int:
-        """Dimension of the joint space."""
+        """Dimension of what is written: the joint space, or the residual stream (mlp)."""
         return self.write.shape[-2]
 
     @property
@@ -115,8 +121,13 @@ class Edit:
             `[*batch, n, dim]` edited embeddings, not normalised.
 
         Raises:
-            ValueError: If a hidden edit gets no hidden features, or dimensions differ.
+            ValueError: If a hidden edit gets no hidden features, dimensions differ, or the edit is
+                an MLP edit, whose effect on z takes a model to compute.
         """
+        if self.space == "mlp":
+            raise ValueError(
+                "an MLP edit acts on z through a layer norm: fold it and embed the images again"
+            )
         source = features
         if self.space == "hidden":
             if hidden is None:
@@ -141,9 +152,11 @@ class Edit:
             `[*batch, dim, dim]`; for tests and folding, never needed to apply the edit.
 
         Raises:
-            ValueError: If the edit is a hidden one, which has no joint operator.
+            ValueError: If the edit is a hidden or an MLP one, which has no joint operator.
         """
-        if self.space != "joint":
+        if self.space == "mlp":
+            raise ValueError("an MLP edit has no joint operator: it reads k, not z")
+        if self.space == "hidden":
             raise ValueError("a hidden edit has no joint operator: it reads h, not z")
         eye = torch.eye(self.dim, dtype=self.read.dtype, device=self.read.device)
         return eye - self.read @ self.write.mT
@@ -168,11 +181,13 @@ class Edit:
         """Compose: `(a @ b).apply(z) == b.apply(a.apply(z))`, since rows multiply from the left.
 
         Raises:
-            ValueError: If either is a hidden edit: the composition would need W. Fold one after
-                the other instead.
+            ValueError: If either is not a joint edit: the composition would need the weights.
+                Fold one after the other instead.
         """
-        if "hidden" in (self.space, other.space):
-            raise ValueError("hidden edits compose by folding one after the other, not with @")
+        if (self.space, other.space) != ("joint", "joint"):
+            raise ValueError(
+                "hidden and MLP edits compose by folding one after the other, not with @"
+            )
         crossed = other.read - self.read @ (self.write.mT @ other.read)
         batch = torch.broadcast_shapes(self.batch_shape, other.batch_shape)
         parts = [self.read, crossed, self.write, other.write]
@@ -190,9 +205,13 @@ class Edit:
             The inverse edit, of the same rank.
 
         Raises:
-            ValueError: If there is none: the operator is singular, or the edit is a hidden one.
+            ValueError: If there is none: the operator is singular, or the edit is not a joint one.
         """
-        if self.space != "joint":
+        if self.space == "mlp":
+            raise ValueError(
+                "an MLP edit is undone by folding it at strength -1, not by an inverse"
+            )
+        if self.space == "hidden":
             raise ValueError("a hidden edit is undone by subtracting it from W, not by an inverse")
         # (I - R Wt)^-1 = I + R (I - Wt R)^-1 Wt
         eye = torch.eye(self.rank, dtype=self.read.dtype, device=self.read.device)
@@ -204,11 +223,11 @@ class Edit:
         return replace(self, read=-self.read @ torch.linalg.inv(core))
 
     def fold(self, model: Foldable[_Folded], side: Side = "visual") -> _Folded:
-        """Write the edit into a model's final projection.
+        """Write the edit into a model's weights.
 
         Args:
             model: A loaded `Clip` (or anything with a `fold` method).
-            side: Which tower's projection changes.
+            side: Which tower changes.
 
         Returns:
             An edited copy; tensors that do not change are shared with the original.

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nullspace_unlearn.edit import Edit
+from nullspace_unlearn.edit import Edit, Space
 from nullspace_unlearn.files import OutputExists
 
 
@@ -91,6 +91,26 @@ def test_a_hidden_edit_reads_the_hidden_feature() -> None:
         edit.inverse()
 
 
+def test_an_mlp_edit_takes_a_model_to_apply() -> None:
+    edit = Edit(read=randn(11, 2), write=randn(7, 2, seed=1), space="mlp")
+    assert (edit.rank, edit.dim) == (2, 7)
+    joint = random_edit()
+    refused = {
+        "fold it and embed the images again": lambda: edit.apply(randn(5, 7)),
+        "no joint operator: it reads k": lambda: edit.operator(),
+        "hidden and MLP edits compose by folding one": lambda: edit @ joint,
+        "MLP edits compose by folding": lambda: joint @ edit,
+        "at strength -1": lambda: edit.inverse(),
+    }
+    for message, call in refused.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+    half = edit.scale(0.5)
+    assert half.space == "mlp" and torch.equal(2 * half.read, edit.read)
+    batch = Edit(read=randn(3, 11, 2), write=randn(3, 7, 2), space="mlp")
+    assert batch[1].space == "mlp" and torch.equal(batch[1].read, batch.read[1])
+
+
 # Scaling, composing, inverting.
 
 
@@ -160,7 +180,7 @@ def test_a_batch_cannot_be_folded() -> None:
         (randn(8, 3), randn(7, 3), "joint", "8 and 7 dimensions"),
         (randn(2, 7, 3), randn(7, 3), "joint", "leading dimensions"),
         (randn(7), randn(7), "joint", "matrices"),
-        (randn(7, 3), randn(7, 3), "joined", "must be 'joint' or 'hidden'"),
+        (randn(7, 3), randn(7, 3), "joined", "must be 'joint', 'hidden' or 'mlp'"),
         (randn(7, 3) * float("nan"), randn(7, 3), "joint", "NaN or Inf"),
         (randn(7, 3), randn(7, 3) / 0, "joint", "NaN or Inf"),
     ],
@@ -199,9 +219,10 @@ def test_views_and_shared_matrices_are_saved(tmp_path: Path) -> None:
     assert torch.equal(Edit.load(tmp_path / "shared").read, basis)
 
 
-def test_a_hidden_edit_stays_hidden(tmp_path: Path) -> None:
-    Edit(randn(9, 2), randn(7, 2), space="hidden").save(tmp_path / "edit")
-    assert Edit.load(tmp_path / "edit").space == "hidden"
+@pytest.mark.parametrize("space", ["hidden", "mlp"])
+def test_an_edit_keeps_its_space(tmp_path: Path, space: Space) -> None:
+    Edit(randn(9, 2), randn(7, 2), space=space).save(tmp_path / "edit")
+    assert Edit.load(tmp_path / "edit").space == space
 
 
 def test_an_existing_file_is_kept_unless_asked(tmp_path: Path) -> None:

@@ -1,21 +1,15 @@
-"""Load CLIP models, fold edits into their final projections, write model folders.
+"""Load CLIP models, fold edits into the end of their towers, write model folders.
 
 Only this package knows open_clip's attribute names.
 """
 
 from nullspace_unlearn.clip.checkpoint import Saved, read_folder, revert
-from nullspace_unlearn.clip.families import FAMILIES, Family
+from nullspace_unlearn.clip.families import FAMILIES, Family, describe
 from nullspace_unlearn.clip.load import PRECISIONS, load
+from nullspace_unlearn.clip.mlp import LastMlp, MlpFeatures, find_mlp, fold_mlp
 from nullspace_unlearn.clip.model import BUNDLED, Clip, Source
-from nullspace_unlearn.clip.projection import (
-    Change,
-    Projection,
-    describe,
-    encode,
-    find,
-    fold,
-    headless,
-)
+from nullspace_unlearn.clip.network import Change, encode, input_dtype
+from nullspace_unlearn.clip.projection import Projection, find, fold, headless
 
 __all__ = [
     "BUNDLED",
@@ -24,14 +18,19 @@ __all__ = [
     "Change",
     "Clip",
     "Family",
+    "LastMlp",
+    "MlpFeatures",
     "Projection",
     "Saved",
     "Source",
     "describe",
     "encode",
     "find",
+    "find_mlp",
     "fold",
+    "fold_mlp",
     "headless",
+    "input_dtype",
     "load",
     "read_folder",
     "revert",

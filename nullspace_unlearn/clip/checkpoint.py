@@ -279,9 +279,10 @@ tokenizer = open_clip.get_tokenizer("local-dir:{path.name}")
 
 ## What is not claimed
 
-The final projection is edited; the features before it are not. A probe on those hidden features,
-or a captioner or language model that reads patch tokens, may still find what was forgotten. This
-folder holds nothing that brings it back, but the original model, where it is public, does.
+Only the very end of a tower is edited; the features before it are not. A probe on those hidden
+features, or a captioner or language model that reads patch tokens, may still find what was
+forgotten. This folder holds nothing that brings it back, but the original model, where it is
+public, does.
 """)
     )
 

@@ -1,8 +1,14 @@
-"""The table of supported models: where each family keeps its final projections."""
+"""The table of supported models: where each family, or a given model, keeps what is edited."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from nullspace_unlearn.clip import mlp, projection
+from nullspace_unlearn.edit import Side
 
 
 @dataclass(frozen=True)
@@ -101,3 +107,40 @@ FAMILIES: tuple[Family, ...] = (
     ),
 )
 """Every way a supported model stores its final projections."""
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """Say where a model keeps what can be edited, in plain JSON values.
+
+    Args:
+        model: An open_clip model, or transformers' `CLIPModel`.
+
+    Returns:
+        For "visual" and "text": key, bias, layout, width, dim of the final projection, whether it
+        is stored (or would be added), and "mlp", the key of the last MLP's weight where an edit
+        can reach that; None for a side that cannot be edited.
+    """
+    return {"visual": _side(model, "visual"), "text": _side(model, "text")}
+
+
+def _side(model: nn.Module, side: Side) -> dict[str, Any] | None:
+    try:
+        found = projection.find(model, side)
+    except ValueError:
+        return None
+    return {
+        "key": found.key,
+        "bias": found.bias_key,
+        "layout": found.layout,
+        "width": found.width,
+        "dim": found.dim,
+        "stored": found.weight is not None,
+        "mlp": _mlp(model) if side == "visual" else None,
+    }
+
+
+def _mlp(model: nn.Module) -> str | None:
+    try:
+        return mlp.find_mlp(model).key
+    except ValueError:
+        return None

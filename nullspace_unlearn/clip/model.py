@@ -18,7 +18,9 @@ from tqdm import tqdm
 
 from nullspace_unlearn import words as vocabulary
 from nullspace_unlearn.clip import projection as projections
-from nullspace_unlearn.clip.projection import Change, Projection
+from nullspace_unlearn.clip.mlp import LastMlp, MlpFeatures, encode_mlp, find_mlp, fold_mlp
+from nullspace_unlearn.clip.network import Change, encode, input_dtype
+from nullspace_unlearn.clip.projection import Projection
 from nullspace_unlearn.clip.prompts import encode_prompts
 from nullspace_unlearn.edit import Edit, Side
 
@@ -105,7 +107,7 @@ class Clip:
         Returns:
             `[n, dim]` float32 embeddings z, not normalised, on the model's device.
         """
-        return self._embed(projections.encode, self.model, self._images(images))
+        return self._embed(encode, self.model, self._images(images))
 
     def hidden_image(self, images: Float[Tensor, "n 3 rows columns"]) -> Float[Tensor, "n width"]:
         """Compute the feature h that enters the final visual projection.
@@ -120,7 +122,7 @@ class Clip:
         Raises:
             ValueError: If the model has no visual projection that could be edited.
         """
-        return self._embed(projections.encode, self._headless, self._images(images))
+        return self._embed(encode, self._headless, self._images(images))
 
     def encode_both(
         self, images: Float[Tensor, "n 3 rows columns"]
@@ -140,6 +142,22 @@ class Clip:
         hidden = self.hidden_image(images)
         return hidden, self.project(hidden)
 
+    def mlp_image(self, images: Float[Tensor, "n 3 rows columns"]) -> MlpFeatures:
+        """Read images from the last MLP of the tower on, in one forward pass.
+
+        Args:
+            images: `[n, 3, rows, columns]`, on any device.
+
+        Returns:
+            What an edit with space "mlp" reads and what follows it, up to the embedding z, in
+            float32, on the model's device.
+
+        Raises:
+            ValueError: If the model's last MLP cannot be reached; says which models' can.
+        """
+        with torch.no_grad():
+            return encode_mlp(self._headless, self.last_mlp(), self._images(images))
+
     def project(self, hidden: Float[Tensor, "*any width"]) -> Float[Tensor, "*any dim"]:
         """Take hidden features of the image tower through its final projection, `z = h W + b`.
 
@@ -152,10 +170,7 @@ class Clip:
         Raises:
             ValueError: If the model has no visual projection.
         """
-        projection = self.projection("visual")
-        embeddings = hidden @ projection.matrix().to(hidden)
-        bias = projection.bias()
-        return embeddings if bias is None else embeddings + bias.to(hidden)
+        return self.projection("visual").apply(hidden)
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Float[Tensor, "n dim"]:
         """Embed prompts.
@@ -197,11 +212,23 @@ class Clip:
         """
         return projections.find(self.model, side)
 
+    def last_mlp(self) -> LastMlp:
+        """The MLP of the image tower's last block, one step before the final projection.
+
+        Returns:
+            Where its output layer is stored, and what follows it.
+
+        Raises:
+            ValueError: If it cannot be reached; says which models' can.
+        """
+        return find_mlp(self.model)
+
     def fold(self, edit: Edit, side: Side = "visual") -> Clip:
-        """Write an edit into a tower's final projection, verified by a forward pass.
+        """Write an edit into the end of a tower, verified by a forward pass.
 
         Args:
-            edit: One edit.
+            edit: One edit, of the tower's final projection or, with space "mlp", of the image
+                tower's last MLP.
             side: The tower to change.
 
         Returns:
@@ -212,7 +239,12 @@ class Clip:
             ValueError: If the edit does not fit that side, or overflows the model's dtype.
             RuntimeError: If the edited tower does not compute what the edit says.
         """
-        model, changes = projections.fold(self.model, edit, side, self.changes)
+        if edit.space == "mlp":
+            if side != "visual":
+                raise ValueError("an MLP edit reads the visual tower; fold it on side 'visual'")
+            model, changes = fold_mlp(self.model, edit, self.changes)
+        else:
+            model, changes = projections.fold(self.model, edit, side, self.changes)
         if model is self.model:
             return self
         config = copy.deepcopy(dict(self.config))
@@ -260,7 +292,7 @@ class Clip:
         return projections.headless(self.model)
 
     def _images(self, images: Tensor) -> Tensor:
-        return images.to(self.device, projections.input_dtype(self.model))
+        return images.to(self.device, input_dtype(self.model))
 
     def _embed(
         self, encode: Callable[[nn.Module, Tensor], Tensor], model: nn.Module, inputs: Tensor

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from nullspace_unlearn.clip.network import (
+    GROWN,
+    Change,
+    check_took,
+    current,
+    encode,
+    exact_products,
+    probe_inputs,
+    record,
+    replace_parameters,
+    share,
+    submodule,
+)
 from nullspace_unlearn.edit import Edit, Side
 
 Layout = Literal["in_out", "out_in"]
-
-_GROWN = "visual.head.proj"
-"""Where a tower that ends in attention pooling can be given a projection stock open_clip loads."""
 
 _PLACES: dict[Side, tuple[str, ...]] = {
     "visual": (
         "visual.proj",
         "visual.attnpool.c_proj",
-        _GROWN,
+        GROWN,
         "visual.head.mlp.fc2",
         "visual.trunk.head.fc",
         "visual.trunk.head",
@@ -33,14 +40,6 @@ _PLACES: dict[Side, tuple[str, ...]] = {
     "text": ("text.text_projection", "text.proj.2", "text.proj", "text_projection"),
 }
 """Candidate places, the last one the features pass through first."""
-
-_TOLERANCE = {
-    torch.float64: 1e-9,
-    torch.float32: 1e-4,
-    torch.float16: 2e-2,
-    torch.bfloat16: 1e-1,
-}
-"""Allowed distance from the exact operator, relative to the features: ~1000 roundings."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,43 +78,15 @@ class Projection:
         """b: `[dim]`, float64, on the CPU; None where there is none."""
         return None if self.offset is None else self.offset.detach().to("cpu", torch.float64)
 
+    def apply(self, hidden: Float[Tensor, "*any width"]) -> Float[Tensor, "*any dim"]:
+        """`z = h W + b`, in the dtype and on the device of h."""
+        embeddings = hidden @ self.matrix().to(hidden)
+        bias = self.bias()
+        return embeddings if bias is None else embeddings + bias.to(hidden)
+
     def stored(self, matrix: Float[Tensor, "width dim"]) -> Tensor:
         """A matrix W in the layout of the stored weight, contiguous."""
         return (matrix if self.layout == "in_out" else matrix.mT).contiguous()
-
-
-@dataclass(frozen=True, eq=False)
-class Change:
-    """What edits did to one parameter.
-
-    Attributes:
-        key: The parameter's name in the model's state_dict.
-        side: The tower it belongs to.
-        original: The parameter as it was loaded, or None where the edit added it.
-        edited: The edited parameter in float32 at least, whatever the model computes in: rounding
-            to half precision would bring 2e-4 of an erased direction back.
-        provenance: How each edit folded into it came to be, first to last.
-    """
-
-    key: str
-    side: Side
-    original: Tensor | None
-    edited: Tensor
-    provenance: tuple[Mapping[str, Any], ...]
-
-    def current(self, parameter: Tensor) -> Tensor:
-        """The parameter as the model holds it now, without its rounding where it is known.
-
-        Args:
-            parameter: The parameter in the edited model.
-
-        Returns:
-            `edited`, on the CPU; unless the model has been trained on since, then `parameter`.
-        """
-        held = parameter.detach().cpu()
-        if torch.equal(self.edited.to(held.dtype), held):
-            return self.edited
-        return held.to(self.edited.dtype)
 
 
 def find(model: nn.Module, side: Side = "visual") -> Projection:
@@ -140,32 +111,6 @@ def find(model: nn.Module, side: Side = "visual") -> Projection:
             + (f"its {other} side can be edited" if editable else f"nor has it a {other} one")
         )
     return found
-
-
-def describe(model: nn.Module) -> dict[str, Any]:
-    """Say where a model keeps its projections, in plain JSON values.
-
-    Args:
-        model: As in `find`.
-
-    Returns:
-        For "visual" and "text": key, bias, layout, width, dim, and whether it is stored (or would
-        be added); None for a side that cannot be edited.
-    """
-    sides: tuple[Side, ...] = ("visual", "text")
-    return {
-        side: None
-        if (found := _find(model, side)) is None
-        else {
-            "key": found.key,
-            "bias": found.bias_key,
-            "layout": found.layout,
-            "width": found.width,
-            "dim": found.dim,
-            "stored": found.weight is not None,
-        }
-        for side in sides
-    }
 
 
 def fold(
@@ -195,56 +140,16 @@ def fold(
     _check_fits(edit, projection)
     if not (edit.read.any() and edit.write.any()):
         return model, tuple(before)
-    known = {change.key: change for change in before}
-    if projection.weight is not None and projection.key in known:
-        weight = known[projection.key].current(projection.weight)
+    if projection.weight is not None:
+        weight = current(before, projection.key, projection.weight)
         projection = replace(projection, weight=weight)
-    if projection.offset is not None and projection.bias_key in known:
-        offset = known[projection.bias_key].current(projection.offset)
+    if projection.offset is not None and projection.bias_key is not None:
+        offset = current(before, projection.bias_key, projection.offset)
         projection = replace(projection, offset=offset)
-
     new = _edited(projection, edit)
-    current = model.state_dict(keep_vars=True)
-    like = current.get(projection.key, _entry(model))
-    edited = share(model, {key: _cast(key, value, like) for key, value in new.items()})
+    edited = replace_parameters(model, new)
     _verify(model, edited, edit, side)
-
-    for key, value in new.items():
-        wide = value.to(torch.promote_types(like.dtype, torch.float32))
-        earlier = known.get(key)
-        known[key] = Change(
-            key=key,
-            side=side,
-            original=earlier.original if earlier else current.get(key),
-            edited=wide,
-            provenance=(*(earlier.provenance if earlier else ()), dict(edit.provenance)),
-        )
-    return edited, tuple(known.values())
-
-
-def share(model: nn.Module, replaced: Mapping[str, Tensor]) -> nn.Module:
-    """Copy a model's modules but not its tensors, except for some parameters.
-
-    Args:
-        model: The model.
-        replaced: New values, by name in the state_dict. The added projection of an attention-pool
-            tower may be among them; any other name must exist.
-
-    Returns:
-        The copy; replaced parameters do not require gradients.
-    """
-    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    copied = copy.deepcopy(model, shared)
-    for key, value in replaced.items():
-        owner, _, leaf = key.rpartition(".")
-        if owner == _GROWN and _module(copied, owner) is None:
-            head = copied.get_submodule("visual.head")
-            head.add_module("drop", nn.Dropout(0.0))
-            dim, width = value.shape
-            head.add_module("proj", nn.Linear(width, dim, bias=False, device="meta"))
-        parameter = nn.Parameter(value, requires_grad=False)
-        setattr(copied.get_submodule(owner), leaf, parameter)
-    return copied
+    return edited, record(model, new, side, edit.provenance, before)
 
 
 def headless(model: nn.Module) -> nn.Module:
@@ -271,51 +176,15 @@ def headless(model: nn.Module) -> nn.Module:
     return share(model, new)
 
 
-def encode(model: nn.Module, inputs: Tensor, side: Side = "visual") -> Float[Tensor, "n dim"]:
-    """Embed a batch, unnormalised, with gradients.
-
-    Args:
-        model: An open_clip model, or transformers' `CLIPModel`.
-        inputs: `[n, 3, rows, columns]` preprocessed images in the dtype the tower computes in, or
-            `[n, context]` token ids.
-        side: The tower.
-
-    Returns:
-        `[n, dim]` embeddings as the tower gives them.
-    """
-    network: Any = model
-    if hasattr(model, "get_image_features"):
-        features = (
-            network.get_image_features(pixel_values=inputs)
-            if side == "visual"
-            else network.get_text_features(input_ids=inputs)
-        )
-        return features if isinstance(features, Tensor) else features.pooler_output
-    # Said explicitly, since CoCa normalises by default and the others do not.
-    encoder = network.encode_image if side == "visual" else network.encode_text
-    return encoder(inputs, normalize=False)
-
-
-def input_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype a model wants its images in: that of the layer they enter."""
-    return _entry(model).dtype
-
-
-def _entry(model: nn.Module) -> nn.Parameter:
-    """Kernel of the layer that images enter."""
-    tower = _module(model, "visual") or model
-    return next(p for p in tower.parameters() if p.ndim == 4)
-
-
 def _find(model: nn.Module, side: Side) -> Projection | None:
     if side not in _PLACES:
         raise ValueError(f"side is {side!r}; it must be 'visual' or 'text'")
-    head = _module(model, "visual.head")
+    head = submodule(model, "visual.head")
     for place in _PLACES[side]:
         if place.startswith("visual.trunk.") and isinstance(head, nn.Sequential) and len(head):
             continue  # the trunk's classifier is not the last thing the features pass through
         owner, _, leaf = place.rpartition(".")
-        held = getattr(_module(model, owner), leaf, None)
+        held = getattr(submodule(model, owner), leaf, None)
         if isinstance(held, nn.Parameter) and held.ndim == 2:
             width, dim = held.shape
             return Projection(side, place, None, "in_out", width, dim, held, None)
@@ -328,14 +197,14 @@ def _find(model: nn.Module, side: Side) -> Projection | None:
     if side == "visual" and _ends_in_attention_pool(model):
         trunk: Any = model.get_submodule("visual.trunk")
         dim = trunk.num_features
-        return Projection(side, f"{_GROWN}.weight", None, "out_in", dim, dim, None, None)
+        return Projection(side, f"{GROWN}.weight", None, "out_in", dim, dim, None, None)
     return None
 
 
 def _ends_in_attention_pool(model: nn.Module) -> bool:
-    head = _module(model, "visual.head")
-    pool = _module(model, "visual.trunk.attn_pool")
-    classifier = _module(model, "visual.trunk.head")
+    head = submodule(model, "visual.head")
+    pool = submodule(model, "visual.trunk.attn_pool")
+    classifier = submodule(model, "visual.trunk.head")
     return (
         isinstance(head, nn.Sequential)
         and len(head) == 0
@@ -344,16 +213,10 @@ def _ends_in_attention_pool(model: nn.Module) -> bool:
     )
 
 
-def _module(model: nn.Module, name: str) -> nn.Module | None:
-    """The submodule of that name; None where there is none."""
-    try:
-        return model.get_submodule(name)
-    except AttributeError:
-        return None
-
-
 def _check_fits(edit: Edit, projection: Projection) -> None:
     side = projection.side
+    if edit.space == "mlp":
+        raise ValueError("an MLP edit does not go into a projection: fold it with `fold_mlp`")
     if edit.batch_shape:
         raise ValueError(f"a batch of edits {list(edit.batch_shape)} cannot be folded: index one")
     if edit.space == "hidden" and side == "text":
@@ -388,23 +251,13 @@ def _edited(projection: Projection, edit: Edit) -> dict[str, Tensor]:
     return new
 
 
-def _cast(key: str, value: Tensor, like: Tensor) -> Tensor:
-    cast = value.to(like.device, like.dtype)
-    if not torch.isfinite(cast).all():
-        raise ValueError(
-            f"edited {key} does not fit {str(like.dtype).removeprefix('torch.')}: its largest "
-            f"entry is {value.abs().max():.3g}, the largest allowed {torch.finfo(like.dtype).max:g}"
-        )
-    return cast
-
-
 @torch.no_grad()
 def _verify(model: nn.Module, edited: nn.Module, edit: Edit, side: Side) -> None:
     """Compare the edited tower on random inputs with the operator on the original's outputs."""
     # Copies, because a forward pass in training mode would move the running statistics.
     original, changed = share(model, {}).eval(), share(edited, {}).eval()
-    inputs = _probe(model, side)
-    with _exact_products():
+    inputs = probe_inputs(model, side)
+    with exact_products():
         plain = encode(original, inputs, side).double()
         actual = encode(changed, inputs, side).double()
         if edit.space == "hidden":
@@ -412,47 +265,4 @@ def _verify(model: nn.Module, edited: nn.Module, edit: Edit, side: Side) -> None
             expected = edit.apply(plain, hidden)
         else:
             expected = _joint_on(edit, side).apply(plain)
-    scale = plain.norm() + (plain - expected).norm()
-    error = float((actual - expected).norm() / scale) if scale > 0 else 0.0
-    key = find(edited, side).key
-    tolerance = _TOLERANCE[edited.get_parameter(key).dtype]
-    if not error <= tolerance:
-        raise RuntimeError(
-            f"folding into {key} did not do what the edit says: features are "
-            f"off by {error:.2g} of their size, allowed {tolerance:g}; the model was not changed"
-        )
-
-
-def _probe(
-    model: nn.Module, side: Side
-) -> Float[Tensor, "2 3 rows columns"] | Int[Tensor, "2 context"]:
-    """Two random inputs for a tower, the same ones every time."""
-    device = next(model.parameters()).device
-    random = torch.Generator().manual_seed(0)
-    network: Any = model
-    ours = hasattr(model, "visual")
-    if side == "visual":
-        size = network.visual.image_size if ours else network.config.vision_config.image_size
-        rows, columns = (size, size) if isinstance(size, int) else size
-        images = torch.randn(2, 3, rows, columns, generator=random)
-        return images.to(device, input_dtype(model))
-    text = getattr(network, "text", network)
-    if not ours:
-        vocabulary, length = network.config.text_config.vocab_size, 8
-    else:
-        # A Hugging Face tower takes any length; open_clip's own want the full context.
-        vocabulary = text.vocab_size
-        length = 8 if hasattr(text, "pooler") else text.context_length
-    tokens = torch.randint(3, vocabulary, (2, length), generator=random)
-    return tokens.to(device)
-
-
-@contextmanager
-def _exact_products() -> Iterator[None]:
-    """Switch TF32 products off: their rounding is larger than what is looked for."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    check_took(edited, find(edited, side).key, plain, expected, actual)

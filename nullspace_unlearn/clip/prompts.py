@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from nullspace_unlearn.clip.projection import encode
+from nullspace_unlearn.clip.network import encode
 
 
 class _TextTower(nn.Module):
