@@ -11,9 +11,10 @@ from nullspace_unlearn.erasers.gated import gated
 from nullspace_unlearn.erasers.hull import hull
 from nullspace_unlearn.erasers.leace import leace
 from nullspace_unlearn.erasers.nullspace import nullspace
+from nullspace_unlearn.erasers.two_sided import two_sided
 from nullspace_unlearn.forget import Paradigm
 
-__all__ = ["METHODS", "Method", "avert", "ccup", "gated", "hull", "leace", "nullspace"]
+__all__ = ["METHODS", "Method", "avert", "ccup", "gated", "hull", "leace", "nullspace", "two_sided"]
 
 
 @dataclass(frozen=True)
