@@ -98,6 +98,19 @@ class Clip:
         network: Any = self.model
         return float(network.logit_scale.detach().float().exp())
 
+    def normalise(self, pixels: Float[Tensor, "*n 3 rows columns"]) -> Float[Tensor, ...]:
+        """Take RGB pixels to what the image tower wants, as the last step of `preprocess` does.
+
+        Args:
+            pixels: `[*n, 3, rows, columns]`, from 0 to 1, on any device; gradients flow through.
+
+        Returns:
+            `[*n, 3, rows, columns]`, on the model's device.
+        """
+        config = self.config["preprocess_cfg"]
+        mean, std = (torch.tensor(config[name], device=self.device) for name in ("mean", "std"))
+        return (pixels.to(self.device) - mean[:, None, None]) / std[:, None, None]
+
     def encode_image(self, images: Float[Tensor, "n 3 rows columns"]) -> Float[Tensor, "n dim"]:
         """Embed preprocessed images.
 
