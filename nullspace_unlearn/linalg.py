@@ -14,6 +14,8 @@ from torch import Tensor
 
 # Numbers held at once by one chunk of hull problems (scores over the vertices and their supports).
 _CHUNK = 1 << 25
+# Newton steps of a one-sided regression, and halvings of one; it takes some ten, and hardly any.
+_ROUNDS, _HALVINGS = 200, 40
 
 
 def as_float64(name: str, tensor: Float[Tensor, ...]) -> Float[Tensor, ...]:
@@ -240,6 +242,82 @@ def weighted_ridge(
     eye = torch.eye(dim, dtype=rows.dtype, device=rows.device)
     right = ((weight * target) @ rows)[..., None]
     return solve_definite(gram + scale[..., None, None] * eye, right)[..., 0]
+
+
+def one_sided_ridge(
+    rows: Float[Tensor, "n dim"],
+    weight: Float[Tensor, "*batch n"],
+    low: Float[Tensor, "*batch n"],
+    high: Float[Tensor, "*batch n"],
+    ridge: float,
+) -> Float[Tensor, "*batch dim"]:
+    """Ridge regression onto intervals.
+
+    Minimises `Σ_i weight_i dist(g·row_i, [low_i, high_i])² + ridge · mean|row|²/dim · |g|²` over g.
+
+    A row only says at least how much, or at most; within its bounds it costs nothing. The objective
+    is convex and piecewise quadratic: Newton's method on it is a weighted ridge regression on the
+    rows that are out of bounds, and ends exactly when these stay the same after a whole step. A
+    step that would not lower the objective enough is halved.
+
+    Args:
+        rows: `[n, dim]`, float64.
+        weight: `[*batch, n]`, at least 0.
+        low: `[*batch, n]`, at most `high`; -inf where there is no lower bound.
+        high: `[*batch, n]`; inf where there is no upper bound.
+        ridge: Relative to the rows' mean square per dimension, above 0.
+
+    Returns:
+        `[*batch, dim]` the solutions g.
+
+    Raises:
+        RuntimeError: If the bounds in force never settle (not seen on finite input).
+    """
+    n, dim = rows.shape
+    batch = weight.shape[:-1]
+    problems = [part.reshape(-1, n) for part in (weight, low, high)]
+    size = max(1, _CHUNK // min(n, dim) ** 2)
+    solved = [
+        _one_sided(rows, w, at_least, at_most, ridge)
+        for w, at_least, at_most in zip(*(part.split(size) for part in problems), strict=True)
+    ]
+    return torch.cat(solved).reshape(*batch, dim)
+
+
+def _one_sided(rows: Tensor, weight: Tensor, low: Tensor, high: Tensor, ridge: float) -> Tensor:
+    n, dim = rows.shape
+    scale = ridge * rows.square().sum(-1).mean() / dim
+    strength = weight.new_full(weight.shape[:-1], ridge)
+
+    def beyond(value: Tensor) -> Tensor:
+        return value - value.clamp(low, high)
+
+    def cost(g: Tensor, out: Tensor) -> Tensor:
+        return (weight * out.square()).sum(-1) + scale * g.square().sum(-1)
+
+    g = rows.new_zeros(*weight.shape[:-1], dim)
+    out = beyond(g @ rows.mT)
+    for _ in range(_ROUNDS):
+        active = out != 0
+        target = torch.where(active, torch.where(out > 0, high, low), 0.0)
+        step = weighted_ridge(rows, weight * active, target, strength) - g
+        # What the whole step would gain if no bound came into force or fell away (Armijo's rule).
+        gain = cost(step, (step @ rows.mT) * active)
+        share, best = torch.ones_like(g[:, :1]), cost(g, out)
+        for _ in range(_HALVINGS):
+            new = g + share * step
+            new_out = beyond(new @ rows.mT)
+            worse = cost(new, new_out) > best * (1 + 1e-12) - 1e-4 * share[:, 0] * gain
+            if not worse.any():
+                break
+            share = torch.where(worse[:, None], share / 2, share)
+        # A row that ends upon its bound may go in and out by rounding; the step is then none.
+        same = (torch.sign(new_out) == torch.sign(out)).all(-1) & (share[:, 0] == 1)
+        still = step.square().sum(-1) <= 1e-20 * new.square().sum(-1)
+        g, out = new, new_out
+        if (same | still).all():
+            return g
+    raise RuntimeError("one-sided ridge regression did not settle")
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,14 +7,28 @@ from dataclasses import dataclass
 from nullspace_unlearn.edit import Side
 from nullspace_unlearn.erasers.avert import avert
 from nullspace_unlearn.erasers.ccup import ccup
-from nullspace_unlearn.erasers.gated import gated
+from nullspace_unlearn.erasers.gated import TEXT, Numbers, gated
 from nullspace_unlearn.erasers.hull import hull
 from nullspace_unlearn.erasers.leace import leace
+from nullspace_unlearn.erasers.leave_out import leave_out
 from nullspace_unlearn.erasers.nullspace import nullspace
 from nullspace_unlearn.erasers.two_sided import two_sided
 from nullspace_unlearn.forget import Paradigm
 
-__all__ = ["METHODS", "Method", "avert", "ccup", "gated", "hull", "leace", "nullspace", "two_sided"]
+__all__ = [
+    "METHODS",
+    "TEXT",
+    "Method",
+    "Numbers",
+    "avert",
+    "ccup",
+    "gated",
+    "hull",
+    "leace",
+    "leave_out",
+    "nullspace",
+    "two_sided",
+]
 
 
 @dataclass(frozen=True)
@@ -25,11 +39,13 @@ class Method:
         paradigms: Which kinds of request it takes.
         sides: Which towers its edits are for.
         certified: Whether its edits carry a certificate.
+        visual: Whether it takes visual prototypes.
     """
 
     paradigms: tuple[Paradigm, ...]
     sides: tuple[Side, ...] = ("visual", "text")
     certified: bool = False
+    visual: bool = False
 
 
 _ALL: tuple[Paradigm, ...] = ("global", "cell", "domain")
@@ -37,8 +53,9 @@ _ALL: tuple[Paradigm, ...] = ("global", "cell", "domain")
 METHODS = {
     "hull": Method(("global",), ("visual",), certified=True),
     "avert": Method(("global",), ("text",)),
-    "gated": Method(("cell", "domain")),
-    "nullspace": Method(_ALL),
+    "gated": Method(("cell", "domain"), visual=True),
+    "two_sided": Method(("global",), ("visual",), certified=True, visual=True),
+    "nullspace": Method(_ALL, visual=True),
     "ccup": Method(_ALL),
     "leace": Method(_ALL),
 }

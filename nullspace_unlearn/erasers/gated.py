@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -10,152 +12,290 @@ from nullspace_unlearn.edit import Edit
 from nullspace_unlearn.linalg import (
     as_float64,
     covariance,
+    one_sided_ridge,
     regularised,
     solve_definite,
-    unit,
-    weighted_ridge,
 )
 
-_ROUNDS = 50
+# Classes tried as decoy, those first that score highest on what is to be forgotten.
+_DECOYS = 16
+
+
+class NothingForgotten(ValueError):
+    """No prototype of what is to be forgotten is recognised in the first place."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What `gated` must be told beside prototypes and request.
+
+    The defaults were chosen for images, on training images of two small models and pictures of the
+    bundled one that no figure is reported on; they lie on a plateau (ridge .01 to .1, margin 1.25
+    to 1.75, slack .3 to .5).
+
+    Attributes:
+        ridge: Relative to the prototypes' mean square per dimension, above 0.
+        margin: How far below its rival a forgotten prototype must end, above 0, in units of the
+            forgotten prototypes' mean lead over it: 1 asks for the mirror image.
+        slack: Share of its lead over another class that a kept prototype may lose to it, in [0, 1).
+    """
+
+    ridge: float = 0.1
+    margin: float = 1.5
+    slack: float = 0.4
+
+    def __post_init__(self) -> None:
+        if not self.ridge > 0 or not self.margin > 0 or not 0 <= self.slack < 1:
+            raise ValueError(
+                f"ridge and margin must be above 0 and slack in [0, 1), got {self.ridge}, "
+                f"{self.margin} and {self.slack}"
+            )
+
+
+IMAGES = Numbers()
+TEXT = Numbers(ridge=0.3, margin=2.0, slack=0.6)
+"""For prototypes made from prompts alone, which lie elsewhere than images."""
 
 
 def gated(
-    cells: Float[Tensor, "classes domains *samples dim"],
+    embeddings: Float[Tensor, "n dim"],
+    labels: Int[Tensor, " n"],
+    domains: Int[Tensor, " n"],
     classes: Float[Tensor, "classes dim"],
     mask: Bool[Tensor, "*batch classes domains"],
     *,
-    ridge: float = 3.0,
-    other: float = 0.05,
-    gain: float = 1.75,
+    hidden: Float[Tensor, "n width"] | None = None,
+    numbers: Numbers = IMAGES,
 ) -> Edit:
     """Forget cells of the class x domain grid: text says where to write, prototypes what to read.
 
-    A linear edit cannot multiply "is a sketch" with "is a car", and need not: `read = β g_c`,
-    `write = w_c` lowers the score of class c alone, `z'·t_k = z·t_k - β (z·g_c) δ_kc`, and a dog in
-    a sketch is unharmed since its car score was low anyway. Each class with a forgotten cell gets
-    one column:
+    A linear edit cannot multiply "is a sketch" with "is a car", and need not: `read = g_c`,
+    `write = w_c` moves the score of class c alone, `z'·t_k = z·t_k - (z·g_c) δ_kc`, and a dog in a
+    sketch is unharmed since its car score was low anyway. So each prototype only bounds how far a
+    score may or must move, and each gate `g_c` is the ridge regression from prototypes onto those
+    intervals (`linalg.one_sided_ridge`):
 
-    - `g_c` solves a weighted ridge regression from cell prototypes to the wanted fall of the
-      class's score: 1 on its forgotten cells, 0 on its kept ones, and at least 0 elsewhere. A
-      fall is harmless on images of another class, a rise is not, so a cell of another class
-      counts (with the small weight `other`) only while its fall would be negative: asymmetric
-      least squares (Newey & Powell, Econometrica 55, 1987), solved by dropping and taking up rows
-      until they stand.
-    - `w_c` moves the score of class c against the other names' mean by 1 and the others'
-      differences as little as possible in the mean square: `S⁻¹d/(dᵀS⁻¹d)`, `d = t_c - mean`,
-      `S = cov` of the other class prototypes with a small ridge.
-    - `β` comes from the prototypes: the fall that puts the mean forgotten prototype's margin (its
-      own score over the best other one) halfway between the falls of forgotten and kept
-      prototypes, times `gain`, since images name their domain more faintly than prompts do.
+    - Where the forgotten domain keeps some class, every class with a forgotten cell falls: in its
+      forgotten cells to `margin` below the best class that stays, in its kept cells not at all.
+      On images of other classes it may fall as it likes, and rise by at most a share `slack` of
+      the other's lead over it.
+    - Where a whole domain goes, falling together would change nothing. One class, the decoy, must
+      rise to `margin` above the true one throughout the domain, and a second one above the decoy on
+      the decoy's own images there; elsewhere they may rise by the same share of the true one's
+      lead. A domain is read more easily than a cell, which is why two columns do better than one a
+      class. The decoy is the class that leaves the least of the two objectives.
 
-    The defaults (ridge 3, other 0.05, gain 1.75) are a compromise between three small models, seen
-    on images that no figure is reported on: training images of the two PACS models, flat around
-    it, and pictures of the bundled model with seeds of their own, which asks for a lower ridge.
+    `w_c` moves the score of class c against the other names' mean by 1 and the others' differences
+    as little as possible in the mean square: `S⁻¹d/(dᵀS⁻¹d)`, `d = t_c - mean`, `S = cov` of the
+    other class prototypes with a small ridge.
 
     Args:
-        cells: `[classes, domains, dim]` unit prototypes of the cells, or
-            `[classes, domains, ..., dim]` with several a cell (prompts, synthesised or real
-            images).
+        embeddings: `[n, dim]` prototypes of cells in the joint space: prompts, synthesised or real
+            images, any number a cell; scale does not matter. Every cell counts the same.
+        labels: `[n]` the class of each.
+        domains: `[n]` the domain of each.
         classes: `[classes, dim]` unit text prototypes of the classes, which the scores use.
         mask: `[*batch, classes, domains]`, true where a cell is forgotten.
-        ridge: Ridge relative to the prototypes' mean square per dimension.
-        other: Weight of another class's cell beside the class's own, in (0, 1].
-        gain: Factor on the balanced fall, above 0.
+        hidden: `[n, width]` hidden features of the prototypes (on their embeddings' scale): read
+            these instead.
+        numbers: Ridge, margin and slack.
 
     Returns:
-        A joint edit, float64; its rank is the largest number of classes a request touches.
+        An edit of the joint space, or of the hidden one, float64. Its rank is the largest number of
+        classes a request moves.
 
     Raises:
-        ValueError: If shapes do not fit, something is not finite, a number is out of range, a
-            request forgets nothing, or forgets everything.
+        ValueError: If shapes do not fit, something is not finite, a cell has no
+            prototype, a request forgets nothing or everything, or nothing to be forgotten is
+            recognised in the first place.
     """
-    p, t = as_float64("cells", cells), as_float64("classes", classes)
-    if p.ndim >= 3:
-        p = p.reshape(*p.shape[:2], -1, p.shape[-1])
-    count, domains, samples, dim = p.shape if p.ndim == 4 else (0, 0, 0, 0)
-    if p.ndim != 4 or t.shape != (count, dim) or mask.shape[-2:] != (count, domains):
-        raise ValueError(
-            "expected cells [classes, domains, ..., dim], classes [classes, dim] and mask "
-            f"[..., classes, domains], got {list(cells.shape)}, {list(t.shape)}, {list(mask.shape)}"
-        )
-    if count < 2:
-        raise ValueError("a class can only be forgotten among others: give at least 2 classes")
-    if not ridge > 0 or not 0 < other <= 1 or not gain > 0:
-        raise ValueError(
-            f"ridge and gain must be above 0 and other in (0, 1], got {ridge}, {gain}, {other}"
-        )
-    if not mask.any((-2, -1)).all() or mask.all(-1).all(-1).any():
-        raise ValueError("each request must forget at least one cell and keep at least one")
+    z, t = as_float64("embeddings", embeddings), as_float64("classes", classes)
+    source = z if hidden is None else as_float64("hidden", hidden)
+    _check(z, source, labels, domains, t, mask)
+    norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+    table = _Table(
+        rows=source / norm,
+        scores=(z / norm) @ t.mT,
+        labels=labels.to(z.device),
+        domains=domains.to(z.device),
+        numbers=numbers,
+    )
     batch = mask.shape[:-2]
-    mask = mask.reshape(-1, count, domains).to(p.device)
-    touched = mask.any(-1)
-    request, class_ = touched.nonzero(as_tuple=True)
-    read = _gates(p, t, mask[request], class_, ridge, other, gain)
-    if not torch.isin(torch.arange(len(mask), device=p.device), request[read.any(-1)]).all():
-        raise ValueError(
-            "the edit would remove nothing: in the forgotten cells every prompt already scores "
-            "another class higher than its own"
-        )
-    # One column a touched class; a request that touches fewer than the most has zero columns.
-    column = touched.cumsum(-1)[request, class_] - 1
-    shape = (len(mask), int(touched.sum(-1).max()), dim)
-    reads, writes = (torch.zeros(shape, dtype=p.dtype, device=p.device) for _ in range(2))
-    reads[request, column] = read
-    written = touched.any(0).nonzero()[:, 0]
-    writes[request, column] = _writes(t, written)[torch.searchsorted(written, class_)]
+    requests = mask.reshape(-1, *mask.shape[-2:]).to(z.device)
+    gates = [_decoys(table, one) if one.all(-2).any() else _falls(table, one) for one in requests]
+    written = torch.cat([gate.classes for gate in gates]).unique()
+    writes = _writes(t, written)
+    rank = max(len(gate.classes) for gate in gates)
+    read = z.new_zeros(len(gates), rank, source.shape[-1])
+    write = z.new_zeros(len(gates), rank, z.shape[-1])
+    for i, gate in enumerate(gates):
+        read[i, : len(gate.classes)] = gate.falls
+        write[i, : len(gate.classes)] = writes[torch.searchsorted(written, gate.classes)]
     return Edit(
-        read=reads.mT.reshape(*batch, dim, -1),
-        write=writes.mT.reshape(*batch, dim, -1),
+        read=read.mT.reshape(*batch, -1, rank),
+        write=write.mT.reshape(*batch, -1, rank),
+        space="joint" if hidden is None else "hidden",
         provenance={
             "method": "gated",
-            "numbers": {"ridge": ridge, "other": other, "gain": gain, "rank": shape[1]},
+            "numbers": {**asdict(numbers), "rank": rank},
         },
     )
 
 
-def _gates(
-    p: Float[Tensor, "classes domains samples dim"],
-    t: Float[Tensor, "classes dim"],
-    mask: Bool[Tensor, "q classes domains"],
-    class_: Tensor,
-    ridge: float,
-    other: float,
-    gain: float,
-) -> Float[Tensor, "q dim"]:
-    """`β g` for each (request, class) pair q."""
-    count, domains, samples, dim = p.shape
-    rows = p.reshape(-1, dim)
-    pair = torch.arange(len(class_), device=p.device)
-    own = torch.zeros(len(class_), count, domains, dtype=torch.bool, device=p.device)
-    own[pair, class_] = True
-    wanted = (own & mask).to(p.dtype)
-    weight = torch.where(own, 1.0, other).to(p.dtype) / samples
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """Prototypes as the regressions see them: rows to read, their scores, and the numbers."""
 
-    def per_row(grid: Tensor) -> Tensor:
-        return grid[..., None].expand(*grid.shape, samples).reshape(len(class_), -1)
+    rows: Float[Tensor, "n source"]
+    scores: Float[Tensor, "n classes"]
+    labels: Int[Tensor, " n"]
+    domains: Int[Tensor, " n"]
+    numbers: Numbers
 
-    row_own, row_wanted, row_weight = per_row(own), per_row(wanted), per_row(weight)
-    counts = torch.ones_like(row_own)
-    for _ in range(_ROUNDS):
-        gate = weighted_ridge(rows, row_weight * counts, row_wanted, ridge * row_weight.sum(-1))
-        fall = gate @ rows.mT
-        # Absolute zero would let rounding switch a row on and off for ever.
-        harmful = row_own | (fall <= 1e-9 * fall.abs().amax(-1, keepdim=True))
-        if (harmful == counts).all():
-            break
-        counts = harmful
-    fall = fall.reshape(len(class_), count, domains, samples).mean(-1)[pair, class_]
-    forgotten = mask[pair, class_]
-    mean_fall = (fall * forgotten).sum(-1) / forgotten.sum(-1)
-    kept_fall = fall.masked_fill(forgotten, -torch.inf).amax(-1).clamp(min=0)
-    middle = (mean_fall + kept_fall) / 2
-    scores = unit(p.mean(2))[class_] @ t.mT
-    rival = scores.scatter(-1, class_[:, None, None].expand(-1, domains, 1), -torch.inf).amax(-1)
-    margin = scores.gather(-1, class_[:, None, None].expand(-1, domains, 1))[..., 0] - rival
-    margin = (margin.clamp(min=0) * forgotten).sum(-1) / forgotten.sum(-1)
-    # A class that prompts already name otherwise in those cells needs no fall there.
-    needed = (mean_fall > 0) & (margin > 0)
-    return torch.where(needed[:, None], gate * (gain * margin / middle)[:, None], 0.0)
+    @property
+    def own(self) -> Bool[Tensor, "n classes"]:
+        """Which class each row is of."""
+        return torch.nn.functional.one_hot(self.labels, self.scores.shape[-1]).bool()
+
+    def weight(self, mask: Bool[Tensor, "classes domains"]) -> Float[Tensor, " n"]:
+        """Each group of cells that a request is judged by weighs the same, each cell in it too.
+
+        The groups are the forgotten cells, the same classes in other domains, other classes in the
+        same domains, and the rest.
+        """
+        row, column = mask.any(1, keepdim=True), mask.any(0, keepdim=True)
+        groups = [mask, ~mask & row, ~row & column, ~row & ~column]
+        if mask.all(0).any():
+            groups = [mask, ~mask]
+        grid = torch.stack([group / group.sum().clamp(min=1) for group in groups]).sum(0)
+        cell = self.labels * mask.shape[-1] + self.domains
+        count = torch.bincount(cell, minlength=mask.numel())
+        return (grid.flatten() / count)[cell].to(self.rows)
+
+    def fit(self, weight: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gates within bounds, how far they move each row, and what the objective leaves."""
+        weight = weight.expand_as(low)
+        gate = one_sided_ridge(self.rows, weight, low, high, self.numbers.ridge)
+        moved = gate @ self.rows.mT
+        left = (weight * (moved - moved.clamp(low, high)).square()).sum(-1)
+        scale = self.numbers.ridge * self.rows.square().mean()
+        return gate, moved, left + scale * gate.square().sum(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Gates:
+    """The classes one request moves, in ascending order, and the gate by which each falls."""
+
+    classes: Int[Tensor, " k"]
+    falls: Float[Tensor, "k source"]
+
+
+def _falls(table: _Table, mask: Bool[Tensor, "classes domains"]) -> _Gates:
+    """Each class with a forgotten cell falls there, beneath the best class that does not."""
+    touched = mask.any(-1)
+    moving = touched.nonzero()[:, 0]
+    scores, own = table.scores, table.own
+    forgotten = mask[table.labels, table.domains]
+    first = scores[own]
+    weight = table.weight(mask)
+    above = first - scores.masked_fill(touched, -torch.inf).amax(-1)
+    margin = table.numbers.margin * _mean_lead(above, weight * forgotten)
+    of_class = own[:, moving].mT
+    rise = table.numbers.slack * (first - scores[:, moving].mT).clamp(min=0)
+    infinite = torch.full_like(rise, torch.inf)
+    low = torch.where(of_class & forgotten, margin + above, -infinite)
+    low = torch.where(~of_class & ~forgotten, -rise, low)
+    high = torch.where(of_class & ~forgotten, torch.zeros_like(rise), infinite)
+    return _Gates(moving, table.fit(weight, low, high)[0])
+
+
+def _decoys(table: _Table, mask: Bool[Tensor, "classes domains"]) -> _Gates:
+    """One class rises above all that is forgotten, a second one above that class's own images."""
+    scores, own = table.scores, table.own
+    forgotten = mask[table.labels, table.domains]
+    weight = table.weight(mask)
+    first = scores[own]
+    lead = first - scores.masked_fill(own, -torch.inf).amax(-1)
+    margin = table.numbers.margin * _mean_lead(lead, weight * forgotten)
+
+    def rise(decoy: Tensor, needed: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, ...]:
+        """Where `needed`, at least `low`; elsewhere as much as the kept images can bear."""
+        of_decoy = own[:, decoy].mT
+        bearable = table.numbers.slack * (first - scores[:, decoy].mT).clamp(min=0)
+        low = torch.where(needed, low, torch.full_like(low, -torch.inf))
+        low = torch.where(~forgotten & of_decoy, torch.zeros_like(low), low)
+        high = torch.where(~forgotten & ~of_decoy, bearable, high)
+        return table.fit(weight, low, high)
+
+    by_score = ((weight * forgotten) @ scores).argsort(descending=True, stable=True)
+    decoy = by_score[:_DECOYS]
+    of_decoy, score = own[:, decoy].mT, scores[:, decoy].mT
+    unbounded = torch.full_like(score, torch.inf)
+    needed = forgotten & ~of_decoy
+    gate, risen, left = rise(decoy, needed, margin + first - score, unbounded)
+
+    # The decoy's own images in what is forgotten, if there are any, go to another class.
+    mine = forgotten & of_decoy
+    total = (weight * mine) @ scores
+    second = total.scatter(-1, decoy[:, None], -torch.inf).argmax(-1)
+    ahead = risen + score - scores[:, second].mT
+    high = torch.where(forgotten & own[:, second].mT, ahead - margin, unbounded)
+    gate2, _, left2 = rise(second, mine, margin + ahead, high)
+
+    best = int((left + left2 * mine.any(-1)).argmin())
+    if not mine[best].any():
+        return _Gates(decoy[best : best + 1], -gate[best : best + 1])
+    both = torch.stack([decoy[best], second[best]])
+    order = both.argsort()
+    return _Gates(both[order], -torch.stack([gate[best], gate2[best]])[order])
+
+
+def _mean_lead(lead: Float[Tensor, " n"], weight: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+    mean = (weight * lead.clamp(min=0)).sum() / weight.sum()
+    if not mean > 0:
+        raise NothingForgotten(
+            "the edit would remove nothing: every prototype of the forgotten cells already scores "
+            "another class higher than its own"
+        )
+    return mean
+
+
+def _check(
+    z: Tensor, source: Tensor, labels: Tensor, domains: Tensor, t: Tensor, mask: Tensor
+) -> None:
+    n = len(z)
+    count, wide = mask.shape[-2:] if mask.ndim >= 2 else (0, 0)
+    if (
+        z.ndim != 2
+        or source.ndim != 2
+        or len(source) != n
+        or labels.shape != (n,)
+        or domains.shape != (n,)
+        or t.shape != (count, z.shape[-1])
+    ):
+        raise ValueError(
+            "expected embeddings [n, dim], labels and domains [n], classes [classes, dim], mask "
+            f"[..., classes, domains] and hidden [n, width], got {list(z.shape)}, "
+            f"{list(labels.shape)}, {list(domains.shape)}, {list(t.shape)}, {list(mask.shape)} and "
+            f"{list(source.shape)}"
+        )
+    if count < 2:
+        raise ValueError("a class can only be forgotten among others: give at least 2 classes")
+    if n and (
+        min(int(labels.min()), int(domains.min())) < 0
+        or int(labels.max()) >= count
+        or int(domains.max()) >= wide
+    ):
+        raise ValueError(f"labels and domains must name a cell of the {count} x {wide} grid")
+    seen = torch.bincount(labels * wide + domains, minlength=count * wide).reshape(count, wide)
+    if (seen == 0).any():
+        cell = (seen == 0).nonzero()[0].tolist()
+        raise ValueError(f"no prototype is given for the cell (class, domain) {tuple(cell)}")
+    if not torch.linalg.vector_norm(z, dim=-1).all():
+        raise ValueError("a prototype is the zero vector")
+    flat = mask.flatten(-2)
+    if not flat.any(-1).all() or flat.all(-1).any():
+        raise ValueError("each request must forget at least one cell and keep at least one")
 
 
 def _writes(t: Float[Tensor, "classes dim"], written: Int[Tensor, " k"]) -> Float[Tensor, "k dim"]:
