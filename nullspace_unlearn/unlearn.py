@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,16 +18,23 @@ from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.edit import Edit, Side
 from nullspace_unlearn.erasers import METHODS
 from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.linalg import unit
 from nullspace_unlearn.prototypes import (
     DOMAIN_WORDS,
+    Recipe,
+    Visual,
     cell_prototypes,
     class_prototypes,
+    from_pictures,
     imagenet_names,
     near_synonyms,
+    synthesise,
 )
 from nullspace_unlearn.words import Words, check_names
 
 MAX_STRENGTH = 2.0
+
+Reading = Literal["embedding", "hidden", "mlp"]
 
 # A bundled vocabulary is cut to this many names (the nearest to what is forgotten) where every one
 # of them needs a prompt for each domain: far names bear no risk and cost as much.
@@ -148,6 +157,8 @@ def erase(
     forget: Forget | Plan,
     *,
     strength: float = 1.0,
+    visual: Visual | None = None,
+    reading: Reading = "embedding",
     **choices: Any,
 ) -> Edit:
     """Make the edit that forgets what is asked: prompts, prototypes, eraser.
@@ -156,10 +167,15 @@ def erase(
         clip: The model; it is not changed (see `Edit.fold`).
         forget: The request, or a plan made from it.
         strength: Scales the edit; 1 is the edit as derived, at most 2.
+        visual: What images of each cell look like to the model, for the methods that take it
+            (`Method.visual`); from `synthesise_for`, or `prototypes.from_images`. Absent: text
+            alone.
+        reading: What `gated` reads from: the "embedding", the "hidden" feature that enters the
+            final projection, or one step deeper what enters the last MLP's output layer, "mlp".
         **choices: As for `plan`: classes, domains, templates, method, side.
 
     Returns:
-        A joint edit, float64 on the CPU; its provenance tells how it came to be.
+        An edit, float64 on the CPU; its provenance tells how it came to be.
 
     Raises:
         ValueError: If the request cannot be met; see `plan` and the erasers.
@@ -169,7 +185,8 @@ def erase(
     if isinstance(forget, Plan) and choices:
         raise ValueError(f"a plan is already made; {', '.join(choices)} go to plan()")
     made = forget if isinstance(forget, Plan) else plan(clip, forget, **choices)
-    edit = _erase(clip, made)
+    _check_reading(made, visual, reading)
+    edit = _erase(clip, made, visual, reading)
     provenance = {
         **edit.provenance,
         "strength": strength,
@@ -178,40 +195,164 @@ def erase(
         "near_synonyms_not_kept": list(made.synonyms),
         "domains": dict(made.words.domains),
         "templates": made.words.to_json()["templates"],
+        "prototypes": "prompts" if visual is None else dict(visual.features.provenance),
+        "reading": reading,
     }
     scaled = edit if strength == 1 else edit.scale(strength)
     return Edit(scaled.read, scaled.write, scaled.space, provenance)
 
 
-def _erase(clip: Clip, made: Plan) -> Edit:
-    words, method = made.words, made.method
-    if made.forget.paradigm == "global":
-        match method:
-            case "hull":
-                return erasers.hull(made.forget_rows, made.keep_rows)
-            case "avert":
-                return erasers.avert(made.forget_rows, made.keep_rows)
-            case "ccup":
-                return erasers.ccup(made.forget_rows, made.keep_rows)
-            case "leace":
-                return erasers.leace(made.forget_rows, made.keep_rows)
-            case _:
-                return erasers.nullspace(made.forget_rows)
-    mask = made.mask
-    cells = cell_prototypes(
-        clip, words.classes, tuple(words.domains.values()), words.cell_templates
+def cells_needed(made: Plan) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The classes and domains that visual prototypes must show for a request.
+
+    Args:
+        made: The plan.
+
+    Returns:
+        Class names, and domain key -> word. For classes forgotten everywhere under a large
+        vocabulary these are the forgotten classes and the kept names nearest to them.
+    """
+    classes = made.words.classes
+    if made.forget.paradigm == "global" and len(classes) > _NEAREST:
+        nearness = (made.keep_rows @ made.forget_rows.mT).amax(-1)
+        near = {made.keep[i] for i in nearness.topk(min(_NEAREST, len(made.keep))).indices.tolist()}
+        classes = tuple(n for n in classes if n in near or n in made.forget.classes)
+    return classes, dict(_domains(made.words, None, made.forget))
+
+
+def synthesise_for(
+    clip: Clip,
+    made: Plan,
+    recipe: Recipe | None = None,
+    *,
+    cache: str | Path | None = None,
+    deeper: bool = False,
+    quiet: bool = False,
+) -> Visual:
+    """Visual prototypes of all cells that a request needs, made from the model alone.
+
+    Args:
+        clip: The model.
+        made: The plan.
+        recipe: The numbers of the synthesis.
+        cache: As for `prototypes.synthesise`.
+        deeper: Whether to read the last MLP too, for `erase(..., reading="mlp")`.
+        quiet: Whether to leave out the progress bar on stderr.
+
+    Returns:
+        The prototypes. A warning names cells that were not reached, if they are kept ones.
+
+    Raises:
+        ValueError: As `prototypes.synthesise`; and if no picture of some forgotten cell is one to
+            the model, since an edit made from it would forget something else.
+    """
+    classes, domains = cells_needed(made)
+    found = synthesise(
+        clip, classes, domains, made.words.cell_templates, recipe, cache=cache, quiet=quiet
     )
-    if method == "gated":
-        classes = class_prototypes(clip, words.classes, words.class_templates)
-        return erasers.gated(_with_alias_samples(clip, made, cells), classes, mask)
-    forgotten, kept = cells[mask], cells[~mask]
-    match method:
+    mask = replace(made.forget, aliases={}).mask(classes, tuple(domains))
+    reached = found.reached.reshape(*mask.shape, -1).any(-1)
+    missed = (mask & ~reached).nonzero().tolist()
+    keys = tuple(domains)
+    if missed:
+        names = ", ".join(f"{classes[c]}/{keys[d]}" for c, d in missed[:5])
+        raise ValueError(
+            f"the model takes no synthesised picture for its own cell in {len(missed)} of the "
+            f"forgotten cells: {names}; give real images, or make do with text prototypes"
+        )
+    if (line := found.warning()) is not None:
+        warnings.warn(line, stacklevel=2)
+    return from_pictures(clip, found, deeper=deeper)
+
+
+def _check_reading(made: Plan, visual: Visual | None, reading: Reading) -> None:
+    method = METHODS[made.method]
+    if visual is not None and not method.visual:
+        able = [name for name, other in METHODS.items() if other.visual]
+        raise ValueError(
+            f"method {made.method!r} takes no visual prototypes; those that do: {', '.join(able)}"
+        )
+    if made.method == "two_sided" and visual is None:
+        raise ValueError("two_sided forgets images too and needs visual prototypes")
+    if reading not in ("embedding", "hidden", "mlp"):
+        raise ValueError(f"reading is {reading!r}; it must be 'embedding', 'hidden' or 'mlp'")
+    if reading == "embedding":
+        return
+    if made.method != "gated":
+        raise ValueError(
+            f"only gated reads the {reading} feature; the method here is {made.method}"
+        )
+    if made.side != "visual":
+        raise ValueError(f"the {reading} feature is the image tower's: use the visual side")
+    if visual is None:
+        raise ValueError(f"only images show what the {reading} feature is: give visual prototypes")
+
+
+def _erase(clip: Clip, made: Plan, visual: Visual | None, reading: Reading) -> Edit:
+    classes, domains = cells_needed(made)
+    seen = None if visual is None else visual.on(classes, tuple(domains))
+    if made.method == "gated":
+        return _gated(clip, made, seen, reading)
+    forgotten, kept = made.forget_rows, made.keep_rows
+    if made.forget.paradigm != "global":
+        words = made.words
+        cells = cell_prototypes(
+            clip, words.classes, tuple(words.domains.values()), words.cell_templates
+        )
+        forgotten, kept = cells[made.mask], cells[~made.mask]
+    match made.method:
+        case "hull":
+            return erasers.hull(forgotten, kept)
+        case "avert":
+            return erasers.avert(forgotten, kept)
         case "ccup":
             return erasers.ccup(forgotten, kept)
         case "leace":
             return erasers.leace(forgotten, kept)
+        case "two_sided":
+            assert seen is not None  # checked
+            return _two_sided(made, seen)
         case _:
+            if seen is not None:
+                mask = replace(made.forget, aliases={}).mask(classes, tuple(domains))
+                forgotten = torch.cat([forgotten, seen.cell_means()[mask]])
             return erasers.nullspace(forgotten)
+
+
+def _two_sided(made: Plan, seen: Visual) -> Edit:
+    """One visual prototype a class, over all domains; a class's other names share its."""
+    names = seen.features.class_names
+    means = unit(seen.cell_means().mean(1))
+    gone = torch.tensor([name in made.forget.classes for name in names])
+    owner = {a: c for c, others in made.forget.aliases.items() for a in others}
+    rows = [names.index(owner.get(name, name)) for name in made.forget.names]
+    return erasers.two_sided(made.forget_rows, made.keep_rows, means[rows], means[~gone])
+
+
+def _gated(clip: Clip, made: Plan, seen: Visual | None, reading: Reading) -> Edit:
+    words, mask = made.words, made.mask
+    classes = class_prototypes(clip, words.classes, words.class_templates)
+    if seen is None:
+        cells = cell_prototypes(
+            clip, words.classes, tuple(words.domains.values()), words.cell_templates
+        )
+        samples = _with_alias_samples(clip, made, cells)
+        grid = torch.ones(samples.shape[:-1]).nonzero()
+        rows = samples.flatten(0, 2)
+        return erasers.gated(rows, grid[:, 0], grid[:, 1], classes, mask, numbers=erasers.TEXT)
+    f = seen.features
+    assert f.domains is not None  # `Visual.on` has seen to it
+    source = {"embedding": None, "hidden": f.hidden, "mlp": seen.mlp}[reading]
+    if reading != "embedding" and source is None:
+        raise ValueError(f"the visual prototypes were made without the {reading} feature")
+    given = (f.embeddings.double(), f.labels, f.domains, classes, mask)
+    hidden = None if source is None else source.double()
+    # Synthesised pictures are too much alike to be judged by one another.
+    numbers = erasers.leave_out(*given, hidden=hidden) if seen.real else erasers.Numbers()
+    edit = erasers.gated(*given, hidden=hidden, numbers=numbers)
+    if reading != "mlp":
+        return edit
+    return Edit(edit.read, clip.last_mlp().carry_back(edit.write), "mlp", edit.provenance)
 
 
 def _with_alias_samples(

@@ -52,13 +52,14 @@ class DataOptions:
             return read_features(self.data)
         return find_images(self.data, domain_words, self.listing)
 
-    def embed(self, clip: Clip, found: Any, quiet: bool) -> Features:
+    def embed(self, clip: Clip, found: Any, quiet: bool, hidden: bool = False) -> Features:
         """Features of what `find` found, under a model.
 
         Args:
             clip: The model.
             found: The data.
             quiet: Whether to leave out progress bars.
+            hidden: Whether to keep hidden features too.
 
         Raises:
             ValueError: If the data cannot be embedded, or a feature file has another dimension.
@@ -74,9 +75,16 @@ class DataOptions:
                 )
             return found
         if found == BUNDLED:
-            return embed_pictures(clip, seed=self.seed, batch_size=self.batch_size, quiet=quiet)
+            return embed_pictures(
+                clip, seed=self.seed, batch_size=self.batch_size, quiet=quiet, hidden=hidden
+            )
         features = embed(
-            clip, found, batch_size=self.batch_size, workers=self.num_workers, quiet=quiet
+            clip,
+            found,
+            batch_size=self.batch_size,
+            workers=self.num_workers,
+            quiet=quiet,
+            hidden=hidden,
         )
         skipped = features.provenance["skipped"]
         if skipped:

@@ -12,6 +12,7 @@ import click
 from nullspace_unlearn.cli import options
 from nullspace_unlearn.cli.data import DataOptions, data_options
 from nullspace_unlearn.cli.request import RequestOptions, request_options
+from nullspace_unlearn.cli.visual import VisualOptions, visual_options
 
 if TYPE_CHECKING:
     from nullspace_unlearn.certificate import Certificate
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 @click.command()
 @options.model_options
 @request_options
+@visual_options
 @data_options
 @click.option("--output", metavar="DIR", help="Folder to write; absent: named after the request.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
@@ -34,6 +36,7 @@ def erase(
     model: str,
     pretrained: str | None,
     request: RequestOptions,
+    visual: VisualOptions,
     data: DataOptions,
     output: str | None,
     overwrite: bool,
@@ -50,16 +53,22 @@ def erase(
     nsu erase --class car                                  the class everywhere
     nsu erase --class car --domain sketch                  the class in that domain only
     nsu erase --all-classes --domain sketch                the whole domain
+    nsu erase --class car --depth both                     its images too, not only its name
 
     Writes a folder that stock open_clip loads as local-dir:DIR. With the bundled model, or with
     --data, it shows the accuracy of every class in every domain before and after.
     """  # noqa: D301
+    from nullspace_unlearn.features import Features
     from nullspace_unlearn.files import refuse_existing
 
+    request = visual.request(request)
     target = Path(output) if output else Path(_default_name(model, request.forget()))
     for path in (target, *(Path(p) for p in (undo, heatmap) if p)):
         refuse_existing(path, overwrite)
     found = data.find(request.domain_words(), model)
+    shown = visual.find(request.domain_words())
+    if visual.reach and isinstance(found, Features):
+        raise ValueError("--reach is measured on images encoded again, and --data is features")
 
     from nullspace_unlearn import unlearn
     from nullspace_unlearn.erasers import METHODS
@@ -75,22 +84,28 @@ def erase(
     clip = options.load_model(model, pretrained, device, precision)
     loaded = time.perf_counter()
     plan = request.plan(clip, found)
-    edit = unlearn.erase(clip, plan, strength=request.strength)
+    silent = quiet or as_json
+    prototypes = visual.make(clip, plan, shown, data.batch_size, silent)
+    made = time.perf_counter()
+    edit = unlearn.erase(
+        clip, plan, strength=request.strength, visual=prototypes, reading=visual.reading
+    )
     edited = edit.fold(clip, plan.side)
     done = time.perf_counter()
     result: dict[str, Any] = {
         **edit.provenance,
         "side": plan.side,
         "parameter": [change.key for change in edited.changes],
-        "seconds": {"load": loaded - started, "erase": done - loaded},
+        "seconds": {"load": loaded - started, "prototypes": made - loaded, "erase": done - made},
     }
     if METHODS[plan.method].certified:
         result["certificate"] = _certificate(unlearn.certify_plan(edited, plan), plan)
     comparison = None
     if found is not None:
-        features = data.embed(clip, found, quiet or as_json)
+        features = data.embed(clip, found, silent, hidden=edit.space == "hidden")
+        after = data.embed(edited, found, silent) if edit.space == "mlp" else None
         comparison = compare(
-            clip, edited, edit, plan.side, features, plan.forget, plan.words.class_templates
+            clip, edited, edit, plan.side, features, plan.forget, plan.words.class_templates, after
         )
         result |= {"data": features.provenance.get("images"), **comparison.to_json()}
     edited.save(target, overwrite, undo=undo, report=result)
@@ -127,11 +142,12 @@ def _report(result: dict[str, Any], plan: Plan, comparison: Comparison | None) -
 
     where = f" in {', '.join(plan.forget.domains)}" if plan.forget.domains else " everywhere"
     what = ", ".join(plan.forget.names) or "every class"
-    seconds = result["seconds"]
+    seconds, seen = result["seconds"], result["prototypes"]
     lines = [
         f"Forgot {what}{where} with {plan.method} (rank {result['numbers'].get('rank', '?')}, "
         f"{', '.join(result['parameter'])}) in {seconds['erase']:.2f} s "
-        f"after {seconds['load']:.1f} s of loading."
+        f"after {seconds['load']:.1f} s of loading"
+        + (f" and {seconds['prototypes']:.1f} s of looking." if "images" in seen else ".")
     ]
     if plan.synonyms:
         lines.append(

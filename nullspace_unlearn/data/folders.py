@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -144,6 +145,40 @@ def find_images(
         paths=tuple(root.joinpath(*parts) for parts in files),
         class_index=_positions(classes, [parts[1] for parts in files]),
         domain_index=_positions(domains, [parts[0] for parts in files]),
+    )
+
+
+def few(image_set: ImageSet, each: int, seed: int = 0) -> ImageSet:
+    """Draw at most so many images of every cell.
+
+    Args:
+        image_set: The images.
+        each: Images a cell, at least 1; a cell with fewer keeps them all.
+        seed: Another seed draws others; the draw in one cell does not depend on the other cells.
+
+    Returns:
+        The drawn images, in the set's order; classes and domains stay.
+
+    Raises:
+        ValueError: If `each` is not positive.
+    """
+    if each < 1:
+        raise ValueError(f"at least 1 image a cell must be drawn, got {each}")
+    drawn: list[int] = []
+    cells = image_set.class_index * len(image_set.domains) + image_set.domain_index
+    for cell in cells.unique().tolist():
+        of_cell = (cells == cell).nonzero()[:, 0]
+        name = f"{image_set.classes[cell // len(image_set.domains)]}/"
+        name += image_set.domains[cell % len(image_set.domains)]
+        # A checksum of the names, unlike hash(), is the same in every process.
+        random = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        drawn += of_cell[torch.from_numpy(random.permutation(len(of_cell))[:each])].tolist()
+    chosen = torch.tensor(sorted(drawn))
+    return replace(
+        image_set,
+        paths=tuple(image_set.paths[i] for i in chosen.tolist()),
+        class_index=image_set.class_index[chosen],
+        domain_index=image_set.domain_index[chosen],
     )
 
 

@@ -70,11 +70,13 @@ def compare(
     features: Features,
     forget: Forget,
     templates: Sequence[str],
+    again: Features | None = None,
 ) -> Comparison:
     """Measure an edit on features of the untouched model.
 
     On the visual side the features are edited in place of being encoded again (`fold` has verified
-    that this is the same); on the text side the edited model makes the classifier.
+    that this is the same); on the text side the edited model makes the classifier. An edit of the
+    last MLP does not show on the untouched model's features: it needs the edited one's.
 
     Args:
         clip: The untouched model.
@@ -84,12 +86,14 @@ def compare(
         features: Embeddings under the untouched model.
         forget: The request, its domains by key.
         templates: Class templates.
+        again: Embeddings of the same images under the edited model, where they have been made.
 
     Returns:
         The comparison.
 
     Raises:
-        ValueError: If the data has not the classes or domains of the request.
+        ValueError: If an edit of the last MLP comes without them, or the data has not the classes
+            or domains of the request.
     """
     domains = features.domain_names or EVERYWHERE
     if forget.domains and not features.domain_names:
@@ -106,7 +110,11 @@ def compare(
         return accuracy_grid(predicted, features.labels, features.domains, *shape)
 
     before = grid(features.embeddings, untouched)
-    if side == "visual":
+    if again is not None:
+        after = grid(again.embeddings, untouched)
+    elif edit.space == "mlp":
+        raise ValueError("an edit of the last MLP is measured on images encoded again")
+    elif side == "visual":
         after = grid(edit.apply(features.embeddings, features.hidden), untouched)
     else:
         after = grid(features.embeddings, classifier(edited, features, templates))

@@ -1,13 +1,21 @@
-"""Prototypes: unit vectors that stand for classes and cells."""
+"""Prototypes: vectors that stand for classes and cells, from prompts, pictures or images."""
 
+from nullspace_unlearn.prototypes.pixels import Recipe, Synthesis, synthesise
 from nullspace_unlearn.prototypes.text import cell_prototypes, class_prototypes, prompt_features
+from nullspace_unlearn.prototypes.visual import Visual, from_images, from_pictures
 from nullspace_unlearn.prototypes.vocabulary import DOMAIN_WORDS, imagenet_names, near_synonyms
 
 __all__ = [
     "DOMAIN_WORDS",
+    "Recipe",
+    "Synthesis",
+    "Visual",
     "cell_prototypes",
     "class_prototypes",
+    "from_images",
+    "from_pictures",
     "imagenet_names",
     "near_synonyms",
     "prompt_features",
+    "synthesise",
 ]

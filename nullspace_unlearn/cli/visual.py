@@ -1,0 +1,151 @@
+"""What stands for images, as options: --prototypes, --images and what is read from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nullspace_unlearn.cli.options import cache_folder, gathered
+from nullspace_unlearn.cli.request import RequestOptions
+
+if TYPE_CHECKING:
+    from nullspace_unlearn.clip import Clip
+    from nullspace_unlearn.prototypes import Visual
+    from nullspace_unlearn.unlearn import Plan, Reading
+
+
+@dataclass(frozen=True)
+class VisualOptions:
+    """The options of `visual_options`, as given."""
+
+    prototypes: str
+    images: str | None
+    shots: int
+    read: str
+    reach: bool
+    depth: str
+    cache: str | None
+    no_cache: bool
+
+    def request(self, request: RequestOptions) -> RequestOptions:
+        """The request with the method that --depth asks for.
+
+        Raises:
+            ValueError: If options contradict each other.
+        """
+        if self.images and self.prototypes != "auto":
+            raise ValueError("--images are the prototypes: leave out --prototypes")
+        if self.reach and self.read != "embedding":
+            raise ValueError("--reach says what is read: leave out --read")
+        if self.depth == "language":
+            return request
+        if request.domain:
+            raise ValueError("--depth both forgets a class everywhere: leave out --domain")
+        if request.method not in (None, "two_sided"):
+            raise ValueError(f"--depth both is method two_sided, not {request.method}")
+        return replace(request, method="two_sided")
+
+    def find(self, domain_words: Mapping[str, str]) -> Any:
+        """Look at the images before anything is computed.
+
+        Raises:
+            ValueError: If they cannot be used.
+        """
+        from nullspace_unlearn.data.folders import find_images
+
+        return None if self.images is None else find_images(self.images, domain_words)
+
+    @property
+    def reading(self) -> Reading:
+        """What the edit reads."""
+        if self.reach:
+            return "mlp"
+        return "hidden" if self.read == "hidden" else "embedding"
+
+    def make(
+        self, clip: Clip, plan: Plan, found: Any, batch_size: int, quiet: bool
+    ) -> Visual | None:
+        """The visual prototypes for a plan, or None for text alone.
+
+        Args:
+            clip: The model.
+            plan: The request.
+            found: What `find` found.
+            batch_size: Images per forward pass.
+            quiet: Whether to leave out progress bars.
+
+        Raises:
+            ValueError: If they cannot be made.
+        """
+        from nullspace_unlearn.prototypes import Recipe, from_images, from_text
+        from nullspace_unlearn.unlearn import cells_needed, synthesise_for
+
+        if found is not None:
+            return from_images(
+                clip, found, shots=self.shots, deeper=self.reach, batch_size=batch_size, quiet=quiet
+            )
+        kind = self._kind(plan)
+        if kind == "closed":
+            if self.reach:
+                raise ValueError("--reach reads what only pictures show: --prototypes pixels")
+            return from_text(clip, *cells_needed(plan), plan.words.cell_templates)
+        if kind == "pixels":
+            return synthesise_for(
+                clip,
+                plan,
+                Recipe(batch_size=batch_size),
+                cache=cache_folder(self.cache, self.no_cache),
+                deeper=self.reach,
+                quiet=quiet,
+            )
+        return None
+
+    def _kind(self, plan: Plan) -> str:
+        if self.prototypes != "auto":
+            return self.prototypes
+        # Text says enough of a cell, too little of a domain, and nothing of what images share.
+        seen = plan.method == "two_sided" or self.reading != "embedding"
+        whole = plan.method == "gated" and plan.forget.paradigm == "domain"
+        return "pixels" if seen or whole else "text"
+
+
+visual_options = gathered(
+    "visual",
+    VisualOptions,
+    click.option(
+        "--prototypes",
+        type=click.Choice(["auto", "text", "closed", "pixels"]),
+        default="auto",
+        show_default=True,
+        help="What says how images of a cell look: prompts alone, prompts moved to where images "
+        "lie, or pictures synthesised from the model. auto: pixels for whole domains, else text.",
+    ),
+    click.option(
+        "--images",
+        metavar="ROOT",
+        help="A few real images of every cell, root/<domain>/<class>/*, in place of those.",
+    ),
+    click.option("--shots", default=8, show_default=True, help="Of these at most so many a cell."),
+    click.option(
+        "--read",
+        type=click.Choice(["embedding", "hidden"]),
+        default="embedding",
+        show_default=True,
+        help="Which feature gated reads.",
+    ),
+    click.option(
+        "--reach", is_flag=True, help="Edit one step deeper, in the last MLP (ViT)."
+    ),
+    click.option(
+        "--depth",
+        type=click.Choice(["language", "both"]),
+        default="language",
+        show_default=True,
+        help="A class everywhere: make it unnameable, or its images harder to find as well.",
+    ),
+    click.option("--cache", metavar="DIR", help="Where synthesised pictures are kept."),
+    click.option("--no-cache", is_flag=True, help="Do not keep synthesised pictures."),
+)
