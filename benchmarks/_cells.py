@@ -1,12 +1,13 @@
-"""Grids of class x domain: every request of each kind in turn, every method on each."""
+"""Grids of class x domain: every request of each kind, every method and source of prototypes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
+import torch
 from _tables import markdown, spread
 from jaxtyping import Float
 from torch import Tensor
@@ -14,37 +15,58 @@ from tqdm import tqdm
 
 from nullspace_unlearn import erasers, unlearn
 from nullspace_unlearn.clip import Clip
+from nullspace_unlearn.clip.mlp import MlpFeatures
 from nullspace_unlearn.edit import Edit
 from nullspace_unlearn.evaluate.compare import classifier
 from nullspace_unlearn.evaluate.metrics import Figures, figures, ideal_grid
 from nullspace_unlearn.evaluate.zeroshot import Grid, accuracy_grid, predict
 from nullspace_unlearn.features import Features
 from nullspace_unlearn.forget import Forget
-from nullspace_unlearn.prototypes import cell_prototypes
-from nullspace_unlearn.unlearn import Plan
+from nullspace_unlearn.prototypes import (
+    Visual,
+    cell_prototypes,
+    from_pictures,
+    from_text,
+    synthesise,
+)
+from nullspace_unlearn.prototypes.nearness import Nearness, nearness
+from nullspace_unlearn.unlearn import Plan, Reading
 from nullspace_unlearn.words import Words
 
-PEERS = ("nullspace", "ccup", "leace")
 LAM = (0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)
 MU = (0.0, 0.1, 1.0, 10.0, 100.0, 1000.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """A model and embedded images to measure its edits on.
+    """A model, images to measure its edits on, and prototypes that saw none of these images.
 
     Attributes:
         clip: The untouched model.
-        features: Its embeddings of the images.
-        domains: Domain name -> the word prompts use for it.
+        features: Its embeddings and hidden features of the images.
+        mlp: What its last MLP makes of them; None where it cannot be reached.
+        domains: Domain -> the word prompts use for it.
+        real: Draws of a few real images of each cell, by their number a cell.
     """
 
     clip: Clip
     features: Features
+    mlp: MlpFeatures | None
     domains: Mapping[str, str]
+    real: Mapping[int, Sequence[Visual]]
+
+    @property
+    def words(self) -> Words:
+        """The templates in use."""
+        return self.clip.words or Words()
+
+    @cached_property
+    def classes(self) -> Float[Tensor, "classes dim"]:
+        """The zero-shot classifier."""
+        return classifier(self.clip, self.features, self.words.class_templates)
 
     def plan(self, forget: Forget, method: str | None = None) -> Plan:
-        """What `nsu erase` would do for a request."""
+        """What `nsu erase` would do."""
         return unlearn.plan(
             self.clip,
             forget,
@@ -53,36 +75,27 @@ class Bench:
             method=method,
         )
 
-    @cached_property
-    def prototypes(self) -> Float[Tensor, "classes dim"]:
-        """The zero-shot classifier."""
-        templates = (self.clip.words or Words()).class_templates
-        return classifier(self.clip, self.features, templates)
-
     def grid(self, edit: Edit | None = None) -> Grid:
         """Accuracy in each cell, after an edit if one is given."""
-        embeddings = self.features.embeddings
-        if edit is not None:
-            embeddings = edit.apply(embeddings)
-        return accuracy_grid(
-            predict(embeddings, self.prototypes),
-            self.features.labels,
-            self.features.domains,
-            len(self.features.class_names),
-            len(self.features.domain_names),
-        )
+        f = self.features
+        embeddings = f.embeddings
+        if edit is not None and edit.space == "mlp":
+            assert self.mlp is not None
+            embeddings = self.clip.last_mlp().apply(edit, self.mlp).float()
+        elif edit is not None:
+            embeddings = edit.apply(embeddings, f.hidden)
+        shape = (len(f.class_names), len(f.domain_names))
+        return accuracy_grid(predict(embeddings, self.classes), f.labels, f.domains, *shape)
 
-    def figures(self, forget: Forget, edit: Edit | None = None) -> Figures:
-        """The figures of one request."""
-        return figures(self.grid(edit), self._mask(forget))
-
-    def ideal(self, forget: Forget) -> Figures:
-        """The figures a perfect edit would reach."""
-        f, mask = self.features, self._mask(forget)
-        return figures(ideal_grid(f.embeddings, self.prototypes, f.labels, f.domains, mask), mask)
-
-    def _mask(self, forget: Forget) -> Tensor:
-        return forget.mask(self.features.class_names, self.features.domain_names)
+    @cached_property
+    def made(self) -> dict[str, Visual]:
+        """Prototypes made without any image."""
+        given = (self.clip, self.features.class_names, self.domains, self.words.cell_templates)
+        pixels = synthesise(*given)
+        return {
+            "closed form": from_text(*given),
+            "pixels": from_pictures(self.clip, pixels, deeper=self.mlp is not None),
+        }
 
 
 @dataclass(frozen=True)
@@ -112,37 +125,89 @@ def requests(classes: Sequence[str], domains: Sequence[str]) -> dict[str, list[F
     }
 
 
-def rows(bench: Bench, asked: Sequence[Forget], tune: Bench) -> list[Row]:
-    """Every method on every request.
+def measure(bench: Bench, kind: str) -> list[Row]:
+    """Every source and method on every request of a kind.
 
-    Args:
-        bench: What the figures are measured on.
-        asked: The requests, all of one kind.
-        tune: What the numbers of `ccup` are searched for on.
-
-    Returns:
-        The untouched model, the ideal, the method `nsu erase` would pick, its peers as they come,
-        and `ccup` with the numbers that have the best mean H4 on `tune`.
+    Real images come in several draws, and every request is measured once for each draw; whatever
+    sees no image is measured once.
     """
-    own = bench.plan(asked[0]).method
-    untouched = [bench.figures(one) for one in asked]
-    table = [
-        Row("untouched", tuple(untouched)),
-        Row("ideal", tuple(bench.ideal(one) for one in asked)),
-    ]
-    for method in (own, *PEERS):
-        edit = partial(_erase, bench, method)
-        table.append(_measure(bench, method, asked, edit))
-    split = {id(one): _rows_of(bench, one) for one in asked}
+    f = bench.features
+    asked = requests(f.class_names, f.domain_names)[kind]
+    masks = {id(one): one.mask(f.class_names, f.domain_names) for one in asked}
 
-    def ccup(lam: float, mu: float, one: Forget) -> Edit:
-        return erasers.ccup(*split[id(one)], lam=lam, mu=mu)
+    def row(name: str, edit: Callable[[Forget], Edit | None]) -> Row:
+        bar = tqdm(asked, unit="request", desc=f"{kind}: {name}", leave=False)
+        return Row(name, tuple(figures(bench.grid(edit(one)), masks[id(one)]) for one in bar))
+
+    def erase(method: str, visual: Visual | None, reading: Reading = "embedding") -> Any:
+        def edit(one: Forget) -> Edit:
+            plan = bench.plan(one, method)
+            return unlearn.erase(bench.clip, plan, visual=visual, reading=reading)
+
+        return edit
+
+    def draws(name: str, each: int, method: str, reading: Reading = "embedding") -> Row:
+        rows = [row(name, erase(method, visual, reading)) for visual in bench.real[each]]
+        return Row(name, tuple(one for part in rows for one in part.figures))
+
+    ideal = Row(
+        "ideal",
+        tuple(
+            figures(
+                ideal_grid(f.embeddings, bench.classes, f.labels, f.domains, masks[id(one)]),
+                masks[id(one)],
+            )
+            for one in asked
+        ),
+    )
+    rows = [row("untouched", lambda one: None), ideal]
+    own = bench.plan(asked[0]).method
+    rows.append(row(f"{own}, text", erase(own, None)))
+    if own == "gated":
+        for source, visual in bench.made.items():
+            rows.append(row(f"{own}, {source}", erase(own, visual)))
+        rows.append(row(f"{own}, pixels, hidden", erase(own, bench.made["pixels"], "hidden")))
+        if bench.mlp is not None:
+            rows.append(row(f"{own}, pixels, reach", erase(own, bench.made["pixels"], "mlp")))
+        for each in bench.real:
+            rows.append(draws(f"{own}, {each} images", each, own))
+            rows.append(draws(f"{own}, {each} images, hidden", each, own, "hidden"))
+            if bench.mlp is not None:
+                rows.append(draws(f"{own}, {each} images, reach", each, own, "mlp"))
+    else:
+        rows.append(row("two_sided, pixels", erase("two_sided", bench.made["pixels"])))
+    rows.append(row("nullspace, text", erase("nullspace", None)))
+    rows.append(row("nullspace, text + pixels", erase("nullspace", bench.made["pixels"])))
+    for each in bench.real:
+        rows.append(draws(f"nullspace, text + {each} images", each, "nullspace"))
+    rows += [row("leace", erase("leace", None)), row("ccup", erase("ccup", None))]
+    rows.append(_best_ccup(bench, asked, row))
+    return rows
+
+
+def _best_ccup(bench: Bench, asked: Sequence[Forget], row: Callable[..., Row]) -> Row:
+    """The peer ccup with the λ and μ that have the best mean H4 on these very images."""
+    words = bench.words
+    cells = cell_prototypes(
+        bench.clip,
+        bench.features.class_names,
+        tuple(bench.domains.values()),
+        words.cell_templates,
+    )
+    plans = {id(one): bench.plan(one, "ccup") for one in asked}
+
+    def edit(lam: float, mu: float) -> Callable[[Forget], Edit]:
+        def one(forget: Forget) -> Edit:
+            plan = plans[id(forget)]
+            if plan.forget.paradigm == "global":
+                return erasers.ccup(plan.forget_rows, plan.keep_rows, lam=lam, mu=mu)
+            return erasers.ccup(cells[plan.mask], cells[~plan.mask], lam=lam, mu=mu)
+
+        return one
 
     grid = [(lam, mu) for lam in LAM for mu in MU]
-    bar = tqdm(grid, unit="setting", desc="ccup, best numbers")
-    lam, mu = max(bar, key=lambda numbers: _measure(tune, "", asked, partial(ccup, *numbers)).h4)
-    table.append(_measure(bench, f"ccup, λ={lam:g}, μ={mu:g}", asked, partial(ccup, lam, mu)))
-    return table
+    rows = [row(f"ccup, best (λ={lam:g}, μ={mu:g})", edit(lam, mu)) for lam, mu in grid]
+    return max(rows, key=lambda found: found.h4)
 
 
 def table(found: Sequence[Row]) -> str:
@@ -182,24 +247,36 @@ def to_json(found: Sequence[Row], asked: Sequence[Forget]) -> dict[str, Any]:
     }
 
 
-def _erase(bench: Bench, method: str, forget: Forget) -> Edit:
-    return unlearn.erase(bench.clip, bench.plan(forget, method))
+def near(bench: Bench) -> dict[str, list[Nearness]]:
+    """How near each source comes to the images reported on."""
+    found = {name: [nearness(v.features, bench.features)] for name, v in bench.made.items()}
+    for each, draws in bench.real.items():
+        found[f"{each} real images"] = [nearness(v.features, bench.features) for v in draws]
+    return found
 
 
-def _measure(
-    bench: Bench, name: str, asked: Sequence[Forget], edit: Callable[[Forget], Edit]
-) -> Row:
-    bar = tqdm(asked, unit="request", desc=name, disable=not name)
-    return Row(name, tuple(bench.figures(one, edit(one)) for one in bar))
+def near_table(found: Mapping[str, Sequence[Nearness]]) -> str:
+    """Nearness as Markdown, means over draws."""
+    keys = ("cosine", "cosine_real_mean", "rank", "domain_transfer", "class_transfer")
+    labels = ("cosine", "about the real mean", "rank", "probe, domain", "probe, class")
+    header = ["prototypes", *(f"z: {label}" for label in labels), *(f"h: {x}" for x in labels)]
+    lines = []
+    for name, draws in found.items():
+        values = []
+        for space in ("embedding", "hidden"):
+            for key in keys:
+                some = [getattr(getattr(one, space), key) for one in draws]
+                values.append(f"{spread(some).mean:.3f}")
+        lines.append([name, *values])
+    return markdown(header, lines)
 
 
-def _rows_of(bench: Bench, forget: Forget) -> tuple[Tensor, Tensor]:
-    """The prototypes `nsu erase --method ccup` takes: forgotten ones, kept ones."""
-    plan = bench.plan(forget, "ccup")
-    if plan.forget.paradigm == "global":
-        return plan.forget_rows, plan.keep_rows
-    words = plan.words
-    cells = cell_prototypes(
-        bench.clip, words.classes, tuple(words.domains.values()), words.cell_templates
-    )
-    return cells[plan.mask], cells[~plan.mask]
+def read_mlp(clip: Clip, batches: Sequence[Tensor]) -> MlpFeatures | None:
+    """What the last MLP makes of images; None where it cannot be reached."""
+    try:
+        clip.last_mlp()
+    except ValueError:
+        return None
+    parts = [clip.mlp_image(batch) for batch in batches]
+    names = ("mlp", "residual", "deviation", "hidden", "embedding")
+    return MlpFeatures(**{name: torch.cat([getattr(p, name) for p in parts]) for name in names})
