@@ -218,10 +218,11 @@ def table(found: Sequence[Row]) -> str:
         "same_domain": "other classes, same domain",
         "rest": "rest",
         "kept": "all kept",
+        "worst_kept": "worst kept cell",
     }
     if found[0].figures[0].rest is None:  # a class everywhere or a whole domain: two groups only
-        groups = {"kept": "kept"}
-    h = "H4" if len(groups) > 1 else "H"
+        groups = {"kept": "kept", "worst_kept": "worst kept cell"}
+    h = "H4" if "rest" in groups else "H"
     header = ["method", "forgotten (worst)", *groups.values(), f"{h} ± sd (worst)", "of the ideal"]
     lines = []
     for row in found:

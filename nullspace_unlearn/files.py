@@ -14,6 +14,12 @@ class OutputExists(ValueError):
     """The output is already there and overwriting was not asked for."""
 
 
+def default_cache() -> Path:
+    """Where synthesised pictures are kept unless the user says otherwise."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "nullspace-unlearn" / "prototypes"
+
+
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """Refuse an output that exists, before any work is spent on it.
 

@@ -347,8 +347,7 @@ def _gated(clip: Clip, made: Plan, seen: Visual | None, reading: Reading) -> Edi
         raise ValueError(f"the visual prototypes were made without the {reading} feature")
     given = (f.embeddings.double(), f.labels, f.domains, classes, mask)
     hidden = None if source is None else source.double()
-    # Synthesised pictures are too much alike to be judged by one another.
-    numbers = erasers.leave_out(*given, hidden=hidden) if seen.real else erasers.Numbers()
+    numbers = seen.numbers or erasers.leave_out(*given, hidden=hidden)
     edit = erasers.gated(*given, hidden=hidden, numbers=numbers)
     if reading != "mlp":
         return edit

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
+from nullspace_unlearn import linalg
 from nullspace_unlearn.linalg import (
     HullPoint,
     as_float64,
@@ -19,6 +20,7 @@ from nullspace_unlearn.linalg import (
     leading_basis,
     nearest_in_hull,
     oblique_dual,
+    one_sided_ridge,
     regularised,
     solve_covariance_of_kept,
     solve_definite,
@@ -330,3 +332,151 @@ def test_the_oblique_dual_is_dual_and_least_in_its_metric() -> None:
     one, metric = dual[0].numpy(), spread[0].numpy()
     assert np.trace(one.T @ metric @ one) < 0.99 * np.trace(own.T @ metric @ own)
     assert np.allclose(own.T @ basis[0].numpy(), np.eye(3))
+
+
+# Ridge regression onto intervals.
+
+
+def intervals(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+    """Rows, weights, bounds (some open on a side, or on both) and ridge of very unequal sizes."""
+    sizes = torch.Generator().manual_seed(seed)
+    n, dim = (int(torch.randint(low, high, (), generator=sizes)) for low, high in ((2, 14), (1, 8)))
+    rows = randn(n, dim, seed=seed) * randn(n, 1, seed=seed + 1).mul(2).exp()
+    weight = randn(n, seed=seed + 2).mul(2).exp()
+    middle, half = 3 * randn(n, seed=seed + 3), randn(n, seed=seed + 4).abs()
+    openness = randn(2, n, seed=seed + 5)
+    low = (middle - half).masked_fill(openness[0] < -0.5, -torch.inf)
+    high = (middle + half).masked_fill(openness[1] > 0.5, torch.inf)
+    return rows, weight, low, high, 10.0 ** float(torch.randint(-6, 1, (), generator=sizes))
+
+
+def misfit(g: Tensor, rows: Tensor, weight: Tensor, low: Tensor, high: Tensor, ridge: float):
+    """The objective as its docstring has it, by two hinges."""
+    value = rows @ g
+    distance = (low - value).clamp(min=0) + (value - high).clamp(min=0)
+    return (weight * distance**2).sum() + ridge * (rows**2).mean() * (g**2).sum()
+
+
+def slope(g: Tensor, *problem) -> Tensor:
+    g = g.clone().requires_grad_()
+    return torch.autograd.grad(misfit(g, *problem), g)[0]
+
+
+def test_the_gradient_onto_intervals_vanishes() -> None:
+    """Convex and differentiable, so a zero gradient is the optimum, by autograd of the objective.
+
+    The problems are hard enough: on some of them the same steps, always taken whole, go in circles,
+    and on most they raise the objective on the way.
+    """
+    noticed = circling = raising = 0
+    for seed in range(150):
+        problem = intervals(seed)
+        rows, weight, low, high, ridge = problem
+        ours, zero = one_sided_ridge(*problem), torch.zeros_like(rows[0])
+        none = 1e-7 * slope(zero, *problem).norm()
+        assert slope(ours, *problem).norm() <= none, seed
+        noticed += bool(slope(1.01 * ours, *problem).norm() > none)  # the control
+        g, pieces, costs = zero, [], [misfit(zero, *problem)]
+        while len(pieces) < 60:
+            value = rows @ g
+            piece = ((value > high).int() - (value < low).int()).tolist()
+            if piece in pieces[-1:]:
+                break
+            pieces.append(piece)
+            sign = torch.tensor(piece)
+            target = torch.where(sign > 0, high, low).masked_fill(sign == 0, 0)
+            strength = torch.tensor(ridge, dtype=torch.float64)
+            g = weighted_ridge(rows, weight * (sign != 0), target, strength)
+            costs.append(misfit(g, *problem))
+        circling += len(pieces) == 60
+        raising += any(b > a * (1 + 1e-9) for a, b in zip(costs, costs[1:], strict=False))
+    assert noticed > 100 and circling > 0 and raising > 30
+
+
+@pytest.mark.parametrize("n, dim", [(5, 12), (30, 6)])
+def test_ridge_onto_intervals_is_scipys(n: int, dim: int) -> None:
+    for seed in range(8):
+        rows, weight = randn(n, dim, seed=seed), randn(n, seed=seed + 1).abs()
+        low = randn(n, seed=seed + 2)
+        high = low + randn(n, seed=seed + 3).abs()
+        low[::3], high[1::3] = -torch.inf, torch.inf
+        problem = (rows, weight, low, high, 0.05)
+
+        def value_and_slope(x, problem=problem):
+            g = torch.from_numpy(x)
+            return float(misfit(g, *problem)), slope(g, *problem).numpy()
+
+        solved = scipy.optimize.minimize(
+            value_and_slope,
+            np.zeros(dim),
+            jac=True,
+            method="L-BFGS-B",
+            options={"ftol": 1e-16, "gtol": 1e-11, "maxiter": 5000, "maxfun": 20_000},
+        )
+        ours = one_sided_ridge(*problem)
+        assert np.allclose(ours.numpy(), solved.x, atol=1e-6)
+        middle = (low.clamp(min=-1) + high.clamp(max=1)) / 2  # the control: squares on both sides
+        plain = weighted_ridge(rows, weight, middle, torch.tensor(0.05, dtype=torch.float64))
+        assert not np.allclose(plain.numpy(), solved.x, atol=1e-2)
+
+
+@pytest.mark.parametrize("n, dim", [(5, 12), (30, 6)])
+@pytest.mark.parametrize("ridge", [1e-9, 1e-3, 10.0])
+def test_intervals_of_one_point_are_plain_ridge(n: int, dim: int, ridge: float) -> None:
+    rows, weight, target = randn(n, dim), randn(n, seed=1).abs(), randn(n, seed=2)
+    strength = torch.tensor(ridge, dtype=torch.float64)
+    expected = weighted_ridge(rows, weight, target, strength)
+    ours = one_sided_ridge(rows, weight, target, target, ridge)
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-9)
+    upwards = one_sided_ridge(rows, weight, target, torch.full_like(target, torch.inf), ridge)
+    assert not torch.allclose(upwards, expected, rtol=1e-3)  # the control
+
+
+def test_bounds_that_hold_at_zero_ask_for_nothing() -> None:
+    rows, weight = randn(6, 4), randn(6, seed=1).abs()
+    infinite = torch.full((6,), torch.inf, dtype=torch.float64)
+    for low, high in ((-infinite, infinite), (-infinite, 0 * weight), (-weight, weight)):
+        assert one_sided_ridge(rows, weight, low, high, 0.1).eq(0).all()
+    assert one_sided_ridge(rows, weight, weight, infinite, 0.1).any()  # the control
+    none = torch.zeros_like(weight)
+    assert one_sided_ridge(rows, none, weight, infinite, 0.1).eq(0).all()
+
+
+def test_a_row_that_ends_upon_its_bound_is_no_reason_not_to_end() -> None:
+    """Of orthonormal rows one must rise; the others stay at 0, their bound, up to rounding."""
+    for seed in range(20):
+        rows = torch.linalg.qr(randn(8, 8, seed=seed))[0][:6]
+        low = torch.tensor([1.0] + 5 * [-torch.inf], dtype=torch.float64)
+        high = torch.tensor([torch.inf] + 5 * [0.0], dtype=torch.float64)
+        ours = one_sided_ridge(rows, torch.ones_like(low), low, high, 0.8)
+        # By hand: min (1 - a)² + 0.8 · a²/8 along the one row.
+        assert torch.allclose(ours, rows[0] / 1.1, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 1 << 25])
+@pytest.mark.parametrize("n, dim", [(5, 12), (30, 6)])
+def test_a_batch_of_intervals_is_a_loop_whatever_the_chunk(
+    monkeypatch, n: int, dim: int, chunk: int
+) -> None:
+    monkeypatch.setattr(linalg, "_CHUNK", chunk)
+    rows, weight = randn(n, dim), randn(2, 3, n, seed=1).abs()
+    low = randn(2, 3, n, seed=2)
+    high = low + randn(2, 3, n, seed=3).abs()
+    batch = one_sided_ridge(rows, weight, low, high, 0.01)
+    assert batch.shape == (2, 3, dim)
+    for i in range(2):
+        for j in range(3):
+            one = one_sided_ridge(rows, weight[i, j], low[i, j], high[i, j], 0.01)
+            assert torch.allclose(batch[i, j], one, atol=1e-11)
+    assert not torch.allclose(batch[0, 0], batch[1, 2], atol=1e-3)  # the control
+
+
+@given(st.integers(0, 10_000), st.sampled_from([1e-6, 1e-2, 1e3, 1e8]))
+def test_intervals_scale_with_their_rows(seed: int, scale: float) -> None:
+    """The ridge is relative: `g` for rows times s is `g/s`, and bounds times s give `g·s`."""
+    rows, weight, low, high, ridge = intervals(seed)
+    plain = one_sided_ridge(rows, weight, low, high, 0.01 + ridge)
+    longer = one_sided_ridge(scale * rows, weight, low, high, 0.01 + ridge)
+    wider = one_sided_ridge(rows, weight, scale * low, scale * high, 0.01 + ridge)
+    torch.testing.assert_close(scale * longer, plain, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(wider / scale, plain, rtol=1e-6, atol=1e-9)

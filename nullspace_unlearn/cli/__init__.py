@@ -13,6 +13,7 @@ from nullspace_unlearn.cli.erase import erase
 from nullspace_unlearn.cli.evaluate import evaluate
 from nullspace_unlearn.cli.inspect import inspect
 from nullspace_unlearn.cli.models import models
+from nullspace_unlearn.cli.prototypes import prototypes
 from nullspace_unlearn.cli.revert import revert
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
@@ -30,7 +31,7 @@ def nsu(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (erase, evaluate, inspect, certify, revert, models):
+for command in (erase, evaluate, inspect, certify, revert, models, prototypes):
     nsu.add_command(command)
 
 

@@ -185,6 +185,7 @@ _ROWS = {
     "same_class": "same class, kept domains",
     "same_domain": "other classes, same domain",
     "rest": "the rest",
+    "worst_kept": "worst cell that stays",
     "h4": "H4 (harmonic mean)",
 }
 

@@ -135,7 +135,9 @@ request_options = gathered(
         help="The word that prompts use for a domain: art_painting=painting.",
     ),
     click.option(
-        "--method", help="hull, avert, gated, nullspace, ccup or leace; absent: by the request."
+        "--method",
+        help="hull, avert, gated, two_sided, nullspace, ccup or leace; absent: by the request.",
+        metavar="NAME",
     ),
     click.option("--strength", default=1.0, show_default=True, help="1 is the edit as derived."),
     click.option(

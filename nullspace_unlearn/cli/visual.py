@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nullspace_unlearn.cli.options import cache_folder, gathered
+from nullspace_unlearn.cli.options import gathered
 from nullspace_unlearn.cli.request import RequestOptions
 
 if TYPE_CHECKING:
@@ -80,12 +80,21 @@ class VisualOptions:
         Raises:
             ValueError: If they cannot be made.
         """
+        from nullspace_unlearn.files import default_cache
         from nullspace_unlearn.prototypes import Recipe, from_images, from_text
         from nullspace_unlearn.unlearn import cells_needed, synthesise_for
 
         if found is not None:
+            classes, domains = cells_needed(plan)
             return from_images(
-                clip, found, shots=self.shots, deeper=self.reach, batch_size=batch_size, quiet=quiet
+                clip,
+                found,
+                classes,
+                tuple(domains),
+                shots=self.shots,
+                deeper=self.reach,
+                batch_size=batch_size,
+                quiet=quiet,
             )
         kind = self._kind(plan)
         if kind == "closed":
@@ -97,7 +106,7 @@ class VisualOptions:
                 clip,
                 plan,
                 Recipe(batch_size=batch_size),
-                cache=cache_folder(self.cache, self.no_cache),
+                cache=None if self.no_cache else self.cache or default_cache(),
                 deeper=self.reach,
                 quiet=quiet,
             )
@@ -136,9 +145,7 @@ visual_options = gathered(
         show_default=True,
         help="Which feature gated reads.",
     ),
-    click.option(
-        "--reach", is_flag=True, help="Edit one step deeper, in the last MLP (ViT)."
-    ),
+    click.option("--reach", is_flag=True, help="Edit one step deeper, in the last MLP (ViT)."),
     click.option(
         "--depth",
         type=click.Choice(["language", "both"]),

@@ -62,6 +62,19 @@ class ImageSet:
         one = torch.ones(len(self), dtype=torch.int64)
         return grid.index_put((self.class_index, self.domain_index), one, accumulate=True)
 
+    def subset(self, chosen: Int[Tensor, " k"]) -> ImageSet:
+        """Some of the images; the names of classes and domains stay.
+
+        Args:
+            chosen: `[k]` which images, ascending.
+        """
+        return replace(
+            self,
+            paths=tuple(self.paths[i] for i in chosen.tolist()),
+            class_index=self.class_index[chosen],
+            domain_index=self.domain_index[chosen],
+        )
+
     @property
     def absent(self) -> tuple[tuple[str, str], ...]:
         """The (class, domain) cells that hold no image, where domains differ in their classes."""
@@ -173,13 +186,7 @@ def few(image_set: ImageSet, each: int, seed: int = 0) -> ImageSet:
         # A checksum of the names, unlike hash(), is the same in every process.
         random = np.random.default_rng([seed, zlib.crc32(name.encode())])
         drawn += of_cell[torch.from_numpy(random.permutation(len(of_cell))[:each])].tolist()
-    chosen = torch.tensor(sorted(drawn))
-    return replace(
-        image_set,
-        paths=tuple(image_set.paths[i] for i in chosen.tolist()),
-        class_index=image_set.class_index[chosen],
-        domain_index=image_set.domain_index[chosen],
-    )
+    return image_set.subset(torch.tensor(sorted(drawn)))
 
 
 def load_batches(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from nullspace_unlearn.edit import Side
 from nullspace_unlearn.erasers.avert import avert
 from nullspace_unlearn.erasers.ccup import ccup
-from nullspace_unlearn.erasers.gated import TEXT, Numbers, gated
+from nullspace_unlearn.erasers.gated import IMAGES, TEXT, Numbers, gated
 from nullspace_unlearn.erasers.hull import hull
 from nullspace_unlearn.erasers.leace import leace
 from nullspace_unlearn.erasers.leave_out import leave_out
@@ -16,6 +16,7 @@ from nullspace_unlearn.erasers.two_sided import two_sided
 from nullspace_unlearn.forget import Paradigm
 
 __all__ = [
+    "IMAGES",
     "METHODS",
     "TEXT",
     "Method",

@@ -53,6 +53,8 @@ class Numbers:
 
 
 IMAGES = Numbers()
+"""For images, or pictures that stand for them."""
+
 TEXT = Numbers(ridge=0.3, margin=2.0, slack=0.6)
 """For prototypes made from prompts alone, which lie elsewhere than images."""
 
@@ -158,28 +160,17 @@ class _Table:
         return torch.nn.functional.one_hot(self.labels, self.scores.shape[-1]).bool()
 
     def weight(self, mask: Bool[Tensor, "classes domains"]) -> Float[Tensor, " n"]:
-        """Each group of cells that a request is judged by weighs the same, each cell in it too.
-
-        The groups are the forgotten cells, the same classes in other domains, other classes in the
-        same domains, and the rest.
-        """
-        row, column = mask.any(1, keepdim=True), mask.any(0, keepdim=True)
-        groups = [mask, ~mask & row, ~row & column, ~row & ~column]
-        if mask.all(0).any():
-            groups = [mask, ~mask]
-        grid = torch.stack([group / group.sum().clamp(min=1) for group in groups]).sum(0)
+        """Each group of cells that a request is judged by weighs the same, each cell in it too."""
+        groups = torch.stack(_groups(mask))
+        grid = (groups / groups.sum((1, 2), keepdim=True).clamp(min=1)).sum(0)
         cell = self.labels * mask.shape[-1] + self.domains
         count = torch.bincount(cell, minlength=mask.numel())
         return (grid.flatten() / count)[cell].to(self.rows)
 
-    def fit(self, weight: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gates within bounds, how far they move each row, and what the objective leaves."""
-        weight = weight.expand_as(low)
-        gate = one_sided_ridge(self.rows, weight, low, high, self.numbers.ridge)
-        moved = gate @ self.rows.mT
-        left = (weight * (moved - moved.clamp(low, high)).square()).sum(-1)
-        scale = self.numbers.ridge * self.rows.square().mean()
-        return gate, moved, left + scale * gate.square().sum(-1)
+    def fit(self, weight: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Gates within bounds, and how far they move each row."""
+        gate = one_sided_ridge(self.rows, weight.expand_as(low), low, high, self.numbers.ridge)
+        return gate, gate @ self.rows.mT
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,7 +209,7 @@ def _decoys(table: _Table, mask: Bool[Tensor, "classes domains"]) -> _Gates:
     lead = first - scores.masked_fill(own, -torch.inf).amax(-1)
     margin = table.numbers.margin * _mean_lead(lead, weight * forgotten)
 
-    def rise(decoy: Tensor, needed: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, ...]:
+    def rise(decoy: Tensor, needed: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Where `needed`, at least `low`; elsewhere as much as the kept images can bear."""
         of_decoy = own[:, decoy].mT
         bearable = table.numbers.slack * (first - scores[:, decoy].mT).clamp(min=0)
@@ -232,7 +223,7 @@ def _decoys(table: _Table, mask: Bool[Tensor, "classes domains"]) -> _Gates:
     of_decoy, score = own[:, decoy].mT, scores[:, decoy].mT
     unbounded = torch.full_like(score, torch.inf)
     needed = forgotten & ~of_decoy
-    gate, risen, left = rise(decoy, needed, margin + first - score, unbounded)
+    gate, risen = rise(decoy, needed, margin + first - score, unbounded)
 
     # The decoy's own images in what is forgotten, if there are any, go to another class.
     mine = forgotten & of_decoy
@@ -240,14 +231,69 @@ def _decoys(table: _Table, mask: Bool[Tensor, "classes domains"]) -> _Gates:
     second = total.scatter(-1, decoy[:, None], -torch.inf).argmax(-1)
     ahead = risen + score - scores[:, second].mT
     high = torch.where(forgotten & own[:, second].mT, ahead - margin, unbounded)
-    gate2, _, left2 = rise(second, mine, margin + ahead, high)
+    gate2, risen2 = rise(second, mine, margin + ahead, high)
+    two = mine.any(-1)
 
-    best = int((left + left2 * mine.any(-1)).argmin())
-    if not mine[best].any():
+    index = torch.arange(len(decoy), device=scores.device)
+    moved = scores.repeat(len(decoy), 1, 1)
+    moved[index, :, decoy] += risen
+    moved[index, :, second] += risen2 * two[:, None]
+    softness = SOFTNESS * lead.clamp(min=0).mean()
+    judged = [harmonic(one, softness, table.labels, table.domains, mask) for one in moved]
+    best = max(range(len(judged)), key=judged.__getitem__)
+    if not two[best]:
         return _Gates(decoy[best : best + 1], -gate[best : best + 1])
     both = torch.stack([decoy[best], second[best]])
     order = both.argsort()
     return _Gates(both[order], -torch.stack([gate[best], gate2[best]])[order])
+
+
+SOFTNESS = 0.3
+"""Width of the logistic function in `harmonic`, as a share of the mean lead of a right name."""
+
+
+def leads(scores: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """By how much the right class scores above the best other one; negative where it does not."""
+    own = torch.nn.functional.one_hot(labels, scores.shape[-1]).bool()
+    return scores[own] - scores.masked_fill(own, -torch.inf).amax(-1)
+
+
+def harmonic(
+    scores: Float[Tensor, "n classes"],
+    softness: Float[Tensor, ""],
+    labels: Int[Tensor, " n"],
+    domains: Int[Tensor, " n"],
+    mask: Bool[Tensor, "classes domains"],
+) -> float:
+    """What a request is judged by, predicted from prototypes.
+
+    The harmonic mean of 1 - forgotten and the groups that stay, each cell counting once, where a
+    prototype is right to the degree of the logistic function of its lead: a few prototypes a cell
+    would make a coarse accuracy.
+
+    Args:
+        scores: `[n, classes]` of the prototypes, after an edit.
+        softness: Width of the logistic function.
+        labels: `[n]` classes.
+        domains: `[n]` domains.
+        mask: `[classes, domains]`, true where a cell is forgotten.
+
+    Returns:
+        From 0 to 1.
+    """
+    right = torch.sigmoid(leads(scores, labels) / softness)
+    cell = labels * mask.shape[-1] + domains
+    count = torch.bincount(cell, minlength=mask.numel())
+    grid = (right.new_zeros(mask.numel()).index_add(0, cell, right) / count).reshape(mask.shape)
+    groups = [group for group in _groups(mask)[1:] if group.any()]
+    parts = [1 - grid[mask].mean(), *(grid[group].mean() for group in groups)]
+    return len(parts) / float(sum(1 / part.clamp(min=1e-9) for part in parts))
+
+
+def _groups(mask: Bool[Tensor, "classes domains"]) -> list[Bool[Tensor, "classes domains"]]:
+    """Forgotten cells, the same classes elsewhere, other classes in the same domains, the rest."""
+    row, column = mask.any(1, keepdim=True), mask.any(0, keepdim=True)
+    return [mask, ~mask & row, ~row & column, ~row & ~column]
 
 
 def _mean_lead(lead: Float[Tensor, " n"], weight: Float[Tensor, " n"]) -> Float[Tensor, ""]:

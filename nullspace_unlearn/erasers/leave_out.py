@@ -8,7 +8,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from nullspace_unlearn.erasers.gated import NothingForgotten, Numbers, gated
+from nullspace_unlearn.erasers.gated import (
+    SOFTNESS,
+    NothingForgotten,
+    Numbers,
+    gated,
+    harmonic,
+    leads,
+)
 
 RIDGE = (0.01, 0.1, 1.0)
 MARGIN = (1.0, 1.5, 2.0)
@@ -28,9 +35,7 @@ def leave_out(
     """Choose ridge, margin and slack by how the edit does on prototypes it was not made from.
 
     The prototypes of each cell are dealt into folds. For every setting and fold the edit is made
-    from the other folds and judged on this one by the harmonic mean that a request is judged by
-    (`evaluate.metrics.Figures.h4`), with each image's correctness softened to the logistic function
-    of its margin, since a few prototypes a cell make a coarse accuracy. Real images tell settings
+    from the other folds and judged on this one, by `gated.harmonic`. Real images tell settings
     apart this way; synthesised ones, being all alike, do not.
 
     Args:
@@ -58,7 +63,7 @@ def leave_out(
         return Numbers()
     fold = place % folds
     unit = torch.nn.functional.normalize(embeddings.to(classes.dtype), dim=-1)
-    scale = _lead(unit @ classes.mT, labels).clamp(min=0).mean() * _SOFTNESS
+    softness = leads(unit @ classes.mT, labels).clamp(min=0).mean() * SOFTNESS
     best, chosen = 0.0, Numbers()
     for ridge, margin, slack in product(RIDGE, MARGIN, SLACK):
         numbers = Numbers(ridge, margin, slack)
@@ -74,34 +79,8 @@ def leave_out(
                 continue
             moved = edit.apply(embeddings[held], None if hidden is None else hidden[held])
             norm = torch.linalg.vector_norm(embeddings[held], dim=-1, keepdim=True)
-            lead = _lead((moved / norm).to(classes.dtype) @ classes.mT, labels[held])
-            correct = torch.sigmoid(lead / scale)
-            total += _harmonic(correct, labels[held], domains[held], mask)
+            scores = (moved / norm).to(classes.dtype) @ classes.mT
+            total += harmonic(scores, softness, labels[held], domains[held], mask)
         if total > best:
             best, chosen = total, numbers
     return chosen
-
-
-# The logistic function's width, as a share of the mean lead of a right name over the next.
-_SOFTNESS = 0.3
-
-
-def _lead(scores: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    own = torch.nn.functional.one_hot(labels, scores.shape[-1]).bool()
-    return scores[own] - scores.masked_fill(own, -torch.inf).amax(-1)
-
-
-def _harmonic(
-    correct: Float[Tensor, " n"],
-    labels: Int[Tensor, " n"],
-    domains: Int[Tensor, " n"],
-    mask: Bool[Tensor, "classes domains"],
-) -> float:
-    cell = labels * mask.shape[-1] + domains
-    total = torch.zeros(mask.numel(), dtype=correct.dtype, device=correct.device)
-    count = torch.bincount(cell, minlength=mask.numel())
-    grid = (total.index_add(0, cell, correct) / count).reshape(mask.shape)
-    row, column = mask.any(1, keepdim=True), mask.any(0, keepdim=True)
-    groups = [~mask & row, ~row & column, ~row & ~column]
-    parts = [1 - grid[mask].mean(), *(grid[group].mean() for group in groups if group.any())]
-    return len(parts) / float(sum(1 / part.clamp(min=1e-9) for part in parts))

@@ -28,6 +28,7 @@ class Figures:
         same_domain: The other classes, in the domains that something is forgotten in.
         rest: All other cells.
         kept: Every cell that is not forgotten.
+        worst_kept: The lowest accuracy of any of these, which no average hides.
         h4: Harmonic mean of `1 - forgotten`, `same_class`, `same_domain` and `rest`, those that are
             there. For whole domains, and for a class everywhere, that leaves `1 - forgotten` and
             `kept`. It is 0 where one of them is 0, so no average can hide a ruined group.
@@ -38,6 +39,7 @@ class Figures:
     same_domain: float | None
     rest: float | None
     kept: float
+    worst_kept: float
     h4: float
 
 
@@ -73,6 +75,7 @@ def figures(grid: Grid, mask: Bool[Tensor, "classes domains"]) -> Figures:
         same_domain=groups[1],
         rest=groups[2],
         kept=kept,
+        worst_kept=float(grid.accuracy[~mask & (grid.count > 0).cpu()].min()),
         h4=harmonic_mean([1 - forgotten, *present]),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,8 +11,10 @@ from torch import Tensor
 
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.data.folders import ImageSet, few, load_batches
+from nullspace_unlearn.erasers import IMAGES, TEXT, Numbers
 from nullspace_unlearn.features import Features, embed
 from nullspace_unlearn.linalg import unit
+from nullspace_unlearn.prototypes.closed import closed_prototypes
 from nullspace_unlearn.prototypes.pixels import Synthesis
 
 MOST_SHOTS = 64
@@ -25,13 +27,14 @@ class Visual:
 
     Attributes:
         features: Embeddings and hidden features, with the class and domain each row stands for.
-        real: Whether they are of real images, so that one can be judged by others.
+        numbers: What `gated` makes an edit of such prototypes with; None for real images, which can
+            be judged by one another, so that the numbers are chosen (`erasers.leave_out`).
         mlp: `[n, mlp_width]` what enters the output layer of the tower's last MLP, divided by the
             deviation that the last norm divides by; None unless it was asked for.
     """
 
     features: Features
-    real: bool
+    numbers: Numbers | None
     mlp: Float[Tensor, "n mlp_width"] | None = None
 
     def on(self, classes: Sequence[str], domains: Sequence[str]) -> Visual:
@@ -52,17 +55,7 @@ class Visual:
             raise ValueError("the prototypes name no domains")
         labels = _positions(f.class_names, classes)[f.labels]
         columns = _positions(f.domain_names, domains)[f.domains]
-        kept = ((labels >= 0) & (columns >= 0)).nonzero()[:, 0]
-        cell = (labels * len(domains) + columns)[kept]
-        empty = torch.bincount(cell, minlength=len(classes) * len(domains)) == 0
-        if empty.any():
-            cells = [f"{c}/{d}" for c in classes for d in domains]
-            missing = [name for name, gone in zip(cells, empty.tolist(), strict=True) if gone]
-            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-            raise ValueError(
-                f"there is no image of {len(missing)} cells that the request needs: "
-                f"{', '.join(missing[:5])}{more}"
-            )
+        kept = _covered(labels, columns, classes, domains)
         features = replace(
             f,
             embeddings=f.embeddings[kept],
@@ -73,7 +66,7 @@ class Visual:
             domain_names=tuple(domains),
             text=None,
         )
-        return Visual(features, self.real, None if self.mlp is None else self.mlp[kept])
+        return Visual(features, self.numbers, None if self.mlp is None else self.mlp[kept])
 
     def cell_means(self) -> Float[Tensor, "classes domains dim"]:
         """One unit prototype a cell: the mean of its unit embeddings, normalised; float64.
@@ -92,6 +85,8 @@ class Visual:
 def from_images(
     clip: Clip,
     image_set: ImageSet,
+    classes: Sequence[str] | None = None,
+    domains: Sequence[str] | None = None,
     *,
     shots: int = 8,
     seed: int = 0,
@@ -105,6 +100,8 @@ def from_images(
     Args:
         clip: The model.
         image_set: Images of every cell that requests will speak of.
+        classes: The classes of these cells; absent: all of the set.
+        domains: The domains of these cells; absent: all of the set.
         shots: At most so many images a cell, drawn at random, 1 to 64.
         seed: Of the draw.
         deeper: Whether to read the last MLP too, for an edit there.
@@ -116,19 +113,22 @@ def from_images(
         The prototypes; the provenance names the files.
 
     Raises:
-        ValueError: If `shots` is out of range, an image cannot be embedded, or `deeper` is asked of
-            a model whose last MLP cannot be reached.
+        ValueError: If `shots` is out of range, a cell has no image, an image cannot be embedded, or
+            `deeper` is asked of a model whose last MLP cannot be reached.
     """
     if not 1 <= shots <= MOST_SHOTS:
         raise ValueError(f"shots must be from 1 to {MOST_SHOTS}, got {shots}")
-    drawn = few(image_set, shots, seed)
+    labels = _positions(image_set.classes, classes or image_set.classes)[image_set.class_index]
+    columns = _positions(image_set.domains, domains or image_set.domains)[image_set.domain_index]
+    kept = _covered(labels, columns, classes or image_set.classes, domains or image_set.domains)
+    drawn = few(image_set.subset(kept), shots, seed)
     features = embed(clip, drawn, batch_size=batch_size, workers=workers, quiet=quiet, hidden=True)
     files = [path.relative_to(drawn.root).as_posix() for path in drawn.paths]
     features = replace(features, provenance={**features.provenance, "files": files})
     if not deeper:
-        return Visual(features, real=True)
+        return Visual(features, numbers=None)
     batches = load_batches(drawn, clip.preprocess, batch_size, workers)
-    return Visual(features, True, _mlp(clip, [b.images for b in batches if len(b.indices)]))
+    return Visual(features, None, _mlp(clip, [b.images for b in batches if len(b.indices)]))
 
 
 def from_pictures(clip: Clip, synthesis: Synthesis, *, deeper: bool = False) -> Visual:
@@ -146,14 +146,55 @@ def from_pictures(clip: Clip, synthesis: Synthesis, *, deeper: bool = False) -> 
         ValueError: If `deeper` is asked of a model whose last MLP cannot be reached.
     """
     if not deeper:
-        return Visual(synthesis.features, real=False)
+        return Visual(synthesis.features, IMAGES)
     images = [clip.normalise(batch / 255) for batch in synthesis.images.split(_BATCH)]
-    return Visual(synthesis.features, False, _mlp(clip, images))
+    return Visual(synthesis.features, IMAGES, _mlp(clip, images))
+
+
+def from_text(
+    clip: Clip, classes: Sequence[str], domains: Mapping[str, str], templates: Sequence[str]
+) -> Visual:
+    """Visual prototypes in closed form, from prompts: see `closed_prototypes`.
+
+    Args:
+        clip: The model.
+        classes: Names of the classes.
+        domains: Key of each domain -> the word prompts use for it.
+        templates: Templates holding `{class}` and `{domain}`.
+
+    Returns:
+        The prototypes, one a cell.
+
+    Raises:
+        ValueError: As `closed_prototypes`.
+    """
+    return Visual(closed_prototypes(clip, classes, domains, templates), TEXT)
 
 
 def _mlp(clip: Clip, batches: Sequence[Tensor]) -> Float[Tensor, "n mlp_width"]:
     parts = [clip.mlp_image(batch) for batch in batches]
     return torch.cat([(part.mlp / part.deviation[:, None]).cpu() for part in parts])
+
+
+def _covered(
+    labels: Int[Tensor, " n"],
+    columns: Int[Tensor, " n"],
+    classes: Sequence[str],
+    domains: Sequence[str],
+) -> Int[Tensor, " kept"]:
+    """The rows that lie in the grid (-1 says they do not), refused unless every cell has one."""
+    kept = ((labels >= 0) & (columns >= 0)).nonzero()[:, 0]
+    cell = (labels * len(domains) + columns)[kept]
+    empty = torch.bincount(cell, minlength=len(classes) * len(domains)) == 0
+    if empty.any():
+        cells = [f"{c}/{d}" for c in classes for d in domains]
+        missing = [name for name, gone in zip(cells, empty.tolist(), strict=True) if gone]
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise ValueError(
+            f"there is no image of {len(missing)} cells that the request needs: "
+            f"{', '.join(missing[:5])}{more}"
+        )
+    return kept
 
 
 def _positions(names: Sequence[str], among: Sequence[str]) -> Int[Tensor, " names"]:

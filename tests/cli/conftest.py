@@ -26,9 +26,11 @@ def few() -> Callable[..., Any]:
     original, made = pictures.embed_pictures, {}
 
     def embed(model: Any, seed: int = 0, **_: object) -> Any:
+        if model.changes:  # an edited model is another one, whatever it was loaded from
+            return original(model, each=2, seed=seed, quiet=True)
         key = str(model.source.weights), model.source.sha256, seed
         if key not in made:
-            made[key] = original(model, each=2, seed=seed, quiet=True)
+            made[key] = original(model, each=2, seed=seed, quiet=True, hidden=True)
         return made[key]
 
     return embed
@@ -50,14 +52,22 @@ def load() -> Callable[..., Any]:
     return cached
 
 
+@pytest.fixture(scope="session")
+def pictures_made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where synthesised pictures are kept, so that the tests make them once."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(
     few: Callable[..., Any],
     load: Callable[..., Any],
     tmp_path: Path,
+    pictures_made: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(pictures_made))
     monkeypatch.setattr(pictures, "embed_pictures", few)
     monkeypatch.setattr(clip, "load", load)
 

@@ -124,7 +124,7 @@ ROWS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "unknown method": (
         (*ERASE, "--method", "magic"),
-        "unknown method 'magic'; allowed: hull, avert, gated, nullspace, ccup, leace",
+        "unknown method 'magic'; allowed: hull, avert, gated, two_sided, nullspace, ccup, leace",
     ),
     "method for another request": (
         (*CELL, "--method", "hull"),

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
-from nullspace_unlearn.data.folders import ImageSet, Skipped, find_images, load_batches
+from nullspace_unlearn.data.folders import ImageSet, Skipped, few, find_images, load_batches
 
 RED = (255, 0, 0)
 
@@ -208,6 +208,71 @@ def test_unreadable_listings(folder: Path, tmp_path: Path) -> None:
     for name in ("binary.txt", "missing.txt", "root"):
         with pytest.raises(ValueError, match="cannot be read"):
             find_images(folder, listing=tmp_path / name)
+
+
+# Drawing a few.
+
+
+def cell_paths(image_set: ImageSet) -> dict[tuple[str, str], list[str]]:
+    """The files of each cell by its names, as the labels have it."""
+    found: dict[tuple[str, str], list[str]] = {}
+    columns = (image_set.class_index.tolist(), image_set.domain_index.tolist())
+    for path, c, d in zip(image_set.paths, *columns, strict=True):
+        cell = (image_set.classes[c], image_set.domains[d])
+        assert path.parts[-3:-1] == (cell[1], cell[0])
+        found.setdefault(cell, []).append(path.name)
+    return found
+
+
+def uneven(*extra: str) -> list[str]:
+    sizes = {"a/cat": 9, "a/dog": 2, "b/cat": 5, "b/dog": 1}
+    return [f"{cell}/{i:02}.png" for cell, n in sizes.items() for i in range(n)] + list(extra)
+
+
+def test_every_cell_keeps_so_many_or_all_it_has(tmp_path: Path) -> None:
+    found = find_images(put(tmp_path, *uneven()))
+    everything = cell_paths(found)
+    for each in range(1, 11):
+        drawn = few(found, each)
+        assert (drawn.classes, drawn.domains, drawn.root) == (
+            found.classes,
+            found.domains,
+            found.root,
+        )
+        assert torch.equal(drawn.counts, found.counts.clamp(max=each))
+        for cell, names in cell_paths(drawn).items():
+            assert set(names) <= set(everything[cell]) and names == sorted(names)
+        assert list(drawn.paths) == [path for path in found.paths if path in drawn.paths]
+    assert few(found, 9).paths == found.paths
+
+
+def test_the_draw_in_a_cell_depends_on_the_seed_and_on_nothing_elsewhere(tmp_path: Path) -> None:
+    found = find_images(put(tmp_path / "few", *uneven()))
+    drawn = few(found, 3, seed=5)
+    assert few(found, 3, seed=5).paths == drawn.paths
+    others = ("a/dog/99.png", "b/ant/1.png", "b/ant/2.png", "0/cat/1.png")
+    more = find_images(put(tmp_path / "more", *uneven(*others)))
+    assert more.classes != found.classes and more.domains != found.domains
+    again = cell_paths(few(more, 3, seed=5))
+    for cell in (("cat", "a"), ("cat", "b"), ("dog", "b")):
+        assert again[cell] == cell_paths(drawn)[cell]
+    # The controls: other seeds, and other cells of the same size, draw other files.
+    assert len({tuple(cell_paths(few(found, 3, seed=s))["cat", "a"]) for s in range(20)}) > 10
+    same = [f"{d}/{c}/{i}.png" for d in "ab" for c in ("cat", "dog") for i in range(9)]
+    alike = find_images(put(tmp_path / "alike", *same))
+    assert len({tuple(names) for names in cell_paths(few(alike, 3)).values()}) > 1
+
+
+def test_every_image_may_be_drawn(tmp_path: Path) -> None:
+    found = find_images(put(tmp_path, *uneven()))
+    seen = {path for seed in range(60) for path in few(found, 1, seed).paths}
+    assert seen == set(found.paths)
+
+
+@pytest.mark.parametrize("each", [0, -1])
+def test_no_image_cannot_be_drawn(tmp_path: Path, each: int) -> None:
+    with pytest.raises(ValueError, match=f"at least 1 image a cell must be drawn, got {each}"):
+        few(find_images(put(tmp_path, *uneven())), each)
 
 
 # Reading. Every kind of file people have: its bytes, and the top left colour or why it is skipped.

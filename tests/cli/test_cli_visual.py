@@ -1,0 +1,125 @@
+"""`nsu erase` with prototypes that stand for images, and one step deeper."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from shell import nsu
+
+from nullspace_unlearn.data import mini
+
+WEIGHTS = "open_clip_model.safetensors"
+DOMAIN = ("erase", "--all-classes", "--domain", "sketch")
+CELL = ("erase", "--class", "car", "--domain", "sketch")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """Three pictures of every cell, on seeds that nothing is measured on."""
+    root = tmp_path_factory.mktemp("images")
+    for name in mini.CLASSES:
+        for domain in mini.DOMAINS:
+            folder = root / domain / name
+            folder.mkdir(parents=True)
+            for seed in range(7_500_000, 7_500_003):
+                mini.render(name, domain, seed).save(folder / f"{seed}.png")
+    return root
+
+
+def after(report: dict) -> dict:
+    return report["figures"]["after"]
+
+
+def changed(folder: Path) -> list[str]:
+    new, old = load_file(folder / WEIGHTS), load_file(mini.MODEL_FOLDER / WEIGHTS)
+    return [key for key in old if not torch.equal(new[key], old[key].to(new[key].dtype))]
+
+
+def test_a_whole_domain_looks_at_pictures_unless_told_otherwise():
+    pixels = nsu(*DOMAIN, "--output", "pixels", "--json").json
+    assert pixels["prototypes"]["images"].startswith("synthesised")
+    assert after(pixels)["forgotten"] < 0.25 and after(pixels)["kept"] > 0.75
+    text = nsu(*DOMAIN, "--prototypes", "text", "--output", "text", "--json").json
+    assert text["prototypes"] == "prompts"
+    closed = nsu(*DOMAIN, "--prototypes", "closed", "--output", "closed", "--json").json
+    assert closed["prototypes"]["images"].startswith("closed form")
+    cell = nsu(*CELL, "--output", "cell", "--json").json  # text says enough of a cell
+    assert cell["prototypes"] == "prompts"
+    for report in (pixels, text, closed):
+        assert report["figures"]["before"]["forgotten"] > 0.9  # control: the untouched model
+
+
+def test_real_images_are_read_and_named(images):
+    report = nsu(*DOMAIN, "--images", images, "--shots", "2", "--output", "out", "--json").json
+    assert after(report)["forgotten"] < 0.25 and after(report)["kept"] > 0.75
+    assert len(report["prototypes"]["files"]) == 2 * len(mini.CLASSES) * len(mini.DOMAINS)
+    recipe = yaml.safe_load(Path("out/recipe.yaml").read_text())
+    assert recipe["edits"][0]["prototypes"] == report["prototypes"]
+    assert json.loads(Path("out/report.json").read_text())["figures"] == report["figures"]
+
+
+def test_each_reading_changes_its_own_tensor_and_is_undone(images):
+    for options, tensor in (
+        ((), "visual.proj"),
+        (("--read", "hidden"), "visual.proj"),
+        (("--reach",), "visual.transformer.resblocks.5.mlp.c_proj.weight"),
+    ):
+        report = nsu(
+            *DOMAIN, "--images", images, *options, "--undo", "undo", "--output", "out", "--json",
+            "--overwrite",
+        ).json  # fmt: skip
+        assert after(report)["forgotten"] < 0.3 and after(report)["kept"] > 0.7
+        assert changed(Path("out")) == [tensor] == report["parameter"]
+        assert nsu("revert", "out", "undo", "--output", "back", "--overwrite").code == 0
+        assert Path("back", WEIGHTS).read_bytes() == (mini.MODEL_FOLDER / WEIGHTS).read_bytes()
+
+
+def test_both_depths_keep_the_certificate():
+    report = nsu("erase", "--class", "car", "--depth", "both", "--output", "out", "--json").json
+    assert report["method"] == "two_sided" and report["certificate"]["holds"] is True
+    assert nsu("certify", "out").code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((*CELL, "--depth", "both"), "--depth both forgets a class everywhere: leave out --domain"),
+        (
+            ("erase", "--class", "car", "--depth", "both", "--method", "hull"),
+            "--depth both is method two_sided, not hull",
+        ),
+        ((*CELL, "--images", "none"), "image folder 'none' is not a folder"),
+        ((*CELL, "--images", ".", "--prototypes", "text"), "--images are the prototypes"),
+        ((*CELL, "--reach", "--read", "hidden"), "--reach says what is read"),
+        ((*CELL, "--reach", "--prototypes", "closed"), "--reach reads what only pictures show"),
+        ((*CELL, "--reach", "--prototypes", "text"), "only images show what the mlp feature is"),
+        ((*CELL, "--read", "hidden", "--prototypes", "text"), "only images show what the hidden"),
+        (
+            ("erase", "--class", "car", "--prototypes", "closed"),
+            "method 'hull' takes no visual prototypes; those that do: gated, two_sided, nullspace",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(options, message, tmp_path):
+    result = nsu(*options)
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert result.err.startswith(f"nsu: {message}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_images_are_named(images, tmp_path):
+    few = nsu(*CELL, "--images", images, "--shots", "0")
+    assert few.code == 2 and few.err == "nsu: shots must be from 1 to 64, got 0\n"
+    (tmp_path / "some").symlink_to(images)
+    part = tmp_path / "part" / "sketch"
+    part.mkdir(parents=True)
+    for name in ("car", "dog"):
+        (part / name).symlink_to(images / "sketch" / name)
+    result = nsu(*CELL, "--images", "part")
+    assert result.code == 2
+    assert result.err.startswith("nsu: there is no image of 46 cells that the request needs: ")
