@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from nullspace_unlearn.evaluate.zeroshot import Grid
 from nullspace_unlearn.files import new_file, refuse_existing
+from nullspace_unlearn.report.text import columns, padded, shortened
 
 FORMATS = (".png", ".svg", ".pdf")
 """File names `grid_heatmap` can write."""
@@ -82,7 +82,7 @@ def grid_heatmap(
 
     rows, columns = mask.shape
     legible = rows <= _MOST_ROWS
-    names = [_shortened(name, 24) for name in classes]
+    names = [shortened(name, 24) for name in classes]
     # pyplot would keep the figure, and might open a window; a bare Figure does neither.
     figure = Figure(
         figsize=(2 * (1.2 + 0.75 * columns) + 1.2, 1.5 + (0.36 * rows if legible else 9)),
@@ -98,7 +98,7 @@ def grid_heatmap(
         ax.set_title(title)
         ax.set_xticks(
             range(columns),
-            [_shortened(name, 24) for name in domains],
+            [shortened(name, 24) for name in domains],
             rotation=30,
             ha="right",
             rotation_mode="anchor",
@@ -156,14 +156,14 @@ def grid_table(
         ValueError: If the shapes differ.
     """
     _check(before, after or before, mask, classes, domains)
-    names = [_shortened(name, 24) for name in classes]
-    left = max(map(_columns, names), default=0)
+    names = [shortened(name, 24) for name in classes]
+    left = max(map(columns, names), default=0)
     cells = [
         [_cell(before, after, mask, c, d) for d in range(len(domains))] for c in range(len(classes))
     ]
     widest = max((len(cell) for row in cells for cell in row), default=0)
-    heads = [_shortened(name, max(widest, 14)) for name in domains]
-    size = max([widest, *map(_columns, heads)])
+    heads = [shortened(name, max(widest, 14)) for name in domains]
+    size = max([widest, *map(columns, heads)])
     per_table = max(1, (width - left) // (size + 2))
     lines: list[str] = []
     for start in range(0, len(domains), per_table):
@@ -171,7 +171,7 @@ def grid_table(
         if lines:
             lines.append("")
         for name, row in zip(["", *names], [heads, *cells], strict=True):
-            line = _padded(name, left) + "".join("  " + _padded(cell, size) for cell in row[part])
+            line = padded(name, left) + "".join("  " + padded(cell, size) for cell in row[part])
             lines.append(line.rstrip())
     return "\n".join(lines)
 
@@ -199,26 +199,3 @@ def _check(
             "grids, mask and names must be of one shape [classes, domains], got "
             + ", ".join(str(list(shape)) for shape in sorted(shapes))
         )
-
-
-def _columns(text: str) -> int:
-    """Columns of a terminal that a text takes."""
-    return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
-        for c in text
-    )
-
-
-def _padded(text: str, columns: int) -> str:
-    return text + " " * (columns - _columns(text))
-
-
-def _shortened(name: str, columns: int) -> str:
-    """A name without control characters, cut to a width."""
-    # Category C: escape sequences, newlines, marks that turn the direction of the text.
-    name = "".join(c for c in name if unicodedata.category(c)[0] != "C" and c not in "\u2028\u2029")
-    if _columns(name) <= columns:
-        return name
-    while _columns(name) > columns - 2:
-        name = name[:-1]
-    return name + ".."

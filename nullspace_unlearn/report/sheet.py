@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from nullspace_unlearn.prototypes import Synthesis
-from nullspace_unlearn.report.plots import _columns, _padded, _shortened
+from nullspace_unlearn.report.text import columns, padded, shortened
 
 MOST_CLASSES, MOST_DOMAINS, MOST_EACH = 40, 12, 8
 """Beyond these a sheet is cut, and says so."""
@@ -47,11 +47,11 @@ def contact_sheet(synthesis: Synthesis) -> Image.Image:
     shrink = side / max(images.shape[-2:])
     height, width = (max(1, round(n * shrink)) for n in images.shape[-2:])
     font, small = (ImageFont.load_default(size) for size in (_TEXT, _SMALL))
-    names = [_shortened(name, 24) for name in classes[:rows]]
+    names = [shortened(name, 24) for name in classes[:rows]]
     left = _MARGIN + round(max(map(font.getlength, names))) + _CELL_GAP
     # A narrow cell's head is cut to it.
     cell_width = samples * (width + _GAP) - _GAP
-    heads = [_fitting(_shortened(name, 24), font, cell_width) for name in domains[:columns]]
+    heads = [_fitting(shortened(name, 24), font, cell_width) for name in domains[:columns]]
     notes = _notes(shape, (rows, columns, samples), bool(reached.all()))
     top = _MARGIN + _TEXT + _CELL_GAP
     foot = top + rows * (height + _CELL_GAP)
@@ -91,10 +91,10 @@ def cell_lines(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     Returns:
         As many lines, aligned.
     """
-    names = [[_shortened(cell[what], 24) for what in ("class", "domain")] for cell in cells]
-    wide = [max(map(_columns, column)) for column in zip(*names, strict=True)]
+    names = [[shortened(cell[what], 24) for what in ("class", "domain")] for cell in cells]
+    wide = [max(map(columns, column)) for column in zip(*names, strict=True)]
     return [
-        f"{_padded(name, wide[0])}  {_padded(domain, wide[1])}  cosine {cell['cosine']:.3f}  "
+        f"{padded(name, wide[0])}  {padded(domain, wide[1])}  cosine {cell['cosine']:.3f}  "
         f"reached {cell['reached']} of {cell['pictures']}"
         for (name, domain), cell in zip(names, cells, strict=True)
     ]
