@@ -111,3 +111,17 @@ class Forget:
             "keep": list(self.keep),
             "aliases": {name: list(others) for name, others in self.aliases.items()},
         }
+
+
+def groups(mask: Bool[Tensor, "classes domains"]) -> list[Bool[Tensor, "classes domains"]]:
+    """The four groups of cells that a request is judged by.
+
+    Args:
+        mask: True where a cell is forgotten.
+
+    Returns:
+        The forgotten cells, the same classes in other domains, other classes in the same domains,
+        and the rest; any of the last three may be empty.
+    """
+    row, column = mask.any(1, keepdim=True), mask.any(0, keepdim=True)
+    return [mask, ~mask & row, ~row & column, ~row & ~column]

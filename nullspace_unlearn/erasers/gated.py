@@ -9,6 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nullspace_unlearn.edit import Edit
+from nullspace_unlearn.erasers.judged import SOFTNESS, harmonic, leads
+from nullspace_unlearn.forget import groups
 from nullspace_unlearn.linalg import (
     as_float64,
     covariance,
@@ -161,8 +163,8 @@ class _Table:
 
     def weight(self, mask: Bool[Tensor, "classes domains"]) -> Float[Tensor, " n"]:
         """Each group of cells that a request is judged by weighs the same, each cell in it too."""
-        groups = torch.stack(_groups(mask))
-        grid = (groups / groups.sum((1, 2), keepdim=True).clamp(min=1)).sum(0)
+        parts = torch.stack(groups(mask))
+        grid = (parts / parts.sum((1, 2), keepdim=True).clamp(min=1)).sum(0)
         cell = self.labels * mask.shape[-1] + self.domains
         count = torch.bincount(cell, minlength=mask.numel())
         return (grid.flatten() / count)[cell].to(self.rows)
@@ -206,7 +208,7 @@ def _decoys(table: _Table, mask: Bool[Tensor, "classes domains"]) -> _Gates:
     forgotten = mask[table.labels, table.domains]
     weight = table.weight(mask)
     first = scores[own]
-    lead = first - scores.masked_fill(own, -torch.inf).amax(-1)
+    lead = leads(scores, table.labels)
     margin = table.numbers.margin * _mean_lead(lead, weight * forgotten)
 
     def rise(decoy: Tensor, needed: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -246,54 +248,6 @@ def _decoys(table: _Table, mask: Bool[Tensor, "classes domains"]) -> _Gates:
     both = torch.stack([decoy[best], second[best]])
     order = both.argsort()
     return _Gates(both[order], -torch.stack([gate[best], gate2[best]])[order])
-
-
-SOFTNESS = 0.3
-"""Width of the logistic function in `harmonic`, as a share of the mean lead of a right name."""
-
-
-def leads(scores: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """By how much the right class scores above the best other one; negative where it does not."""
-    own = torch.nn.functional.one_hot(labels, scores.shape[-1]).bool()
-    return scores[own] - scores.masked_fill(own, -torch.inf).amax(-1)
-
-
-def harmonic(
-    scores: Float[Tensor, "n classes"],
-    softness: Float[Tensor, ""],
-    labels: Int[Tensor, " n"],
-    domains: Int[Tensor, " n"],
-    mask: Bool[Tensor, "classes domains"],
-) -> float:
-    """What a request is judged by, predicted from prototypes.
-
-    The harmonic mean of 1 - forgotten and the groups that stay, each cell counting once, where a
-    prototype is right to the degree of the logistic function of its lead: a few prototypes a cell
-    would make a coarse accuracy.
-
-    Args:
-        scores: `[n, classes]` of the prototypes, after an edit.
-        softness: Width of the logistic function.
-        labels: `[n]` classes.
-        domains: `[n]` domains.
-        mask: `[classes, domains]`, true where a cell is forgotten.
-
-    Returns:
-        From 0 to 1.
-    """
-    right = torch.sigmoid(leads(scores, labels) / softness)
-    cell = labels * mask.shape[-1] + domains
-    count = torch.bincount(cell, minlength=mask.numel())
-    grid = (right.new_zeros(mask.numel()).index_add(0, cell, right) / count).reshape(mask.shape)
-    groups = [group for group in _groups(mask)[1:] if group.any()]
-    parts = [1 - grid[mask].mean(), *(grid[group].mean() for group in groups)]
-    return len(parts) / float(sum(1 / part.clamp(min=1e-9) for part in parts))
-
-
-def _groups(mask: Bool[Tensor, "classes domains"]) -> list[Bool[Tensor, "classes domains"]]:
-    """Forgotten cells, the same classes elsewhere, other classes in the same domains, the rest."""
-    row, column = mask.any(1, keepdim=True), mask.any(0, keepdim=True)
-    return [mask, ~mask & row, ~row & column, ~row & ~column]
 
 
 def _mean_lead(lead: Float[Tensor, " n"], weight: Float[Tensor, " n"]) -> Float[Tensor, ""]:

@@ -8,14 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from nullspace_unlearn.erasers.gated import (
-    SOFTNESS,
-    NothingForgotten,
-    Numbers,
-    gated,
-    harmonic,
-    leads,
-)
+from nullspace_unlearn.erasers.gated import NothingForgotten, Numbers, gated
+from nullspace_unlearn.erasers.judged import SOFTNESS, harmonic, leads
 
 RIDGE = (0.01, 0.1, 1.0)
 MARGIN = (1.0, 1.5, 2.0)
@@ -35,7 +29,7 @@ def leave_out(
     """Choose ridge, margin and slack by how the edit does on prototypes it was not made from.
 
     The prototypes of each cell are dealt into folds. For every setting and fold the edit is made
-    from the other folds and judged on this one, by `gated.harmonic`. Real images tell settings
+    from the other folds and judged on this one, by `judged.harmonic`. Real images tell settings
     apart this way; synthesised ones, being all alike, do not.
 
     Args:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nullspace_unlearn.evaluate.zeroshot import Grid, accuracy_grid, predict
+from nullspace_unlearn.forget import groups
 
 
 @dataclass(frozen=True)
@@ -62,18 +63,17 @@ def figures(grid: Grid, mask: Bool[Tensor, "classes domains"]) -> Figures:
         )
     mask = mask.cpu()
     grid = Grid(grid.accuracy, (grid.count > 0).long())  # each cell counts once
-    row, column = mask.any(1, keepdim=True), mask.any(0, keepdim=True)
     forgotten, kept = grid.mean(mask), grid.mean(~mask)
     if forgotten is None or kept is None:
         what = "forgotten" if forgotten is None else "kept"
         raise ValueError(f"there are no images of {what} cells, so nothing can be said of them")
-    groups = [grid.mean(~mask & row), grid.mean(~row & column), grid.mean(~row & ~column)]
-    present = [group for group in groups if group is not None]
+    stay = [grid.mean(group) for group in groups(mask)[1:]]
+    present = [value for value in stay if value is not None]
     return Figures(
         forgotten=forgotten,
-        same_class=groups[0],
-        same_domain=groups[1],
-        rest=groups[2],
+        same_class=stay[0],
+        same_domain=stay[1],
+        rest=stay[2],
         kept=kept,
         worst_kept=float(grid.accuracy[~mask & (grid.count > 0).cpu()].min()),
         h4=harmonic_mean([1 - forgotten, *present]),
