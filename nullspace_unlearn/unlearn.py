@@ -210,14 +210,45 @@ def cells_needed(made: Plan) -> tuple[tuple[str, ...], dict[str, str]]:
 
     Returns:
         Class names, and domain key -> word. For classes forgotten everywhere under a large
-        vocabulary these are the forgotten classes and the kept names nearest to them.
+        vocabulary these are the forgotten classes and the kept names nearest to them, in the first
+        domain.
     """
-    classes = made.words.classes
+    classes, domains = made.words.classes, dict(made.words.domains)
     if made.forget.paradigm == "global" and len(classes) > _NEAREST:
         nearness = (made.keep_rows @ made.forget_rows.mT).amax(-1)
         near = {made.keep[i] for i in nearness.topk(min(_NEAREST, len(made.keep))).indices.tolist()}
         classes = tuple(n for n in classes if n in near or n in made.forget.classes)
-    return classes, dict(_domains(made.words, None, made.forget))
+        domains = dict([next(iter(domains.items()))])
+    return classes, domains
+
+
+def cells_of_images(
+    made: Plan, classes: Sequence[str], domains: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Which cells of some real images a request is to look at.
+
+    Args:
+        made: The plan.
+        classes: Classes that there are images of.
+        domains: Domains that there are images of.
+
+    Returns:
+        Class names and domain keys. A request in some domains needs every cell of its plan; a class
+        forgotten everywhere makes do with the names there are, in the domains there are.
+
+    Raises:
+        ValueError: If there are no images of a class to be forgotten everywhere, or none of a name
+            that stays.
+    """
+    if made.forget.paradigm != "global":
+        needed, words = cells_needed(made)
+        return needed, tuple(words)
+    both = tuple(name for name in made.words.classes if name in classes)
+    missing = [name for name in made.forget.classes if name not in both]
+    if missing or len(both) == len(made.forget.classes):
+        what = ", ".join(map(repr, missing)) or "any name that stays"
+        raise ValueError(f"there is no image of {what}; there are images of {_some(classes)}")
+    return both, tuple(domains)
 
 
 def synthesise_for(
@@ -289,8 +320,10 @@ def _check_reading(made: Plan, visual: Visual | None, reading: Reading) -> None:
 
 
 def _erase(clip: Clip, made: Plan, visual: Visual | None, reading: Reading) -> Edit:
-    classes, domains = cells_needed(made)
-    seen = None if visual is None else visual.on(classes, tuple(domains))
+    seen = None
+    if visual is not None:
+        shown = visual.features
+        seen = visual.on(*cells_of_images(made, shown.class_names, shown.domain_names))
     if made.method == "gated":
         return _gated(clip, made, seen, reading)
     forgotten, kept = made.forget_rows, made.keep_rows
@@ -314,7 +347,8 @@ def _erase(clip: Clip, made: Plan, visual: Visual | None, reading: Reading) -> E
             return _two_sided(made, seen)
         case _:
             if seen is not None:
-                mask = replace(made.forget, aliases={}).mask(classes, tuple(domains))
+                f = seen.features
+                mask = replace(made.forget, aliases={}).mask(f.class_names, f.domain_names)
                 forgotten = torch.cat([forgotten, seen.cell_means()[mask]])
             return erasers.nullspace(forgotten)
 

@@ -83,7 +83,7 @@ def erase(
     started = time.perf_counter()
     clip = options.load_model(model, pretrained, device, precision)
     loaded = time.perf_counter()
-    plan = request.plan(clip, found)
+    plan = request.plan(clip, shown if found is None else found)
     silent = quiet or as_json
     prototypes = visual.make(clip, plan, shown, data.batch_size, silent)
     made = time.perf_counter()

@@ -79,7 +79,7 @@ class RequestOptions:
 
         Args:
             clip: The model.
-            data: What `DataOptions.find` found.
+            data: What `DataOptions.find` found, or the images that prototypes are made of.
 
         Raises:
             ValueError: As `unlearn.plan`; and if --domain-word names a domain the data lacks.

@@ -82,15 +82,13 @@ class VisualOptions:
         """
         from nullspace_unlearn.files import default_cache
         from nullspace_unlearn.prototypes import Recipe, from_images, from_text
-        from nullspace_unlearn.unlearn import cells_needed, synthesise_for
+        from nullspace_unlearn.unlearn import cells_needed, cells_of_images, synthesise_for
 
         if found is not None:
-            classes, domains = cells_needed(plan)
             return from_images(
                 clip,
                 found,
-                classes,
-                tuple(domains),
+                *cells_of_images(plan, found.classes, found.domains),
                 shots=self.shots,
                 deeper=self.reach,
                 batch_size=batch_size,

@@ -123,3 +123,19 @@ def test_bad_images_are_named(images, tmp_path):
     result = nsu(*CELL, "--images", "part")
     assert result.code == 2
     assert result.err.startswith("nsu: there is no image of 46 cells that the request needs: ")
+
+
+def test_a_class_everywhere_makes_do_with_the_images_there_are(images, tmp_path):
+    some = tmp_path / "some" / "photo"
+    some.mkdir(parents=True)
+    for name in ("car", "dog", "tree"):
+        (some / name).symlink_to(images / "photo" / name)
+    both = ("erase", "--class", "car", "--depth", "both", "--images", "some", "--output", "out")
+    report = nsu(*both, "--json").json
+    assert report["certificate"]["holds"] is True
+    assert {Path(file).parent.name for file in report["prototypes"]["files"]} == {
+        "car", "dog", "tree",
+    }  # fmt: skip
+    none = nsu("erase", "--class", "bus", *both[3:-1], "other")
+    assert none.code == 2
+    assert none.err == "nsu: there is no image of 'bus'; there are images of car, dog, tree\n"
