@@ -87,7 +87,8 @@ def gated(
       rise to `margin` above the true one throughout the domain, and a second one above the decoy on
       the decoy's own images there; elsewhere they may rise by the same share of the true one's
       lead. A domain is read more easily than a cell, which is why two columns do better than one a
-      class. The decoy is the class that leaves the least of the two objectives.
+      class. The decoy is the class that does best on the prototypes (`judged.harmonic`). The same
+      serves where every class has a cell to forget, so that none stays to fall beneath.
 
     `w_c` moves the score of class c against the other names' mean by 1 and the others' differences
     as little as possible in the mean square: `S⁻¹d/(dᵀS⁻¹d)`, `d = t_c - mean`, `S = cov` of the
@@ -109,9 +110,9 @@ def gated(
         classes a request moves.
 
     Raises:
-        ValueError: If shapes do not fit, something is not finite, a cell has no
-            prototype, a request forgets nothing or everything, or nothing to be forgotten is
-            recognised in the first place.
+        ValueError: If shapes do not fit, something is not finite, a cell has no prototype, a
+            request forgets nothing or everything, or nothing to be forgotten is recognised in the
+            first place.
     """
     z, t = as_float64("embeddings", embeddings), as_float64("classes", classes)
     source = z if hidden is None else as_float64("hidden", hidden)
@@ -126,7 +127,7 @@ def gated(
     )
     batch = mask.shape[:-2]
     requests = mask.reshape(-1, *mask.shape[-2:]).to(z.device)
-    gates = [_decoys(table, one) if one.all(-2).any() else _falls(table, one) for one in requests]
+    gates = [_decoys(table, one) if _needs_decoy(one) else _falls(table, one) for one in requests]
     written = torch.cat([gate.classes for gate in gates]).unique()
     writes = _writes(t, written)
     rank = max(len(gate.classes) for gate in gates)
@@ -139,10 +140,7 @@ def gated(
         read=read.mT.reshape(*batch, -1, rank),
         write=write.mT.reshape(*batch, -1, rank),
         space="joint" if hidden is None else "hidden",
-        provenance={
-            "method": "gated",
-            "numbers": {**asdict(numbers), "rank": rank},
-        },
+        provenance={"method": "gated", "numbers": {**asdict(numbers), "rank": rank}},
     )
 
 
@@ -181,6 +179,10 @@ class _Gates:
 
     classes: Int[Tensor, " k"]
     falls: Float[Tensor, "k source"]
+
+
+def _needs_decoy(mask: Bool[Tensor, "classes domains"]) -> bool:
+    return bool(mask.all(0).any() or mask.any(1).all())
 
 
 def _falls(table: _Table, mask: Bool[Tensor, "classes domains"]) -> _Gates:

@@ -116,6 +116,15 @@ def test_a_whole_domain_takes_one_class_that_rises_not_all_that_fall() -> None:
         assert accuracy(make(cell((c, 1))))[c, 1] < 0.1
 
 
+def test_where_every_class_loses_a_cell_none_is_left_to_fall_beneath() -> None:
+    mask = cell(*((c, c % DOMAINS) for c in range(CLASSES)))
+    edit = make(mask, LIGHT)
+    assert edit.rank == 2
+    left, untouched = accuracy(edit, ROWS.unflatten(0, mask.shape)[:, :, None]), accuracy(None)
+    assert left[mask].mean() < 0.2 < 0.9 < untouched[mask].mean()
+    assert left[~mask].mean() > 0.8
+
+
 @pytest.mark.parametrize("name", WHOLE)
 def test_what_is_forgotten_of_a_domain_goes_by_one_name(name: str) -> None:
     mask = MASKS[name]
