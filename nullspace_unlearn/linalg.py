@@ -215,33 +215,45 @@ def weighted_ridge(
     weight: Float[Tensor, "*batch n"],
     target: Float[Tensor, "*batch n"],
     ridge: Float[Tensor, "*batch"],
+    gram: Float[Tensor, "n n"] | None = None,
 ) -> Float[Tensor, "*batch dim"]:
     """Minimise `Σ_i weight_i (g·row_i - target_i)² + ridge · mean|row|²/dim · |g|²` over g.
 
     One set of rows serves every problem of the batch. Solved through the smaller of the two normal
-    equations: n x n where there are fewer rows than dimensions, else dim x dim.
+    equations: that of the rows that weigh anything where these are fewer than the dimensions, else
+    dim x dim.
 
     Args:
         rows: `[n, dim]`, float64.
         weight: `[*batch, n]`, at least 0; 0 leaves a row out.
         target: `[*batch, n]`.
         ridge: `[*batch]`, above 0.
+        gram: `[n, n]`, `rows @ rows.mT`, where it is at hand.
 
     Returns:
         `[*batch, dim]` the solutions g.
     """
     n, dim = rows.shape
     scale = ridge * rows.square().sum(-1).mean() / dim
-    if n < dim:
-        root = weight.sqrt()
-        gram = root[..., :, None] * (rows @ rows.mT) * root[..., None, :]
-        system = gram + torch.diag_embed(scale[..., None].expand_as(weight))
-        dual = solve_definite(system, (root * target)[..., None])[..., 0]
-        return (root * dual) @ rows
-    gram = (rows.mT * weight[..., None, :]) @ rows
-    eye = torch.eye(dim, dtype=rows.dtype, device=rows.device)
-    right = ((weight * target) @ rows)[..., None]
-    return solve_definite(gram + scale[..., None, None] * eye, right)[..., 0]
+    most = int((weight > 0).sum(-1).max()) if weight.numel() else 0
+    if most < dim:
+        # The rows that weigh anything, in front; what stands behind them in a shorter list is zero.
+        front = (weight > 0).to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+        chosen = front[..., :most]
+        root = weight.take_along_dim(chosen, -1).sqrt()
+        if gram is None:
+            picked = rows[chosen]
+            system = picked @ picked.mT
+        else:
+            system = gram[chosen[..., :, None], chosen[..., None, :]]
+        system.mul_(root[..., :, None]).mul_(root[..., None, :])
+        system.diagonal(dim1=-2, dim2=-1).add_(scale[..., None])
+        right = (root * target.take_along_dim(chosen, -1))[..., None]
+        dual = root * solve_definite(system, right)[..., 0]
+        return torch.zeros_like(weight).scatter(-1, chosen, dual) @ rows
+    moment = (rows.mT * weight[..., None, :]) @ rows
+    moment.diagonal(dim1=-2, dim2=-1).add_(scale[..., None])
+    return solve_definite(moment, ((weight * target) @ rows)[..., None])[..., 0]
 
 
 def one_sided_ridge(
@@ -288,6 +300,7 @@ def _one_sided(rows: Tensor, weight: Tensor, low: Tensor, high: Tensor, ridge: f
     n, dim = rows.shape
     scale = ridge * rows.square().sum(-1).mean() / dim
     strength = weight.new_full(weight.shape[:-1], ridge)
+    gram = rows @ rows.mT if n <= 2 * dim else None
 
     def beyond(value: Tensor) -> Tensor:
         return value - value.clamp(low, high)
@@ -300,7 +313,7 @@ def _one_sided(rows: Tensor, weight: Tensor, low: Tensor, high: Tensor, ridge: f
     for _ in range(_ROUNDS):
         active = out != 0
         target = torch.where(active, torch.where(out > 0, high, low), 0.0)
-        step = weighted_ridge(rows, weight * active, target, strength) - g
+        step = weighted_ridge(rows, weight * active, target, strength, gram) - g
         # What the whole step would gain if no bound came into force or fell away (Armijo's rule).
         gain = cost(step, (step @ rows.mT) * active)
         share, best = torch.ones_like(g[:, :1]), cost(g, out)

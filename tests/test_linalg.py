@@ -480,3 +480,27 @@ def test_intervals_scale_with_their_rows(seed: int, scale: float) -> None:
     wider = one_sided_ridge(rows, weight, scale * low, scale * high, 0.01 + ridge)
     torch.testing.assert_close(scale * longer, plain, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(wider / scale, plain, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(("n", "dim"), [(12, 30), (40, 30), (200, 30)])
+def test_rows_without_weight_cost_nothing_and_count_for_nothing(n: int, dim: int) -> None:
+    generator = torch.Generator().manual_seed(n)
+    rows, target = (torch.randn(*s, generator=generator).double() for s in ((n, dim), (3, n)))
+    weight = torch.rand(3, n, generator=generator).double()
+    weight[0, 5:] = 0  # fewer rows than dimensions, and another number in each problem
+    weight[1, 9:] = 0
+    ridge = torch.tensor([0.1, 1.0, 10.0]).double()
+    scale = ridge * rows.square().sum(-1).mean() / dim
+    for problems in (slice(0, 2), slice(0, 3)):
+        given = rows, weight[problems], target[problems], ridge[problems]
+        expected = [
+            np.linalg.solve(
+                (rows.T * weight[k]) @ rows + scale[k] * torch.eye(dim).double(),
+                rows.T @ (weight[k] * target[k]),
+            )
+            for k in range(problems.stop)
+        ]
+        for gram in (None, rows @ rows.T):
+            assert np.allclose(weighted_ridge(*given, gram), expected, rtol=1e-9, atol=1e-12)
+    kept = weighted_ridge(rows, torch.ones_like(weight), target, ridge)
+    assert not np.allclose(kept[:1], expected[0])  # the control
