@@ -18,9 +18,10 @@ from tqdm import tqdm
 from nullspace_unlearn import erasers
 from nullspace_unlearn.certificate import TOLERANCE, certify
 from nullspace_unlearn.edit import Edit
-from nullspace_unlearn.evaluate.metrics import figures, harmonic_mean, ideal_grid
+from nullspace_unlearn.evaluate.metrics import figures, ideal_grid
 from nullspace_unlearn.evaluate.zeroshot import accuracy_grid, predict
 from nullspace_unlearn.features import Features
+from nullspace_unlearn.forget import harmonic_mean
 from nullspace_unlearn.linalg import unit
 
 Eraser = Callable[[Tensor, Tensor], Edit]

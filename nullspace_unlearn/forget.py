@@ -125,3 +125,15 @@ def groups(mask: Bool[Tensor, "classes domains"]) -> list[Bool[Tensor, "classes 
     """
     row, column = mask.any(1, keepdim=True), mask.any(0, keepdim=True)
     return [mask, ~mask & row, ~row & column, ~row & ~column]
+
+
+def harmonic_mean(values: Sequence[float]) -> float:
+    """The harmonic mean of numbers that are not negative; 0 if one of them is 0.
+
+    Args:
+        values: At least one number.
+
+    Returns:
+        The mean.
+    """
+    return len(values) / sum(1 / value for value in values) if min(values) > 0 else 0.0

@@ -157,6 +157,24 @@ def covariance(
     return matrix.masked_fill((spread <= 1e-24 * size)[..., None, None], 0)
 
 
+def group_means(
+    values: Float[Tensor, n * any], group: Int[Tensor, " n"], groups: int
+) -> Float[Tensor, groups * any]:
+    """Mean of the values of each group.
+
+    Args:
+        values: `[n, *any]`.
+        group: `[n]` which group each belongs to.
+        groups: Number of groups; one without values gives NaN.
+
+    Returns:
+        `[groups, *any]`, same dtype.
+    """
+    total = values.new_zeros(groups, *values.shape[1:]).index_add(0, group, values)
+    count = torch.bincount(group, minlength=groups)
+    return total / count.reshape(-1, *(1 for _ in values.shape[1:]))
+
+
 def solve_covariance_of_kept(
     rows: Float[Tensor, "*batch_or_none n dim"],
     kept: Bool[Tensor, "*batch n"],
@@ -184,9 +202,7 @@ def solve_covariance_of_kept(
     centred = rows - rows.mean(-2, keepdim=True)
     energy, frame = torch.linalg.eigh(centred.mT @ centred)
     count = kept.sum(-1).to(rows.dtype)
-    # The rows left out, in front; what stands behind them in a shorter list is zero.
-    most = int((~kept).sum(-1).max())
-    order = (~kept).to(torch.int8).argsort(dim=-1, descending=True, stable=True)[..., :most]
+    order = _marked_first(~kept)
     if rows.ndim == 2:
         left_out = centred[order]
     else:
@@ -208,6 +224,12 @@ def solve_covariance_of_kept(
     return torch.where(
         single[..., None, None], right, frame @ (solved + solved_update @ correction)
     )
+
+
+def _marked_first(marked: Bool[Tensor, "*batch n"]) -> Int[Tensor, "*batch most"]:
+    """Where the marked rows of each member stand, and behind a shorter list rows not marked."""
+    most = int(marked.sum(-1).max()) if marked.numel() else 0
+    return marked.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[..., :most]
 
 
 def weighted_ridge(
@@ -235,11 +257,8 @@ def weighted_ridge(
     """
     n, dim = rows.shape
     scale = ridge * rows.square().sum(-1).mean() / dim
-    most = int((weight > 0).sum(-1).max()) if weight.numel() else 0
-    if most < dim:
-        # The rows that weigh anything, in front; what stands behind them in a shorter list is zero.
-        front = (weight > 0).to(torch.int8).argsort(dim=-1, descending=True, stable=True)
-        chosen = front[..., :most]
+    chosen = _marked_first(weight > 0)
+    if chosen.shape[-1] < dim:
         root = weight.take_along_dim(chosen, -1).sqrt()
         if gram is None:
             picked = rows[chosen]

@@ -281,7 +281,7 @@ def synthesise_for(
     found = synthesise(
         clip, classes, domains, made.words.cell_templates, recipe, cache=cache, quiet=quiet
     )
-    mask = replace(made.forget, aliases={}).mask(classes, tuple(domains))
+    mask = made.forget.mask(classes, tuple(domains))
     reached = found.reached.reshape(*mask.shape, -1).any(-1)
     missed = (mask & ~reached).nonzero().tolist()
     keys = tuple(domains)
@@ -348,7 +348,7 @@ def _erase(clip: Clip, made: Plan, visual: Visual | None, reading: Reading) -> E
         case _:
             if seen is not None:
                 f = seen.features
-                mask = replace(made.forget, aliases={}).mask(f.class_names, f.domain_names)
+                mask = made.forget.mask(f.class_names, f.domain_names)
                 forgotten = torch.cat([forgotten, seen.cell_means()[mask]])
             return erasers.nullspace(forgotten)
 

@@ -94,6 +94,19 @@ output_options: Decorator = together(
 )  # fmt: skip
 
 
+cache_options: Decorator = together(
+    click.option("--cache", metavar="DIR", help="Where synthesised pictures are kept."),
+    click.option("--no-cache", is_flag=True, help="Do not keep synthesised pictures."),
+)
+
+
+def cache_folder(cache: str | None, no_cache: bool) -> str | Path | None:
+    """The folder that `cache_options` name; None for none."""
+    from nullspace_unlearn.files import default_cache
+
+    return None if no_cache else cache or default_cache()
+
+
 def pairs(option: str, values: tuple[str, ...]) -> dict[str, str]:
     """Read KEY=VALUE options.
 

@@ -57,8 +57,7 @@ _MOST_LINES = 40
     help="Say how near they come to real images, root/<domain>/<class>/*.",
 )
 @click.option("--batch-size", default=32, show_default=True, type=click.IntRange(1))
-@click.option("--cache", metavar="DIR", help="Where finished pictures are kept.")
-@click.option("--no-cache", is_flag=True, help="Do not keep finished pictures.")
+@options.cache_options
 @options.device_options
 @options.output_options
 def prototypes(
@@ -93,13 +92,13 @@ def prototypes(
     pictures are cached; an interrupted call takes up where it stopped.
     """  # noqa: D301
     from nullspace_unlearn.data.folders import find_images
-    from nullspace_unlearn.files import default_cache, new_folder, refuse_existing
+    from nullspace_unlearn.files import new_folder, refuse_existing
     from nullspace_unlearn.prototypes import Recipe, synthesise
     from nullspace_unlearn.words import CELL_TEMPLATES, check_names, check_template
 
     target = Path(output)
     refuse_existing(target, overwrite)
-    kept = None if no_cache else cache or default_cache()
+    kept = options.cache_folder(cache, no_cache)
     given_words = options.pairs("--domain-word", domain_word)
     given_classes = options.class_list(classes)
     check_names("class", class_)

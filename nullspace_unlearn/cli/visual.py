@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nullspace_unlearn.cli.options import gathered
+from nullspace_unlearn.cli.options import cache_folder, cache_options, gathered
 from nullspace_unlearn.cli.request import RequestOptions
 
 if TYPE_CHECKING:
@@ -80,7 +80,6 @@ class VisualOptions:
         Raises:
             ValueError: If they cannot be made.
         """
-        from nullspace_unlearn.files import default_cache
         from nullspace_unlearn.prototypes import Recipe, from_images, from_text
         from nullspace_unlearn.unlearn import cells_needed, cells_of_images, synthesise_for
 
@@ -104,7 +103,7 @@ class VisualOptions:
                 clip,
                 plan,
                 Recipe(batch_size=batch_size),
-                cache=None if self.no_cache else self.cache or default_cache(),
+                cache=cache_folder(self.cache, self.no_cache),
                 deeper=self.reach,
                 quiet=quiet,
             )
@@ -151,6 +150,5 @@ visual_options = gathered(
         show_default=True,
         help="A class everywhere: make it unnameable, or its images harder to find as well.",
     ),
-    click.option("--cache", metavar="DIR", help="Where synthesised pictures are kept."),
-    click.option("--no-cache", is_flag=True, help="Do not keep synthesised pictures."),
+    cache_options,
 )

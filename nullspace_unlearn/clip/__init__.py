@@ -8,7 +8,7 @@ from nullspace_unlearn.clip.families import FAMILIES, Family, describe
 from nullspace_unlearn.clip.load import PRECISIONS, load
 from nullspace_unlearn.clip.mlp import LastMlp, MlpFeatures, find_mlp, fold_mlp
 from nullspace_unlearn.clip.model import BUNDLED, Clip, Source
-from nullspace_unlearn.clip.network import Change, encode, input_dtype
+from nullspace_unlearn.clip.network import Change, encode
 from nullspace_unlearn.clip.projection import Projection, find, fold, headless
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "fold",
     "fold_mlp",
     "headless",
-    "input_dtype",
     "load",
     "read_folder",
     "revert",

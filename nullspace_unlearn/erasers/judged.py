@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from nullspace_unlearn.forget import groups
+from nullspace_unlearn.forget import groups, harmonic_mean
+from nullspace_unlearn.linalg import group_means
 
 SOFTNESS = 0.3
 """Width of the logistic function in `harmonic`, as a share of the mean lead of a right name."""
@@ -43,8 +44,7 @@ def harmonic(
     """
     right = torch.sigmoid(leads(scores, labels) / softness)
     cell = labels * mask.shape[-1] + domains
-    count = torch.bincount(cell, minlength=mask.numel())
-    grid = (right.new_zeros(mask.numel()).index_add(0, cell, right) / count).reshape(mask.shape)
+    grid = group_means(right, cell, mask.numel()).reshape(mask.shape)
     stay = [group for group in groups(mask)[1:] if group.any()]
     parts = [1 - grid[mask].mean(), *(grid[group].mean() for group in stay)]
-    return len(parts) / float(sum(1 / part.clamp(min=1e-9) for part in parts))
+    return harmonic_mean([float(part.clamp(min=1e-9)) for part in parts])

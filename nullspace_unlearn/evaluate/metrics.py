@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nullspace_unlearn.evaluate.zeroshot import Grid, accuracy_grid, predict
-from nullspace_unlearn.forget import groups
+from nullspace_unlearn.forget import groups, harmonic_mean
 
 
 @dataclass(frozen=True)
@@ -132,15 +131,3 @@ def report(before: Figures, after: Figures, ideal: Figures) -> dict[str, Any]:
         "before", "after" and "ideal", each with the fields of `Figures`; null for an absent group.
     """
     return {"before": asdict(before), "after": asdict(after), "ideal": asdict(ideal)}
-
-
-def harmonic_mean(values: Sequence[float]) -> float:
-    """The harmonic mean of numbers that are not negative; 0 if one of them is 0.
-
-    Args:
-        values: At least one number.
-
-    Returns:
-        The mean.
-    """
-    return len(values) / sum(1 / value for value in values) if min(values) > 0 else 0.0

@@ -12,8 +12,7 @@ from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.features import Features
 from nullspace_unlearn.linalg import as_float64
 from nullspace_unlearn.prototypes.starts import start
-from nullspace_unlearn.prototypes.text import cell_prototypes
-from nullspace_unlearn.words import check_names, check_template
+from nullspace_unlearn.prototypes.text import cell_prototypes, checked_grid
 
 _BATCH = 16
 _KINDS = (0, 1, 3)  # samples of `start`: clouds, paper, scribbled paper; they recur every fourth
@@ -61,16 +60,8 @@ def closed_prototypes(
         ValueError: If a name or template is malformed, there are fewer than two cells, `images` is
             not positive, the model gives NaN or Inf, or it has no visual projection.
     """
-    classes, words = tuple(classes), tuple(domains.values())
-    check_names("class", classes)
-    check_names("domain", tuple(domains))
-    templates = tuple(check_template(template, ("class", "domain")) for template in templates)
-    if len(classes) * len(words) < 2 or not templates:
-        raise ValueError(
-            "a prototype is what sets a cell apart from other cells: expected at least 2 cells and "
-            f"1 template, got {len(classes)} classes x {len(words)} domains and "
-            f"{len(templates)} templates"
-        )
+    why = "a prototype is what sets a cell apart from other cells"
+    classes, words, templates = checked_grid(why, classes, domains, templates)
     if images < 1:
         raise ValueError(f"images must be at least 1, got {images}")
     projection = clip.projection("visual")

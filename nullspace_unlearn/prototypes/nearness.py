@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nullspace_unlearn.features import Features
-from nullspace_unlearn.linalg import as_float64, unit, weighted_ridge
+from nullspace_unlearn.linalg import as_float64, group_means, unit, weighted_ridge
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _cell_means(
             f"the {whose} features have no row of "
             f"{features.class_names[class_]}/{features.domain_names[domain]}"
         )
-    return rows.new_zeros(cells, rows.shape[1]).index_add(0, cell, rows) / count[:, None]
+    return group_means(rows, cell, cells)
 
 
 def _transfer(

@@ -23,8 +23,7 @@ from nullspace_unlearn.features import Features
 from nullspace_unlearn.files import new_file, refuse_existing
 from nullspace_unlearn.linalg import unit
 from nullspace_unlearn.prototypes.starts import start
-from nullspace_unlearn.prototypes.text import cell_prototypes
-from nullspace_unlearn.words import check_names, check_template
+from nullspace_unlearn.prototypes.text import cell_prototypes, checked_grid
 
 _FORMAT = "nullspace-unlearn pixels 1"
 _FIRST, _SECOND = 0.9, 0.99  # Adam's decay rates; the second is short, as the ascent is
@@ -144,16 +143,12 @@ def synthesise(
             the model has no visual projection, or the cache cannot be written.
     """
     recipe = recipe or Recipe()
-    classes, words = tuple(classes), tuple(domains.values())
-    check_names("class", classes)
-    check_names("domain", tuple(domains))
-    templates = tuple(check_template(template, ("class", "domain")) for template in templates)
-    if len(classes) * len(words) < 2 or not templates:
-        raise ValueError(
-            "pictures of a cell are found by what sets it apart from other cells: expected at "
-            f"least 2 cells and 1 template, got {len(classes)} classes x {len(words)} domains and "
-            f"{len(templates)} templates"
-        )
+    classes, words, templates = checked_grid(
+        "pictures of a cell are found by what sets it apart from other cells",
+        classes,
+        domains,
+        templates,
+    )
     clip.projection("visual")  # refuses a model without one before any work is done
     if cache is not None:
         refuse_existing(Path(cache) / "picture", overwrite=True)

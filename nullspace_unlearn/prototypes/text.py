@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nullspace_unlearn.linalg import as_float64, unit
+from nullspace_unlearn.words import check_names, check_template
 
 
 @runtime_checkable
@@ -61,6 +62,36 @@ def class_prototypes(
         `[names, dim]` float64 unit vectors.
     """
     return unit(prompt_features(model, names, templates).mean(1))
+
+
+def checked_grid(
+    why: str, classes: Sequence[str], domains: Mapping[str, str], templates: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Names and templates of a grid of cells that are to be told apart.
+
+    Args:
+        why: Why at least two cells are needed, for the message.
+        classes: Names of the classes.
+        domains: Key of each domain -> the word prompts use for it.
+        templates: Templates holding `{class}` and `{domain}`.
+
+    Returns:
+        Classes, words of the domains, templates.
+
+    Raises:
+        ValueError: If a name or template is malformed, or there are fewer than two cells or no
+            template.
+    """
+    classes, words = tuple(classes), tuple(domains.values())
+    check_names("class", classes)
+    check_names("domain", tuple(domains))
+    templates = tuple(check_template(template, ("class", "domain")) for template in templates)
+    if len(classes) * len(words) < 2 or not templates:
+        raise ValueError(
+            f"{why}: expected at least 2 cells and 1 template, got {len(classes)} classes x "
+            f"{len(words)} domains and {len(templates)} templates"
+        )
+    return classes, words, templates
 
 
 def cell_prototypes(

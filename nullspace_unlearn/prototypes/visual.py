@@ -13,7 +13,7 @@ from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.data.folders import ImageSet, few, load_batches
 from nullspace_unlearn.erasers import IMAGES, TEXT, Numbers
 from nullspace_unlearn.features import Features, embed
-from nullspace_unlearn.linalg import unit
+from nullspace_unlearn.linalg import group_means, unit
 from nullspace_unlearn.prototypes.closed import closed_prototypes
 from nullspace_unlearn.prototypes.pixels import Synthesis
 
@@ -78,8 +78,7 @@ class Visual:
         shape = (len(f.class_names), len(f.domain_names))
         rows = unit(f.embeddings.double())
         cell = f.labels * shape[1] + f.domains
-        sums = rows.new_zeros(shape[0] * shape[1], rows.shape[-1]).index_add(0, cell, rows)
-        return unit(sums).reshape(*shape, -1)
+        return unit(group_means(rows, cell, shape[0] * shape[1])).reshape(*shape, -1)
 
 
 def from_images(

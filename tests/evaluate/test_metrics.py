@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nullspace_unlearn.evaluate.metrics import figures, harmonic_mean, ideal_grid, report
+from nullspace_unlearn.evaluate.metrics import figures, ideal_grid, report
 from nullspace_unlearn.evaluate.zeroshot import Grid, accuracy_grid, predict
-from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.forget import Forget, harmonic_mean
 
 CLASSES, DOMAINS = ("cat", "dog", "car", "bus"), ("photo", "sketch", "cartoon")
 REQUESTS = {
