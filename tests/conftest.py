@@ -17,7 +17,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent))
 
 # Before the package is imported: in these modules every annotated shape is checked on every call.
-SHAPED = ("certificate", "clip", "edit", "erasers", "evaluate", "linalg", "prototypes", "unlearn")
+SHAPED = (
+    "certificate", "clip", "edit", "erasers", "evaluate", "linalg", "prototypes", "train", "unlearn"
+)  # fmt: skip
 jaxtyping.install_import_hook([f"nullspace_unlearn.{name}" for name in SHAPED], "typecheck.check")
 
 # The same few examples every time; `--hypothesis-profile=default` looks for others.

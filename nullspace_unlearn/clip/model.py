@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +19,13 @@ from tqdm import tqdm
 from nullspace_unlearn import words as vocabulary
 from nullspace_unlearn.clip import projection as projections
 from nullspace_unlearn.clip.mlp import LastMlp, MlpFeatures, encode_mlp, find_mlp, fold_mlp
-from nullspace_unlearn.clip.network import Change, encode, input_dtype
+from nullspace_unlearn.clip.network import (
+    Change,
+    encode,
+    input_dtype,
+    record,
+    replace_parameters,
+)
 from nullspace_unlearn.clip.projection import Projection
 from nullspace_unlearn.clip.prompts import encode_prompts
 from nullspace_unlearn.edit import Edit, Side
@@ -267,6 +273,32 @@ class Clip:
             vision["timm_proj"] = "linear"
             vision.pop("timm_proj_bias", None)
         return replace(self, model=model, config=config, changes=changes)
+
+    def with_parameters(self, new: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> Clip:
+        """Replace parameters by others of their shape, such as trained ones.
+
+        Args:
+            new: Parameters by name in the model's state_dict, of any floating dtype.
+            provenance: How they came to be; plain JSON values.
+
+        Returns:
+            A copy that shares every other tensor with this model.
+
+        Raises:
+            ValueError: If a name is unknown, a shape differs, or a value is not finite.
+        """
+        held = dict(self.model.named_parameters())
+        for key, value in new.items():
+            if key not in held or held[key].shape != value.shape:
+                is_ = list(held[key].shape) if key in held else "no such parameter"
+                raise ValueError(f"{key} {list(value.shape)} cannot be replaced: there is {is_}")
+            if not torch.isfinite(value).all():
+                raise ValueError(f"{key} holds NaN or Inf, so it is not put in place")
+        changes = self.changes
+        for side, visual in (("visual", True), ("text", False)):
+            some = {key: v for key, v in new.items() if key.startswith("visual.") == visual}
+            changes = record(self.model, some, cast(Side, side), provenance, changes)
+        return replace(self, model=replace_parameters(self.model, new), changes=changes)
 
     def save(
         self,

@@ -1,0 +1,478 @@
+"""One training loop for every method: order, schedule, log, early stop, checkpoint, resume."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import resource
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from nullspace_unlearn.clip import Clip
+from nullspace_unlearn.evaluate.metrics import Figures, figures
+from nullspace_unlearn.evaluate.zeroshot import accuracy_grid, predict
+from nullspace_unlearn.forget import Paradigm
+from nullspace_unlearn.train import checkpoint
+from nullspace_unlearn.train.augment import augment
+from nullspace_unlearn.train.shots import Shots
+from nullspace_unlearn.train.task import Batch, Student, Task
+
+CHECKPOINT = "checkpoint.safetensors"
+LOG = "log.jsonl"
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A part of a method that the loop runs.
+
+    Attributes:
+        name: What the log calls it.
+        student: What trains.
+        loss: The terms of the loss on a batch, by name; their sum is minimised.
+        optimizer: Parameters -> their optimiser, at its largest learning rate.
+        epochs: Passes over the images.
+        batch_size: Images a step.
+        shots: The images; None means the task's.
+        balanced: Whether half of each batch is to be forgotten and half to stay; an epoch then ends
+            when the more numerous have all been seen, and the others come again.
+        augmented: Whether images are mirrored and cropped at random.
+        cosine: Whether the learning rate falls to 0 along a cosine over the stage.
+        scored: Whether the stage ends with its best epoch on the validation images, not its last.
+        after_backward: Called between gradients and step.
+        after_step: Called after each step.
+        stop: Asked after each epoch whether the stage has reached its end.
+    """
+
+    name: str
+    student: Student
+    loss: Callable[[Batch], Mapping[str, Tensor]]
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    epochs: int
+    batch_size: int = 32
+    shots: Shots | None = None
+    balanced: bool = False
+    augmented: bool = False
+    cosine: bool = True
+    scored: bool = True
+    after_backward: Callable[[], None] | None = None
+    after_step: Callable[[], None] | None = None
+    stop: Callable[[], bool] | None = None
+
+
+Stages = Generator[Stage, None, Student]
+
+
+class Method(Protocol):
+    """A trained method: a frozen dataclass of its numbers, which knows the stages it goes through.
+
+    Stages are made one after the other: the generator goes on when the loop has run the stage it
+    yielded, and returns the student that is the result. What it computes in between must follow
+    from the task and the stages before alone, since a resumed run computes it again.
+
+    Attributes:
+        name: What the command line calls it.
+        paper: Where it comes from.
+        paradigms: The kinds of request it takes.
+        epochs: Passes over the images (of its longest stage, where it has several).
+        lr: Its learning rate.
+        batch_size: Images a step.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    paradigms: ClassVar[tuple[Paradigm, ...]]
+    epochs: int
+    lr: float
+    batch_size: int
+
+    def stages(self, task: Task) -> Stages:
+        """Go through the stages."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What does not depend on the method.
+
+    Attributes:
+        precision: "fp32", or "bf16" for forward passes in bfloat16 where that is safe.
+        patience: Epochs without a better validation score after which a stage ends; 0: never.
+    """
+
+    precision: str = "fp32"
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"training precision must be fp32 or bf16, got {self.precision!r}")
+        if self.patience < 0:
+            raise ValueError(f"patience must be at least 0 epochs, got {self.patience}")
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a run of training gave.
+
+    Attributes:
+        clip: The trained model.
+        log: One entry an epoch: stage, epoch, learning rate, mean of each term of the loss,
+            seconds, and the figures on the validation images.
+        seconds: Time spent training, over all runs that were resumed.
+        peak_bytes: Largest memory the process has held: on the GPU if the model is there.
+        diverged: Why training stopped early, if a loss became NaN or infinite; the model is then
+            that of the last good epoch.
+    """
+
+    clip: Clip
+    log: tuple[Mapping[str, Any], ...]
+    seconds: float
+    peak_bytes: int
+    diverged: str | None = None
+
+
+class _Diverged(Exception):
+    """A loss is no longer finite."""
+
+
+@dataclass
+class _Run:
+    """The state of a run, as it is kept on disk."""
+
+    stage: int = 0
+    epoch: int = 0
+    best: float = -math.inf
+    best_epoch: int = -1
+    finished: bool = False
+    seconds: float = 0.0
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+
+def train(
+    method: Method,
+    task: Task,
+    settings: Settings | None = None,
+    *,
+    folder: str | Path | None = None,
+    quiet: bool = False,
+) -> Trained:
+    """Train a method on a task.
+
+    Args:
+        method: The method, with its numbers.
+        task: The task.
+        settings: Precision and patience.
+        folder: Where the run keeps its checkpoint and log after each epoch; a run that finds one
+            goes on from there, and ends as if it had not been interrupted. Absent: nothing is kept.
+        quiet: Whether to leave out the progress bar on stderr.
+
+    Returns:
+        The trained model and its log.
+
+    Raises:
+        ValueError: If the folder holds another run, or is damaged.
+        RuntimeError: If a loss is NaN or infinite before the first epoch has ended.
+    """
+    settings = settings or Settings()
+    loop = _Loop(task, settings, None if folder is None else Path(folder), quiet)
+    loop.open({"method": method.name, "numbers": asdict(method), "settings": asdict(settings)})  # type: ignore[call-overload]
+    diverged = None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(task.seed)
+        stages = method.stages(task)
+        student = None
+        try:
+            while True:
+                stage = next(stages)
+                student = stage.student
+                loop.run(stage)
+        except StopIteration as end:
+            student = end.value
+        except _Diverged as error:
+            diverged = str(error)
+    assert student is not None  # the loop raises if the first epoch of all diverges
+    provenance = {
+        "method": method.name,
+        "trained": True,
+        "numbers": asdict(method),  # type: ignore[call-overload]
+        "request": task.forget.to_json(),
+        "seed": task.seed,
+        "shots": dict(task.shots.source),
+    }
+    return Trained(
+        clip=student.result(provenance),
+        log=tuple(loop.state.log),
+        seconds=loop.state.seconds,
+        peak_bytes=_peak_bytes(task.clip.device),
+        diverged=diverged,
+    )
+
+
+class _Loop:
+    """Runs stages one after the other and keeps what a later process needs to go on."""
+
+    def __init__(self, task: Task, settings: Settings, folder: Path | None, quiet: bool) -> None:
+        self.task, self.settings, self.folder, self.quiet = task, settings, folder, quiet
+        self.state = _Run()
+        self.parts: dict[str, checkpoint.State] = {}
+        self.number = -1  # of the stage being run
+        self.fingerprint = ""
+
+    def open(self, said: Mapping[str, Any]) -> None:
+        """Find out whether this run has been begun before."""
+        task = self.task
+        about = {
+            **said,
+            "weights": task.clip.source.sha256,
+            "edits": [dict(made) for change in task.clip.changes for made in change.provenance],
+            "request": task.forget.to_json(),
+            "words": task.words.to_json(),
+            "seed": task.seed,
+            "shots": dict(task.shots.source),
+            "validation": dict(task.validation.source),
+        }
+        text = json.dumps(about, sort_keys=True, default=str)
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / CHECKPOINT
+        if path.exists():
+            found, self.parts = checkpoint.read_state(path)
+            if found.pop("fingerprint", None) != self.fingerprint:
+                raise ValueError(
+                    f"{str(self.folder)!r} holds a run with another model, request, method or "
+                    "numbers; remove it to begin anew"
+                )
+            self.state = _Run(**found)
+
+    def run(self, stage: Stage) -> None:
+        """Train one stage to its end, or go over it where an earlier process has."""
+        self.number += 1
+        module = stage.student.module
+        if self.number < self.state.stage:
+            assert self.folder is not None
+            _, parts = checkpoint.read_state(self.folder / f"stage-{self.number}.safetensors")
+            checkpoint.restore(module, parts["trained"])
+            return
+        resumed = self.number == self.state.stage and self.state.epoch > 0
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        optimizer = stage.optimizer(parameters)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        best: checkpoint.State = {}
+        if resumed:
+            checkpoint.restore(module, self.parts["trained"])
+            checkpoint.restore_optimizer(optimizer, self.parts.get("optimizer", {}))
+            best = self.parts.get("best", {})
+        shots = stage.shots or self.task.shots
+        steps = len(list(self._order(stage, shots, 0)))
+        bar = tqdm(
+            total=stage.epochs * steps,
+            initial=self.state.epoch * steps,
+            desc=stage.name,
+            unit="step",
+            disable=self.quiet,
+        )
+        good = checkpoint.trained_state(module) if resumed or self.number else None
+        try:
+            with bar:
+                while self.state.epoch < stage.epochs and not self.state.finished:
+                    best = self._epoch(stage, shots, optimizer, rates, bar, best)
+                    good = checkpoint.trained_state(module)
+        except _Diverged as error:
+            if good is None:
+                raise RuntimeError(
+                    f"{error}, before one epoch had ended: lower the learning rate"
+                ) from None
+            checkpoint.restore(module, best if stage.scored and best else good)
+            raise
+        if stage.scored and best:
+            checkpoint.restore(module, best)
+        self._finish(module)
+
+    def _epoch(
+        self,
+        stage: Stage,
+        shots: Shots,
+        optimizer: torch.optim.Optimizer,
+        rates: list[float],
+        bar: Any,
+        best: checkpoint.State,
+    ) -> checkpoint.State:
+        """One pass over the images; returns the best state so far."""
+        started = time.perf_counter()
+        epoch, state = self.state.epoch, self.state
+        order = list(self._order(stage, shots, epoch))
+        sums: dict[str, float] = {}
+        for step, chosen in enumerate(order):
+            done = (epoch * len(order) + step) / (stage.epochs * len(order))
+            factor = 0.5 + 0.5 * math.cos(math.pi * done) if stage.cosine else 1.0
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            for name, value in self._step(stage, shots, chosen, step, optimizer).items():
+                sums[name] = sums.get(name, 0.0) + value / len(order)
+            bar.update()
+        said: dict[str, Any] = {"stage": stage.name, "epoch": epoch + 1, "lr": rates[0] * factor}
+        said["loss"] = sums
+        score = None
+        if len(self.task.validation):
+            found = validate(self.task, stage.student, stage.batch_size)
+            score = found.h4
+            said["validation"] = asdict(found)
+        said["seconds"] = time.perf_counter() - started
+        state.log.append(said)
+        state.epoch += 1
+        state.seconds += said["seconds"]
+        if score is not None and score > state.best:
+            state.best, state.best_epoch = score, epoch
+            best = checkpoint.trained_state(stage.student.module)
+        patience = self.settings.patience
+        late = bool(patience) and score is not None and epoch - state.best_epoch >= patience
+        state.finished = late or (stage.stop is not None and stage.stop())
+        bar.set_postfix(_short(said), refresh=False)
+        self._keep(stage.student.module, optimizer, best)
+        return best
+
+    def _step(
+        self,
+        stage: Stage,
+        shots: Shots,
+        chosen: Tensor,
+        step: int,
+        optimizer: torch.optim.Optimizer,
+    ) -> dict[str, float]:
+        device = self.task.clip.device
+        generator = self._generator(self.state.epoch, step + 1)
+        labels, domains = shots.labels[chosen], shots.domains[chosen]
+        images = shots.read(chosen)
+        if stage.augmented:
+            images = augment(images, generator)
+        batch = Batch(
+            images=images.to(device),
+            labels=labels.to(device),
+            domains=domains.to(device),
+            forgotten=self.task.mask[labels, domains].to(device),
+            generator=generator,
+        )
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+            terms = stage.loss(batch)
+        total = torch.stack([value.float() for value in terms.values()]).sum()
+        if not torch.isfinite(total):
+            named = ", ".join(f"{name} {float(value):g}" for name, value in terms.items())
+            raise _Diverged(
+                f"a loss is no longer finite ({named}) in stage {stage.name!r}, epoch "
+                f"{self.state.epoch + 1}, step {step + 1}"
+            )
+        total.backward()
+        if stage.after_backward is not None:
+            stage.after_backward()
+        optimizer.step()
+        if stage.after_step is not None:
+            stage.after_step()
+        return {name: float(value.detach()) for name, value in terms.items()}
+
+    def _order(self, stage: Stage, shots: Shots, epoch: int) -> Iterator[Int[Tensor, " b"]]:
+        """The images of each step of an epoch."""
+        generator = self._generator(epoch, 0)
+        forgotten = self.task.forgotten(shots)
+
+        def shuffled(some: Tensor) -> Tensor:
+            return some[torch.randperm(len(some), generator=generator)]
+
+        gone, kept = forgotten.nonzero()[:, 0], (~forgotten).nonzero()[:, 0]
+        if not stage.balanced or not len(gone) or not len(kept):
+            yield from shuffled(torch.arange(len(shots))).split(stage.batch_size)
+            return
+        half = max(stage.batch_size // 2, 1)
+        steps = math.ceil(max(len(gone), len(kept)) / half)
+
+        def drawn(some: Tensor) -> Iterator[Tensor]:
+            size = min(half, len(some))
+            again = (i for _ in cycle([0]) for i in shuffled(some).tolist())
+            for _ in range(steps):
+                yield torch.tensor(list(islice(again, size)))
+
+        for first, second in zip(drawn(gone), drawn(kept), strict=True):
+            yield torch.cat([first, second])
+
+    def _generator(self, epoch: int, step: int) -> torch.Generator:
+        """Randomness that depends on the place in the run alone, so that it can be resumed."""
+        place = f"{self.task.seed}/{self.number}/{epoch}/{step}"
+        digest = hashlib.sha256(place.encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+
+    def _keep(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, best: checkpoint.State
+    ) -> None:
+        if self.folder is None:
+            return
+        checkpoint.write_state(
+            self.folder / CHECKPOINT,
+            {"fingerprint": self.fingerprint, **asdict(self.state)},
+            trained=checkpoint.trained_state(module),
+            optimizer=checkpoint.optimizer_state(optimizer),
+            best=best,
+        )
+        lines = "".join(json.dumps(one) + "\n" for one in self.state.log)
+        (self.folder / LOG).write_text(lines, encoding="utf-8")
+
+    def _finish(self, module: nn.Module) -> None:
+        """Close a stage: the next one begins from its end."""
+        state = self.state
+        state.stage, state.epoch, state.finished = self.number + 1, 0, False
+        state.best, state.best_epoch = -math.inf, -1
+        if self.folder is None:
+            return
+        trained = checkpoint.trained_state(module)
+        checkpoint.write_state(
+            self.folder / f"stage-{self.number}.safetensors", {}, trained=trained
+        )
+        said = {"fingerprint": self.fingerprint, **asdict(state)}
+        checkpoint.write_state(self.folder / CHECKPOINT, said)
+
+
+def validate(task: Task, student: Student, batch_size: int = 32) -> Figures:
+    """The figures of a student on the validation images; each cell counts once.
+
+    Args:
+        task: The task.
+        student: The student.
+        batch_size: Images per forward pass.
+
+    Returns:
+        The figures: `kept` is what ADU calls Mem, `1 - forgotten` For, and for whole domains `h4`
+        is H.
+    """
+    some = task.validation
+    with torch.no_grad():
+        text = student.text()
+        parts = [
+            predict(student.image(some.read(chosen).to(task.clip.device)), text).cpu()
+            for chosen in torch.arange(len(some)).split(batch_size)
+        ]
+    grid = accuracy_grid(torch.cat(parts), some.labels, some.domains, *task.mask.shape)
+    return figures(grid, task.mask)
+
+
+def _short(said: Mapping[str, Any]) -> dict[str, str]:
+    """What fits behind a progress bar."""
+    shown = {name: f"{value:.2g}" for name, value in said["loss"].items()}
+    if found := said.get("validation"):
+        shown |= {"mem": f"{found['kept']:.2f}", "for": f"{1 - found['forgotten']:.2f}"}
+        shown["h"] = f"{found['h4']:.2f}"
+    return shown
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

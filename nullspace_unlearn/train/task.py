@@ -1,0 +1,167 @@
+"""What every trained method is given: the model, the request, the images; and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from nullspace_unlearn.clip import Clip
+from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.prototypes import class_prototypes
+from nullspace_unlearn.train.shots import Shots
+from nullspace_unlearn.train.weights import Lora, Weights, encode_with
+from nullspace_unlearn.words import Words
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images of one step, on the model's device.
+
+    Attributes:
+        images: `[b, 3, rows, columns]` float32, preprocessed.
+        labels: `[b]` classes.
+        domains: `[b]` domains.
+        forgotten: `[b]` whether each is to be forgotten.
+        generator: Source of this step's randomness, on the CPU.
+    """
+
+    images: Float[Tensor, "b 3 rows columns"]
+    labels: Int[Tensor, " b"]
+    domains: Int[Tensor, " b"]
+    forgotten: Bool[Tensor, " b"]
+    generator: torch.Generator
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A model, a request, and the images to learn it from.
+
+    Attributes:
+        clip: The untouched model, in float32.
+        forget: The request, its domains by key.
+        words: Classes and domains (those of the images, in their order) and templates.
+        shots: Training images.
+        validation: Images for early stopping, none of them a training image; may be empty.
+        seed: Fixes initial weights, the order of images, and noise.
+    """
+
+    clip: Clip
+    forget: Forget
+    words: Words
+    shots: Shots
+    validation: Shots
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        mask = self.mask
+        for name, some in (("training", self.shots), ("validation", self.validation)):
+            for what, index, size in zip(
+                ("class", "domain"), (some.labels, some.domains), mask.shape, strict=True
+            ):
+                if len(index) and int(index.max()) >= size:
+                    raise ValueError(
+                        f"{name} images are of {what} {int(index.max())}, and there are {size}"
+                    )
+        if not self.forgotten(self.shots).any():
+            raise ValueError("no training image is of a cell to be forgotten")
+
+    @cached_property
+    def mask(self) -> Bool[Tensor, "classes domains"]:
+        """True where a cell is forgotten."""
+        return self.forget.mask(self.words.classes, tuple(self.words.domains))
+
+    @cached_property
+    def prototypes(self) -> Float[Tensor, "classes dim"]:
+        """The untouched model's zero-shot classifier: unit rows, float32, on its device."""
+        made = class_prototypes(self.clip, self.words.classes, self.words.class_templates)
+        return made.to(self.clip.device, torch.float32)
+
+    @cached_property
+    def tokens(self) -> Int[Tensor, "prompts context"]:
+        """The class prompts, class by class: `classes · templates` rows, on the model's device."""
+        prompts = [
+            template.format(**{"class": name})
+            for name in self.words.classes
+            for template in self.words.class_templates
+        ]
+        return self.clip.tokenizer(prompts).to(self.clip.device)
+
+    def forgotten(self, some: Shots | Batch) -> Bool[Tensor, " n"]:
+        """Which images are of cells to be forgotten."""
+        return self.mask.to(some.labels.device)[some.labels, some.domains]
+
+    def text_with(self, new: dict[str, Tensor]) -> Float[Tensor, "classes dim"]:
+        """The classifier with some parameters of the text tower replaced, with gradients.
+
+        Args:
+            new: Parameters by name; where none is the text tower's, the classifier is the untouched
+                one.
+
+        Returns:
+            `[classes, dim]` unit rows: each prompt normalised, averaged over templates, normalised.
+        """
+        changed = {key: value for key, value in new.items() if not key.startswith("visual.")}
+        if not changed:
+            return self.prototypes
+        prompts = F.normalize(encode_with(self.clip.model, changed, self.tokens, "text"), dim=-1)
+        by_class = prompts.reshape(len(self.words.classes), -1, prompts.shape[-1])
+        return F.normalize(by_class.mean(1), dim=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Student:
+    """A model in training.
+
+    Attributes:
+        module: Its trained parameters, those that require gradients.
+        image: Preprocessed images `[b, 3, rows, columns]` -> embeddings `[b, dim]`, float32, not
+            normalised, with gradients to the module.
+        text: The classifier `[classes, dim]`, unit rows, with gradients where the text tower
+            trains.
+        result: The model with what has been learned so far, given how it came to be.
+    """
+
+    module: nn.Module
+    image: Callable[[Float[Tensor, "b 3 rows columns"]], Float[Tensor, "b dim"]]
+    text: Callable[[], Float[Tensor, "classes dim"]]
+    result: Callable[[dict[str, Any]], Clip]
+
+    def logits(
+        self, task: Task, images: Float[Tensor, "b 3 rows columns"]
+    ) -> Float[Tensor, "b classes"]:
+        """Scaled cosines of images with every class, as the zero-shot classifier has them.
+
+        Args:
+            task: The task, for the model's logit scale.
+            images: `[b, 3, rows, columns]`.
+        """
+        return task.clip.logit_scale * F.normalize(self.image(images), dim=-1) @ self.text().mT
+
+
+def with_weights(task: Task, module: Weights | Lora) -> Student:
+    """A student that differs from the model in some parameters.
+
+    Args:
+        task: The task.
+        module: Gives these parameters by name.
+    """
+    model = task.clip.model
+
+    def result(provenance: dict[str, Any]) -> Clip:
+        with torch.no_grad():
+            new = {key: value.detach().double() for key, value in module().items()}
+        return task.clip.with_parameters(new, provenance)
+
+    return Student(
+        module=module,
+        image=lambda images: encode_with(model, module(), images),
+        text=lambda: task.text_with(module()),
+        result=result,
+    )
