@@ -83,17 +83,23 @@ class Method(Protocol):
         name: What the command line calls it.
         paper: Where it comes from.
         paradigms: The kinds of request it takes.
-        epochs: Passes over the images (of its longest stage, where it has several).
-        lr: Its learning rate.
-        batch_size: Images a step.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     paradigms: ClassVar[tuple[Paradigm, ...]]
-    epochs: int
-    lr: float
-    batch_size: int
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the images, of its longest stage."""
+
+    @property
+    def lr(self) -> float:
+        """Its largest learning rate."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images a step."""
 
     def stages(self, task: Task) -> Stages:
         """Go through the stages."""
