@@ -3,13 +3,15 @@
 Only this package knows open_clip's attribute names.
 """
 
-from nullspace_unlearn.clip.checkpoint import Saved, read_folder, revert
+from nullspace_unlearn.clip.adapter import attach, save_adapter
+from nullspace_unlearn.clip.checkpoint import Saved, check_outputs, read_folder, revert
 from nullspace_unlearn.clip.families import FAMILIES, Family, describe
 from nullspace_unlearn.clip.load import PRECISIONS, load
 from nullspace_unlearn.clip.mlp import LastMlp, MlpFeatures, find_mlp, fold_mlp
 from nullspace_unlearn.clip.model import BUNDLED, Clip, Source
 from nullspace_unlearn.clip.network import Change, encode
 from nullspace_unlearn.clip.projection import Projection, find, fold, headless
+from nullspace_unlearn.clip.visual_prompts import VisualPrompts, new_prompts, with_prompts
 
 __all__ = [
     "BUNDLED",
@@ -23,6 +25,9 @@ __all__ = [
     "Projection",
     "Saved",
     "Source",
+    "VisualPrompts",
+    "attach",
+    "check_outputs",
     "describe",
     "encode",
     "find",
@@ -31,6 +36,9 @@ __all__ = [
     "fold_mlp",
     "headless",
     "load",
+    "new_prompts",
     "read_folder",
     "revert",
+    "save_adapter",
+    "with_prompts",
 ]

@@ -19,6 +19,7 @@ from torch import Tensor
 from nullspace_unlearn import words as vocabulary
 from nullspace_unlearn.clip import tensors
 from nullspace_unlearn.clip.model import (
+    ADAPTER_NAME,
     BUNDLED,
     CONFIG_NAME,
     WEIGHTS_NAME,
@@ -73,7 +74,7 @@ def save(
 ) -> Path:
     """Write a model folder; see `Clip.save`."""
     undo = None if undo is None else Path(undo)
-    _check_outputs(clip, path, undo, overwrite)
+    check_outputs(clip, path, undo, overwrite)
     documents = dict(_documents(clip, path, recipe, report, card))
     with new_folder(path, overwrite) as folder:
         for name, text in documents.items():
@@ -143,7 +144,7 @@ def read_folder(path: str | Path) -> Saved:
         ValueError: If it is not a model folder, or a file in it is malformed.
     """
     folder = Path(path)
-    if not (folder / CONFIG_NAME).is_file():
+    if not _is_ours(folder):
         raise ValueError(f"{str(folder)!r} is not a model folder: it holds no {CONFIG_NAME}")
     read: dict[str, Mapping[str, Any] | None] = {}
     for name, parse in ((RECIPE_NAME, yaml.safe_load), (REPORT_NAME, json.loads)):
@@ -157,8 +158,20 @@ def read_folder(path: str | Path) -> Saved:
     return Saved(folder, read[RECIPE_NAME], read[REPORT_NAME])
 
 
-def _check_outputs(clip: Clip, path: Path, undo: Path | None, overwrite: bool) -> None:
-    """Refuse outputs that would destroy something, before any work is spent."""
+def check_outputs(clip: Clip, path: Path, undo: Path | None, overwrite: bool) -> None:
+    """Refuse outputs that would destroy something, before any work is spent.
+
+    Args:
+        clip: The model that is to be changed.
+        path: The folder to write.
+        undo: The undo file to write, if any.
+        overwrite: Whether these may be replaced.
+
+    Raises:
+        OutputExists: If one exists and `overwrite` is false.
+        ValueError: If the folder is no model folder or holds the model itself, or the undo file
+            is inside the folder.
+    """
     _check_replaceable(path, overwrite)
     source = clip.source.weights
     if source is not None and source.resolve().is_relative_to(path.resolve()):
@@ -179,8 +192,13 @@ def _check_replaceable(path: Path, overwrite: bool) -> None:
     refuse_existing(path, overwrite)
     if not path.exists():
         return
-    if not path.is_dir() or (any(path.iterdir()) and not (path / CONFIG_NAME).is_file()):
+    if not path.is_dir() or (any(path.iterdir()) and not _is_ours(path)):
         raise ValueError(f"output {str(path)!r} is not a model folder, so it is not replaced")
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder holds a model, or the prompts of one."""
+    return any((folder / name).is_file() for name in (CONFIG_NAME, ADAPTER_NAME))
 
 
 def _check_hash(file: Path, expected: str, problem: str) -> None:
@@ -198,22 +216,36 @@ def _documents(
 ) -> Iterator[tuple[str, str]]:
     """The folder's text files: name and contents."""
     yield CONFIG_NAME, config_text(clip.config) if clip.changes else clip.source.config
+    made = recipe if recipe is not None or not clip.changes else _recipe(clip)
+    texts = plain_texts(made, report)
+    yield from texts.items()
+    yield CARD_NAME, _card(clip, path, texts.get(RECIPE_NAME)) if card is None else card
+
+
+def plain_texts(
+    recipe: Mapping[str, Any] | None, report: Mapping[str, Any] | None
+) -> dict[str, str]:
+    """The text files of a recipe and a report, those that are given, by name.
+
+    Args:
+        recipe: Plain values.
+        report: Finite plain JSON values.
+
+    Raises:
+        ValueError: If one holds other values.
+    """
+    texts = {}
     try:
-        made = recipe if recipe is not None or not clip.changes else _recipe(clip)
-        recipe_text = None if made is None else _yaml(made)
+        if recipe is not None:
+            texts[RECIPE_NAME] = _yaml(recipe)
     except yaml.YAMLError as error:
         raise ValueError(f"recipe holds more than plain values: {one_line(error)}") from None
     try:
-        report_text = (
-            None if report is None else json.dumps(dict(report), indent=2, allow_nan=False)
-        )
+        if report is not None:
+            texts[REPORT_NAME] = json.dumps(dict(report), indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise ValueError(f"report holds more than finite plain values: {error}") from None
-    if recipe_text is not None:
-        yield RECIPE_NAME, recipe_text
-    if report_text is not None:
-        yield REPORT_NAME, report_text + "\n"
-    yield CARD_NAME, _card(clip, path, recipe_text) if card is None else card
+    return texts
 
 
 def _recipe(clip: Clip) -> dict[str, Any]:
@@ -222,12 +254,24 @@ def _recipe(clip: Clip) -> dict[str, Any]:
         "model": clip.name if clip.folder is None or clip.name == BUNDLED else clip.folder.name,
         "pretrained": clip.pretrained and Path(clip.pretrained).name,
         "weights_sha256": clip.source.sha256,
-        "edits": [
-            {"side": change.side, "parameter": change.key, **made}
-            for change in clip.changes
-            for made in change.provenance
-        ],
+        "edits": _edits(clip),
     }
+
+
+def _edits(clip: Clip) -> list[dict[str, Any]]:
+    """What was done, one entry an edit; a training is one entry with all the tensors it made."""
+    entries: dict[str, dict[str, Any]] = {}
+    for change in clip.changes:
+        for made in change.provenance:
+            said = {"side": change.side, "parameter": change.key, **made}
+            if not made.get("trained"):
+                entries[f"{change.key} {len(entries)}"] = said
+                continue
+            training = json.dumps(dict(made), sort_keys=True)
+            entry = entries.setdefault(training, {**said, "parameter": []})
+            entry["parameter"].append(change.key)
+            entry["side"] = change.side if entry["side"] == change.side else "both"
+    return list(entries.values())
 
 
 def _yaml(value: Mapping[str, Any]) -> str:
@@ -238,15 +282,16 @@ def _card(clip: Clip, path: Path, recipe: str | None) -> str:
     data = ModelCardData(
         library_name="open_clip",
         pipeline_tag="zero-shot-image-classification",
-        base_model=clip.source.base_model or _public_name(clip),
+        base_model=clip.source.base_model or public_name(clip),
         tags=["clip", "unlearning", "nullspace-unlearn"],
     )
-    base = " ".join(filter(None, (_public_name(clip), clip.pretrained)))
+    base = " ".join(filter(None, (public_name(clip), clip.pretrained)))
+    edits = _edits(clip)
+    trainings = [made for made in edits if made.get("trained")]
     if clip.changes:
         lines = "\n".join(
-            f"- `{change.key}` ({change.side} side): "
-            + ", ".join(str(made.get("method", "edit")) for made in change.provenance)
-            for change in clip.changes
+            f"- {_tensors(made['parameter'])} ({_side(made['side'])}): {made.get('method', 'edit')}"
+            for made in edits
         )
         edited = (
             "Only these tensors differ from the original; they are stored in float32, since "
@@ -254,15 +299,22 @@ def _card(clip: Clip, path: Path, recipe: str | None) -> str:
         )
     else:
         edited = "No tensor differs from the original."
+    if recipe and trainings:
+        recipe = _yaml(_shortened(yaml.safe_load(recipe)))
     asked = f"\n## Recipe\n\n```yaml\n{recipe}```\n" if recipe else ""
+    how = "edited in closed form" if len(edits) > len(trainings) or not edits else ""
+    by = " and ".join(f"{made['method']} ({made.get('paper')})" for made in trainings)
+    if by:
+        how = " and ".join(filter(None, (how, f"trained with {by}")))
+    done = "" if by else " No\ntraining was done."
+    limits = _LIMITS_OF_TRAINING if by else _LIMITS
     return str(
         ModelCard(f"""---
 {data.to_yaml()}
 ---
 # {path.name}
 
-{base}, edited in closed form so that it no longer recognises what it was asked to forget. No
-training was done.
+{base}, {how} so that it no longer recognises what it was asked to forget.{done}
 
 ## What was edited
 
@@ -279,15 +331,41 @@ tokenizer = open_clip.get_tokenizer("local-dir:{path.name}")
 
 ## What is not claimed
 
-Only the very end of a tower is edited; the features before it are not. A probe on those hidden
-features, or a captioner or language model that reads patch tokens, may still find what was
-forgotten. This folder holds nothing that brings it back, but the original model, where it is
-public, does.
+{limits}
+This folder holds nothing that brings it back, but the original model, where it is public, does.
 """)
     )
 
 
-def _public_name(clip: Clip) -> str:
+_LIMITS = """\
+Only the very end of a tower is edited; the features before it are not. A probe on those hidden
+features, or a captioner or language model that reads patch tokens, may still find what was
+forgotten."""
+
+_LIMITS_OF_TRAINING = """\
+What was measured is zero-shot recognition. Training proves nothing: a probe on the features, other
+words for the same thing, or training on with a few images may still find what was forgotten."""
+
+
+def _tensors(parameter: str | list[str]) -> str:
+    return f"`{parameter}`" if isinstance(parameter, str) else f"{len(parameter)} tensors"
+
+
+def _side(side: str) -> str:
+    return "both sides" if side == "both" else f"{side} side"
+
+
+def _shortened(value: Any, most: int = 12) -> Any:
+    """A recipe for the card, which is no place for the names of a thousand images."""
+    if isinstance(value, dict):
+        return {key: _shortened(one, most) for key, one in value.items()}
+    if not isinstance(value, list):
+        return value
+    rest = [f"and {len(value) - 2} more, in {RECIPE_NAME}"] if len(value) > most else []
+    return [_shortened(one, most) for one in (value[:2] if rest else value)] + rest
+
+
+def public_name(clip: Clip) -> str:
     """The model's name without the path of a local folder."""
     if clip.folder and clip.name != BUNDLED:
         return clip.folder.name

@@ -22,7 +22,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from nullspace_unlearn import words as vocabulary
+from nullspace_unlearn.clip.adapter import Stored, put_back, read_adapter
 from nullspace_unlearn.clip.model import (
+    ADAPTER_NAME,
     BUNDLED,
     CONFIG_NAME,
     WEIGHTS_NAME,
@@ -57,26 +59,39 @@ def load(
     device: str = "auto",
     precision: str = "fp32",
     cache_dir: str | None = None,
+    base: str | Path | None = None,
 ) -> Clip:
     """Load a model for encoding and editing.
 
     Args:
         name: A built-in open_clip name ("ViT-B-32"), "hf-hub:org/repo", "local-dir:PATH", the path
-            of a folder that holds an open_clip_config.json, or "nsu-mini", the bundled model.
+            of a folder that holds an open_clip_config.json, or "nsu-mini", the bundled model; or
+            the path of a folder of visual prompts, to be put into the model it names.
         pretrained: For a built-in name, a tag or a weights file; without it, weights are random.
         device: "auto", "cpu", "cuda" or "cuda:i".
         precision: One of `PRECISIONS`.
         cache_dir: Where downloads are kept.
+        base: For a folder of visual prompts, the model they belong to (with `pretrained`, as for
+            `name`), if that is to be had elsewhere than they say; a local folder or file is looked
+            for beside them.
 
     Returns:
         The model, frozen and in eval mode.
 
     Raises:
         ValueError: If an argument or a file is wrong: unknown model or tag, missing or damaged
-            weights, pickled code, NaN or Inf.
+            weights, pickled code, NaN or Inf, prompts of another model.
         RuntimeError: If a download or the construction of the model fails.
     """
     name, pretrained = str(name), None if pretrained is None else str(pretrained)
+    prompts = Path(name.removeprefix("local-dir:"))
+    if (prompts / ADAPTER_NAME).is_file() and not (prompts / CONFIG_NAME).exists():
+        stored = read_adapter(prompts)
+        named, tag = _base(stored) if base is None else (base, pretrained)
+        clip = load(named, tag, device=device, precision=precision, cache_dir=cache_dir)
+        return put_back(clip, stored)
+    if base is not None:
+        raise ValueError(f"base is {str(base)!r}, and {name!r} is no folder of visual prompts")
     where = _device(device)
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; allowed: {', '.join(PRECISIONS)}")
@@ -110,6 +125,23 @@ def load(
             base_model=found.base_model,
         ),
     )
+
+
+def _base(stored: Stored) -> tuple[str, str | None]:
+    """The model and tag or file that prompts belong to; local ones are beside their folder."""
+    beside = stored.path.absolute().parent.parent
+    model, pretrained = stored.model, stored.pretrained
+    if Path(model).name == model and (beside / model / CONFIG_NAME).is_file():
+        return f"local-dir:{beside / model}", None
+    hub = model.startswith("hf-hub:") and len(model) > len("hf-hub:")
+    if not hub and model.replace("/", "-") not in (BUNDLED, *open_clip.list_models()):
+        raise ValueError(
+            f"{stored.path} belongs to the model folder {model!r}, which is not in {beside}: put "
+            "it there, or say where it is with base="
+        )
+    if pretrained and Path(pretrained).name == pretrained and (beside / pretrained).is_file():
+        return model, str(beside / pretrained)
+    return model, pretrained
 
 
 def _device(device: str) -> torch.device:

@@ -28,10 +28,12 @@ from nullspace_unlearn.clip.network import (
 )
 from nullspace_unlearn.clip.projection import Projection
 from nullspace_unlearn.clip.prompts import encode_prompts
+from nullspace_unlearn.clip.visual_prompts import Adapter
 from nullspace_unlearn.edit import Edit, Side
 
 CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAME = "open_clip_model.safetensors"
+ADAPTER_NAME = "adapter.safetensors"
 BUNDLED = "nsu-mini"
 """Name of the model that comes with the package."""
 
@@ -72,6 +74,7 @@ class Clip:
         device: Where the model is.
         source: Weights file, its hash, and the configuration as loaded.
         changes: What has been edited, one entry a parameter.
+        adapter: The visual prompts its image tower reads, if any; it can then not be edited.
     """
 
     model: nn.Module
@@ -85,6 +88,7 @@ class Clip:
     device: torch.device
     source: Source
     changes: tuple[Change, ...] = ()
+    adapter: Adapter | None = None
 
     @property
     def dim(self) -> int:
@@ -255,9 +259,11 @@ class Clip:
             nothing returns this very model.
 
         Raises:
-            ValueError: If the edit does not fit that side, or overflows the model's dtype.
+            ValueError: If the edit does not fit that side or overflows the model's dtype, or the
+                model has visual prompts.
             RuntimeError: If the edited tower does not compute what the edit says.
         """
+        self._refuse_adapter("edited")
         if edit.space == "mlp":
             if side != "visual":
                 raise ValueError("an MLP edit reads the visual tower; fold it on side 'visual'")
@@ -285,8 +291,10 @@ class Clip:
             A copy that shares every other tensor with this model.
 
         Raises:
-            ValueError: If a name is unknown, a shape differs, or a value is not finite.
+            ValueError: If a name is unknown, a shape differs, a value is not finite, or the model
+                has visual prompts.
         """
+        self._refuse_adapter("edited")
         held = dict(self.model.named_parameters())
         for key, value in new.items():
             if key not in held or held[key].shape != value.shape:
@@ -294,6 +302,8 @@ class Clip:
                 raise ValueError(f"{key} {list(value.shape)} cannot be replaced: there is {is_}")
             if not torch.isfinite(value).all():
                 raise ValueError(f"{key} holds NaN or Inf, so it is not put in place")
+        # Copies, so that training on does not change them, on the CPU, where changes are kept.
+        new = {key: v.detach().cpu().to(torch.float64, copy=True) for key, v in new.items()}
         changes = self.changes
         for side, visual in (("visual", True), ("text", False)):
             some = {key: v for key, v in new.items() if key.startswith("visual.") == visual}
@@ -325,12 +335,20 @@ class Clip:
 
         Raises:
             OutputExists: If the folder or the undo file exists and `overwrite` is false.
-            ValueError: If an argument cannot be used.
+            ValueError: If an argument cannot be used, or the model has visual prompts.
             OSError: If writing fails; nothing is left half-written.
         """
         from nullspace_unlearn.clip import checkpoint
 
+        self._refuse_adapter("saved as a model folder")
         return checkpoint.save(self, Path(path), overwrite, undo, recipe, report, card)
+
+    def _refuse_adapter(self, what: str) -> None:
+        if self.adapter is not None:
+            raise ValueError(
+                f"a model with visual prompts cannot be {what}: its weights do not hold them; "
+                "`save_adapter` writes them to a folder of their own"
+            )
 
     @cached_property
     def _headless(self) -> nn.Module:

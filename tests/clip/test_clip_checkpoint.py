@@ -391,3 +391,111 @@ def test_trained_models_stored_in_half_precision(name, random_edit, tmp_path):
     restored = revert(tmp_path / "edited", tmp_path / "undo", tmp_path / "restored")
     assert same_file(restored / WEIGHTS, source / WEIGHTS)
     assert json.loads((restored / CONFIG).read_text()) == json.loads((source / CONFIG).read_text())
+
+
+# Parameters that were trained.
+
+
+def trained(clip: Clip, *keys: str, seed: int = 0) -> dict[str, torch.Tensor]:
+    """New values for some parameters, near the old ones."""
+    random = torch.Generator().manual_seed(seed)
+    held = {key: clip.model.get_parameter(key).float() for key in keys}
+    return {k: v + 0.1 * torch.randn(v.shape, generator=random) for k, v in held.items()}
+
+
+def of_both_towers(clip: Clip) -> tuple[str, ...]:
+    """The first and the last parameter of each tower."""
+    names = [name for name, _ in clip.model.named_parameters()]
+    towers = [[n for n in names if n.startswith("visual.") is visual] for visual in (True, False)]
+    return tuple(tower[i] for tower in towers for i in (1, -1))
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32", "RN50", "ViT-B-16-SigLIP", "roberta-ViT-B-32"])
+def test_parameters_put_in_place_come_back_and_undo_brings_every_byte_back(
+    name, folder_of, tmp_path
+):
+    """Oracle: the values put into a second model, one by one, in place."""
+    source = folder_of(name, torch.float16)
+    clip, other = (load(str(source), device="cpu") for _ in range(2))
+    new = trained(clip, *of_both_towers(clip))
+    before = clip.encode_image(pico.images()), clip.encode_text(pico.PROMPTS)
+    made = clip.with_parameters(new, {"method": "trained"})
+    with torch.no_grad():
+        for key, value in new.items():
+            other.model.get_parameter(key).copy_(value)
+    saved = made.save(tmp_path / "made", undo=tmp_path / "undo")
+    again = load(str(saved), device="cpu")
+    for one in (made, again):
+        assert torch.equal(one.encode_image(pico.images()), other.encode_image(pico.images()))
+        assert torch.equal(one.encode_text(pico.PROMPTS), other.encode_text(pico.PROMPTS))
+    # The model it came from is as it was, and shares all that was not replaced.
+    assert torch.equal(clip.encode_image(pico.images()), before[0])
+    assert not torch.equal(made.encode_image(pico.images()), before[0])  # control
+    assert not torch.equal(made.encode_text(pico.PROMPTS), before[1])
+    old, now = (dict(c.model.state_dict(keep_vars=True)) for c in (clip, made))
+    assert {key for key in old if old[key].data_ptr() != now[key].data_ptr()} == new.keys()
+    assert {c.key: c.side for c in made.changes} == {
+        key: "visual" if key.startswith("visual.") else "text" for key in new
+    }
+    assert all(c.provenance == ({"method": "trained"},) for c in made.changes)
+    restored = revert(saved, tmp_path / "undo", tmp_path / "restored")
+    assert not same_file(saved / WEIGHTS, source / WEIGHTS)
+    assert same_file(restored / WEIGHTS, source / WEIGHTS)
+    assert raw(tmp_path / "undo").keys() == new.keys()
+
+
+def test_parameters_put_in_place_are_copies(clip_of):
+    """Training on, on either side, changes neither the other nor what is said of it."""
+    clip = clip_of("ViT-B-32")
+    value = torch.nn.Parameter(trained(clip, "visual.proj")["visual.proj"])
+    made = clip.with_parameters({"visual.proj": value}, {})
+    held = made.model.get_parameter("visual.proj")
+    features = made.encode_image(pico.images())
+    assert not held.requires_grad
+    with torch.no_grad():
+        value.zero_()
+    assert torch.equal(made.encode_image(pico.images()), features)
+    (change,) = made.changes
+    with torch.no_grad():
+        held.mul_(2)
+    assert torch.equal(change.edited * 2, held)
+    held.data.div_(2)
+
+
+def test_an_edit_and_trained_parameters_follow_one_another(folder_of, random_edit, tmp_path):
+    source = folder_of("ViT-B-32", torch.float16)
+    clip = load(str(source), device="cpu")
+    edit = random_edit(clip.dim)
+    new = trained(clip, "visual.proj", "visual.ln_post.weight")
+    made = clip.fold(edit).with_parameters(new, {"method": "trained"}).fold(edit)
+    expected = edit.apply(clip.with_parameters(new, {}).encode_image(pico.images()))
+    assert torch.allclose(made.encode_image(pico.images()), expected, rtol=1e-4, atol=1e-5)
+    provenance = {change.key: [p["method"] for p in change.provenance] for change in made.changes}
+    assert provenance == {
+        "visual.proj": ["random", "trained", "random"],
+        "visual.ln_post.weight": ["trained"],
+    }
+    made.save(tmp_path / "made", undo=tmp_path / "undo")
+    restored = revert(tmp_path / "made", tmp_path / "undo", tmp_path / "restored")
+    assert same_file(restored / WEIGHTS, source / WEIGHTS)
+
+
+def test_parameters_that_do_not_fit_are_refused(folder_of):
+    clip = load(str(folder_of("ViT-B-32")), device="cpu")
+    good = trained(clip, "visual.proj")["visual.proj"]
+    rows, columns = good.shape
+    cases = [
+        ("visual.other", good, rf"visual.other \[{rows}, {columns}\] .* no such parameter"),
+        ("visual", good, "no such parameter"),
+        ("visual.proj", good.T, rf"visual.proj \[{columns}, {rows}\] .* there is \[{rows}, "),
+        ("visual.proj", good[None], "cannot be replaced"),
+        ("visual.proj", good.index_fill(0, torch.tensor([1]), float("nan")), "holds NaN or Inf"),
+        ("visual.proj", good.index_fill(0, torch.tensor([1]), float("inf")), "holds NaN or Inf"),
+    ]
+    for key, value, message in cases:
+        with pytest.raises(ValueError, match=message):
+            clip.with_parameters({key: value}, {})
+    half = load(str(folder_of("ViT-B-32")), device="cpu", precision="fp16")
+    with pytest.raises(ValueError, match="does not fit float16"):
+        half.with_parameters({"visual.proj": good * 1e6}, {})
+    clip.with_parameters({"visual.proj": good}, {})  # control
