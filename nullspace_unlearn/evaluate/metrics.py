@@ -119,6 +119,39 @@ def ideal_grid(
     return Grid(grid.accuracy.masked_fill(mask, 0), grid.count)
 
 
+def subgroup_score(before: Grid, after: Grid, mask: Bool[Tensor, "classes domains"]) -> float:
+    """The score of Targeted Forgetting of Image Subgroups (arXiv 2506.03117), in percent.
+
+    `100 · mean{1 - a/a₀ of what is to be forgotten, min(1, a/a₀) of every other column}`; the
+    paper's columns are data sets, here they are cells. Chosen: each forgotten cell is a column;
+    cells that the untouched model never gets right, or that have no images, are left out. A model
+    that did nothing scores the share of cells that are kept, so where one cell of many is forgotten
+    the score says little about forgetting, unlike `Figures.h4`.
+
+    Args:
+        before: The untouched model's accuracy in each cell.
+        after: The edited model's.
+        mask: True where a cell is forgotten, as from `Forget.mask`.
+
+    Returns:
+        At most 100; below 0 only where forgotten cells are recognised far better than before.
+
+    Raises:
+        ValueError: If the shapes differ, or the untouched model gets no forgotten cell right.
+    """
+    mask = mask.cpu()
+    if not mask.shape == before.count.shape == after.count.shape:
+        raise ValueError(
+            f"mask and grids must be of one shape, got {list(mask.shape)}, "
+            f"{list(before.count.shape)} and {list(after.count.shape)}"
+        )
+    known = ((before.count > 0) & (after.count > 0)).cpu() & (before.accuracy.cpu() > 0)
+    if not (known & mask).any():
+        raise ValueError("the untouched model gets no image of a forgotten cell right")
+    ratio = after.accuracy.cpu()[known] / before.accuracy.cpu()[known]
+    return 100 * float(torch.where(mask[known], 1 - ratio, ratio.clamp(max=1)).mean())
+
+
 def report(before: Figures, after: Figures, ideal: Figures) -> dict[str, Any]:
     """Three models side by side, as plain JSON values.
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nullspace_unlearn.evaluate.metrics import figures, ideal_grid, report
+from nullspace_unlearn.evaluate.metrics import figures, ideal_grid, report, subgroup_score
 from nullspace_unlearn.evaluate.zeroshot import Grid, accuracy_grid, predict
 from nullspace_unlearn.forget import Forget, harmonic_mean
 
@@ -186,3 +186,35 @@ def test_errors(unchecked: Callable[[], AbstractContextManager[None]]) -> None:
     for mask in (torch.ones(2, 2, dtype=torch.bool), torch.zeros(3, 2, dtype=torch.bool)):
         with unchecked(), pytest.raises(ValueError, match=r"mask must be \[2, domains\]"):
             ideal_grid(ones, ones, torch.tensor([0, 1]), None, mask)
+
+
+@pytest.mark.parametrize("kind", REQUESTS)
+def test_subgroup_score_is_the_mean_over_columns(kind: str) -> None:
+    mask = mask_of(kind)
+    random = torch.Generator().manual_seed(1)
+    before, after = torch.rand(2, *mask.shape, generator=random, dtype=torch.float64)
+    before[3, 1] = 0  # never right: no ratio, so no column
+    grids = [Grid(accuracy, torch.full(mask.shape, 5)) for accuracy in (before, after)]
+    columns = []
+    for c in range(len(CLASSES)):
+        for d in range(len(DOMAINS)):
+            if (c, d) != (3, 1):
+                ratio = float(after[c, d] / before[c, d])
+                columns.append(1 - ratio if mask[c, d] else min(1.0, ratio))
+    assert subgroup_score(*grids, mask) == pytest.approx(100 * statistics.mean(columns))
+
+
+def test_subgroup_score_of_the_ideal_and_of_doing_nothing(
+    unchecked: Callable[[], AbstractContextManager[None]],
+) -> None:
+    mask = mask_of("cells")
+    before = Grid(torch.full(mask.shape, 0.5, dtype=torch.float64), torch.full(mask.shape, 5))
+    ideal = Grid(before.accuracy.masked_fill(mask, 0), before.count)
+    assert subgroup_score(before, ideal, mask) == 100
+    assert subgroup_score(before, before, mask) == pytest.approx(
+        100 * float((~mask).float().mean())
+    )
+    with pytest.raises(ValueError, match="no image of a forgotten cell right"):
+        subgroup_score(ideal, before, mask)
+    with unchecked(), pytest.raises(ValueError, match="one shape"):
+        subgroup_score(before, before, mask[:2])
