@@ -1,0 +1,119 @@
+"""CLIPErase: push forgotten images away from their captions, hold the rest where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nullspace_unlearn.forget import Paradigm
+from nullspace_unlearn.train.loop import Stage, Stages
+from nullspace_unlearn.train.losses import divergence
+from nullspace_unlearn.train.plain import Towers, sides
+from nullspace_unlearn.train.task import Batch, Task, with_weights
+from nullspace_unlearn.train.weights import Weights, tower_keys
+
+
+def contrastive(logits: Float[Tensor, "n n"], captions: Int[Tensor, " n"]) -> Float[Tensor, ""]:
+    """CLIP's symmetric loss on pairs of an image and a caption, where several may share a caption.
+
+    `1/2 mean_i H(t_i, softmax of row i) + 1/2 mean_j H(t_j, softmax of column j)`, with `H` the
+    cross-entropy and `t_i` uniform over the pairs that have the caption of pair `i`. Where no two
+    pairs share one, this is CLIP's loss (arXiv 2103.00020, figure 3).
+
+    Args:
+        logits: `[n, n]` scaled cosines, an image a row and the caption of a pair a column.
+        captions: `[n]` which caption each pair has.
+
+    Returns:
+        The loss; 0 where there is no pair.
+    """
+    fits = (captions[:, None] == captions[None, :]).to(logits)
+    target = fits / fits.sum(1, keepdim=True)
+    both = logits.log_softmax(1) + logits.mT.log_softmax(1)
+    return -(target * both).sum() / (2 * max(len(logits), 1))
+
+
+def cosine(first: Float[Tensor, "n dim"], second: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
+    """Mean inner product of rows with rows; 0 where there is none.
+
+    Args:
+        first: `[n, dim]` unit rows.
+        second: `[n, dim]` unit rows.
+    """
+    return (first * second).sum() / max(len(first), 1)
+
+
+@dataclass(frozen=True)
+class ClipErase:
+    """CLIPErase (arXiv 2410.23330): forgetting, retention and consistency in one sum.
+
+    `L = retain · L_R + forget · L_F + consistency · L_C`. Of pairs of an image and its caption,
+    `L_R` is CLIP's contrastive loss on those kept in the batch, `L_F` the mean cosine of those to
+    be forgotten, and `L_C` the divergence `KL(original || unlearned)` of the probabilities of the
+    captions given an image, plus those of the images given a caption, on the kept ones.
+
+    Stated: the three terms, their weights 1, 3, 3, both towers, Adam at 1e-6, batches of 16, 20
+    epochs. Chosen: the caption of an image is its class, as the classifier embeds it (the paper's
+    data has captions, or one prompt a class); images of one class are all positive for its caption;
+    half of a batch is to be forgotten; the probabilities are those of the batch, in both
+    directions, at the model's logit scale; the learning rate falls along a cosine. The stated
+    learning rate is for large models: small ones hardly move at it.
+
+    Attributes:
+        epochs: Passes over the images.
+        lr: Learning rate of Adam.
+        batch_size: Images a step, half of them to be forgotten.
+        retain: Weight of the contrastive loss on kept pairs.
+        forget: Weight of the cosine of forgotten pairs.
+        consistency: Weight of the divergence from the original model on kept pairs.
+        towers: What trains: "visual", "text" or "both".
+    """
+
+    epochs: int = 20
+    lr: float = 1e-6
+    batch_size: int = 16
+    retain: float = 1.0
+    forget: float = 3.0
+    consistency: float = 3.0
+    towers: Towers = "both"
+    name: ClassVar[str] = "cliperase"
+    paper: ClassVar[str] = "arXiv 2410.23330"
+    paradigms: ClassVar[tuple[Paradigm, ...]] = ("global", "cell", "domain")
+
+    def stages(self, task: Task) -> Stages:
+        """One stage on all images."""
+        student = with_weights(
+            task, Weights(task.clip.model, tower_keys(task.clip.model, sides(self.towers)))
+        )
+        scale = task.clip.logit_scale
+
+        def loss(batch: Batch) -> Mapping[str, Tensor]:
+            gone, captions = batch.forgotten, batch.labels[~batch.forgotten]
+            images, text = F.normalize(student.image(batch.images), dim=-1), student.text()
+            logits = scale * images[~gone] @ text[captions].mT
+            with torch.no_grad():
+                original = F.normalize(task.clip.encode_image(batch.images[~gone]), dim=-1)
+                before = scale * original @ task.prototypes[captions].mT
+            moved = divergence(before, logits) + divergence(before.mT, logits.mT)
+            return {
+                "retain": self.retain * contrastive(logits, captions),
+                "forget": self.forget * cosine(images[gone], text[batch.labels[gone]]),
+                "consistency": self.consistency * moved,
+            }
+
+        yield Stage(
+            name="erase",
+            student=student,
+            loss=loss,
+            optimizer=lambda trained: torch.optim.Adam(trained, lr=self.lr),
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            balanced=True,
+        )
+        return student
