@@ -9,12 +9,29 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from nullspace_unlearn.train.adaptation import SpaceAdaptation
+from nullspace_unlearn.train.adu import Adu
+from nullspace_unlearn.train.cliperase import ClipErase
+from nullspace_unlearn.train.lipschitz import Lipschitz
 from nullspace_unlearn.train.loop import Method, Settings, Stage, Trained, train
 from nullspace_unlearn.train.plain import Ascent, Finetune, MemoriseForget
+from nullspace_unlearn.train.salun import SalUn
+from nullspace_unlearn.train.subgroup import Subgroup
 from nullspace_unlearn.train.task import Task
 
 METHODS: Mapping[str, type[Method]] = {
-    method.name: method for method in (Ascent, MemoriseForget, Finetune)
+    method.name: method
+    for method in (
+        Adu,
+        Subgroup,
+        ClipErase,
+        SalUn,
+        Lipschitz,
+        SpaceAdaptation,
+        Ascent,
+        MemoriseForget,
+        Finetune,
+    )
 }
 """Every trained method by the name the command line calls it."""
 
@@ -70,7 +87,7 @@ def _parse(what: str, kind: Any, text: str) -> Any:
         value = kind(text)
     except ValueError:
         raise ValueError(f"{what} must be a number ({kind.__name__}), got {text!r}") from None
-    if value < 0 or not math.isfinite(value):
+    if not 0 <= value < math.inf:
         raise ValueError(f"{what} must be finite and not negative, got {text!r}")
     return value
 

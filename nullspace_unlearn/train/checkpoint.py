@@ -28,11 +28,11 @@ def write_state(path: Path, said: Mapping[str, Any], **parts: State) -> None:
         **parts: Tensors by name, in groups.
     """
     tensors = {
-        f"{part}/{name}": value.detach().cpu().contiguous().clone()
+        f"{part}/{name}": value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for part, state in parts.items()
         for name, value in state.items()
     }
-    header = {"format": _FORMAT, "said": json.dumps(dict(said), sort_keys=True)}
+    header = {"format": _FORMAT, "said": json.dumps(dict(said))}
     with new_file(path, overwrite=True) as temporary:
         save_file(tensors, temporary, metadata=header)
 
@@ -56,6 +56,8 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, State]]:
             if header.get("format") != _FORMAT:
                 raise ValueError(f"its format is {header.get('format')!r}, not {_FORMAT!r}")
             said = json.loads(header["said"])
+            if not isinstance(said, dict):
+                raise ValueError("it says nothing of the run")
             for key in file.keys():
                 part, _, name = key.partition("/")
                 parts.setdefault(part, {})[name] = file.get_tensor(key)
@@ -65,9 +67,9 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, State]]:
 
 
 def trained_state(module: nn.Module) -> State:
-    """A copy of the parameters of a module that train, by name."""
+    """A copy, on the CPU, of the parameters of a module that train, by name."""
     return {
-        name: value.detach().clone()
+        name: value.detach().to("cpu", copy=True)
         for name, value in module.named_parameters()
         if value.requires_grad
     }

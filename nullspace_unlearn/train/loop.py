@@ -6,12 +6,13 @@ import hashlib
 import json
 import math
 import resource
+import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import cycle, islice
+from itertools import islice, repeat
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.evaluate.metrics import Figures, figures
 from nullspace_unlearn.evaluate.zeroshot import accuracy_grid, predict
+from nullspace_unlearn.files import new_file
 from nullspace_unlearn.forget import Paradigm
 from nullspace_unlearn.train import checkpoint
 from nullspace_unlearn.train.augment import augment
@@ -43,8 +45,11 @@ class Stage:
         epochs: Passes over the images.
         batch_size: Images a step.
         shots: The images; None means the task's.
-        balanced: Whether half of each batch is to be forgotten and half to stay; an epoch then ends
-            when the more numerous have all been seen, and the others come again.
+        steps: Steps an epoch, each on an empty batch, of a stage that looks at no image; 0 where
+            the images say.
+        balanced: Whether half of each batch is to be forgotten and half to stay (all of a kind
+            where there are fewer than half a batch); an epoch then ends when the more numerous have
+            all been seen, and the others come again.
         augmented: Whether images are mirrored and cropped at random.
         cosine: Whether the learning rate falls to 0 along a cosine over the stage.
         scored: Whether the stage ends with its best epoch on the validation images, not its last.
@@ -60,6 +65,7 @@ class Stage:
     epochs: int
     batch_size: int = 32
     shots: Shots | None = None
+    steps: int = 0
     balanced: bool = False
     augmented: bool = False
     cosine: bool = True
@@ -72,12 +78,16 @@ class Stage:
 Stages = Generator[Stage, None, Student]
 
 
+@runtime_checkable
 class Method(Protocol):
     """A trained method: a frozen dataclass of its numbers, which knows the stages it goes through.
 
     Stages are made one after the other: the generator goes on when the loop has run the stage it
     yielded, and returns the student that is the result. What it computes in between must follow
-    from the task and the stages before alone, since a resumed run computes it again.
+    from the task and the stages before alone, since a resumed run computes it again: that holds for
+    torch's own randomness, which begins anew with the seed of the task before each stage, and a
+    loss draws from its batch's generator. All that lives from step to step must be a parameter of
+    the student's module that requires gradients, or the optimiser's, to be kept with the run.
 
     Attributes:
         name: What the command line calls it.
@@ -134,8 +144,9 @@ class Trained:
             seconds, and the figures on the validation images.
         seconds: Time spent training, over all runs that were resumed.
         peak_bytes: Largest memory the process has held: on the GPU if the model is there.
-        diverged: Why training stopped early, if a loss became NaN or infinite; the model is then
-            that of the last good epoch.
+        diverged: Why training stopped early, if a loss or a parameter became NaN or infinite; the
+            model is then what its stage had to give before: its best or last good epoch, or where
+            it began.
     """
 
     clip: Clip
@@ -145,8 +156,12 @@ class Trained:
     diverged: str | None = None
 
 
+class OtherRun(ValueError):
+    """The folder holds what another run has kept, or a damaged checkpoint."""
+
+
 class _Diverged(Exception):
-    """A loss is no longer finite."""
+    """A loss or a parameter is no longer finite."""
 
 
 @dataclass
@@ -184,30 +199,38 @@ def train(
         The trained model and its log.
 
     Raises:
-        ValueError: If the folder holds another run, or is damaged.
+        OtherRun: If the folder holds another run, or is damaged; a ValueError.
+        ValueError: If the method does not take such a request, or a stage has no images.
         RuntimeError: If a loss is NaN or infinite before the first epoch has ended.
     """
     settings = settings or Settings()
+    if task.forget.paradigm not in method.paradigms:
+        raise ValueError(
+            f"{method.name} does not take requests of kind {task.forget.paradigm!r}; it takes: "
+            f"{', '.join(method.paradigms)}"
+        )
     loop = _Loop(task, settings, None if folder is None else Path(folder), quiet)
     loop.open({"method": method.name, "numbers": asdict(method), "settings": asdict(settings)})  # type: ignore[call-overload]
     diverged = None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(task.seed)
+    device = task.clip.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         stages = method.stages(task)
-        student = None
-        try:
-            while True:
+        while diverged is None:
+            torch.manual_seed(task.seed)
+            try:
                 stage = next(stages)
-                student = stage.student
+            except StopIteration as end:
+                student: Student = end.value
+                break
+            student = stage.student
+            try:
                 loop.run(stage)
-        except StopIteration as end:
-            student = end.value
-        except _Diverged as error:
-            diverged = str(error)
-    assert student is not None  # the loop raises if the first epoch of all diverges
+            except _Diverged as error:
+                diverged = str(error)
     provenance = {
         "method": method.name,
         "trained": True,
+        "paper": method.paper,
         "numbers": asdict(method),  # type: ignore[call-overload]
         "request": task.forget.to_json(),
         "seed": task.seed,
@@ -217,7 +240,7 @@ def train(
         clip=student.result(provenance),
         log=tuple(loop.state.log),
         seconds=loop.state.seconds,
-        peak_bytes=_peak_bytes(task.clip.device),
+        peak_bytes=_peak_bytes(device),
         diverged=diverged,
     )
 
@@ -252,13 +275,19 @@ class _Loop:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / CHECKPOINT
         if path.exists():
-            found, self.parts = checkpoint.read_state(path)
+            try:
+                found, self.parts = checkpoint.read_state(path)
+            except ValueError as error:
+                raise OtherRun(str(error)) from None
             if found.pop("fingerprint", None) != self.fingerprint:
-                raise ValueError(
+                raise OtherRun(
                     f"{str(self.folder)!r} holds a run with another model, request, method or "
                     "numbers; remove it to begin anew"
                 )
-            self.state = _Run(**found)
+            try:
+                self.state = _Run(**found)
+            except TypeError as error:
+                raise OtherRun(f"{path} is not a training checkpoint: {error}") from None
 
     def run(self, stage: Stage) -> None:
         """Train one stage to its end, or go over it where an earlier process has."""
@@ -267,19 +296,23 @@ class _Loop:
         if self.number < self.state.stage:
             assert self.folder is not None
             _, parts = checkpoint.read_state(self.folder / f"stage-{self.number}.safetensors")
-            checkpoint.restore(module, parts["trained"])
+            checkpoint.restore(module, parts.get("trained", {}))
             return
-        resumed = self.number == self.state.stage and self.state.epoch > 0
-        parameters = [p for p in module.parameters() if p.requires_grad]
-        optimizer = stage.optimizer(parameters)
+        shots = self.task.shots if stage.shots is None else stage.shots
+        if not len(shots) and not stage.steps:
+            raise ValueError(
+                f"stage {stage.name!r} has no images to train on: the request leaves none of their "
+                "kind"
+            )
+        optimizer = stage.optimizer([p for p in module.parameters() if p.requires_grad])
         rates = [group["lr"] for group in optimizer.param_groups]
-        best: checkpoint.State = {}
-        if resumed:
-            checkpoint.restore(module, self.parts["trained"])
-            checkpoint.restore_optimizer(optimizer, self.parts.get("optimizer", {}))
-            best = self.parts.get("best", {})
-        shots = stage.shots or self.task.shots
-        steps = len(list(self._order(stage, shots, 0)))
+        result = checkpoint.trained_state(module)  # what the stage would end with now
+        if self.state.epoch:
+            parts, self.parts = self.parts, {}
+            checkpoint.restore(module, parts.get("trained", {}))
+            checkpoint.restore_optimizer(optimizer, parts.get("optimizer", {}))
+            result = parts.get("best") or checkpoint.trained_state(module)
+        steps = len(self._order(stage, shots, 0))
         bar = tqdm(
             total=stage.epochs * steps,
             initial=self.state.epoch * steps,
@@ -287,21 +320,26 @@ class _Loop:
             unit="step",
             disable=self.quiet,
         )
-        good = checkpoint.trained_state(module) if resumed or self.number else None
         try:
             with bar:
                 while self.state.epoch < stage.epochs and not self.state.finished:
-                    best = self._epoch(stage, shots, optimizer, rates, bar, best)
-                    good = checkpoint.trained_state(module)
+                    better = self._epoch(stage, shots, optimizer, rates, bar)
+                    trained = checkpoint.trained_state(module)
+                    if better or not stage.scored:
+                        result = trained
+                    self._keep(
+                        trained=trained,
+                        optimizer=checkpoint.optimizer_state(optimizer),
+                        best={} if result is trained else result,
+                    )
         except _Diverged as error:
-            if good is None:
+            if self.number == 0 and self.state.epoch == 0:
                 raise RuntimeError(
                     f"{error}, before one epoch had ended: lower the learning rate"
                 ) from None
-            checkpoint.restore(module, best if stage.scored and best else good)
+            checkpoint.restore(module, result)
             raise
-        if stage.scored and best:
-            checkpoint.restore(module, best)
+        checkpoint.restore(module, result)
         self._finish(module)
 
     def _epoch(
@@ -311,12 +349,11 @@ class _Loop:
         optimizer: torch.optim.Optimizer,
         rates: list[float],
         bar: Any,
-        best: checkpoint.State,
-    ) -> checkpoint.State:
-        """One pass over the images; returns the best state so far."""
+    ) -> bool:
+        """One pass over the images; returns whether it is the best of the stage so far."""
         started = time.perf_counter()
         epoch, state = self.state.epoch, self.state
-        order = list(self._order(stage, shots, epoch))
+        order = self._order(stage, shots, epoch)
         sums: dict[str, float] = {}
         for step, chosen in enumerate(order):
             done = (epoch * len(order) + step) / (stage.epochs * len(order))
@@ -326,6 +363,12 @@ class _Loop:
             for name, value in self._step(stage, shots, chosen, step, optimizer).items():
                 sums[name] = sums.get(name, 0.0) + value / len(order)
             bar.update()
+        # The last step of all is followed by no loss that would show it.
+        if not all(torch.isfinite(value).all() for value in stage.student.module.parameters()):
+            raise _Diverged(
+                f"a parameter is no longer finite in stage {stage.name!r}, at the end of epoch "
+                f"{epoch + 1}"
+            )
         said: dict[str, Any] = {"stage": stage.name, "epoch": epoch + 1, "lr": rates[0] * factor}
         said["loss"] = sums
         score = None
@@ -337,15 +380,14 @@ class _Loop:
         state.log.append(said)
         state.epoch += 1
         state.seconds += said["seconds"]
-        if score is not None and score > state.best:
+        better = score is None or score > state.best
+        if score is not None and better:
             state.best, state.best_epoch = score, epoch
-            best = checkpoint.trained_state(stage.student.module)
         patience = self.settings.patience
         late = bool(patience) and score is not None and epoch - state.best_epoch >= patience
         state.finished = late or (stage.stop is not None and stage.stop())
         bar.set_postfix(_short(said), refresh=False)
-        self._keep(stage.student.module, optimizer, best)
-        return best
+        return better
 
     def _step(
         self,
@@ -373,7 +415,7 @@ class _Loop:
             terms = stage.loss(batch)
         total = torch.stack([value.float() for value in terms.values()]).sum()
         if not torch.isfinite(total):
-            named = ", ".join(f"{name} {float(value):g}" for name, value in terms.items())
+            named = ", ".join(f"{name} {float(value.detach()):g}" for name, value in terms.items())
             raise _Diverged(
                 f"a loss is no longer finite ({named}) in stage {stage.name!r}, epoch "
                 f"{self.state.epoch + 1}, step {step + 1}"
@@ -386,8 +428,10 @@ class _Loop:
             stage.after_step()
         return {name: float(value.detach()) for name, value in terms.items()}
 
-    def _order(self, stage: Stage, shots: Shots, epoch: int) -> Iterator[Int[Tensor, " b"]]:
+    def _order(self, stage: Stage, shots: Shots, epoch: int) -> list[Int[Tensor, " b"]]:
         """The images of each step of an epoch."""
+        if stage.steps:
+            return list(torch.empty(stage.steps, 0, dtype=torch.int64))
         generator = self._generator(epoch, 0)
         forgotten = self.task.forgotten(shots)
 
@@ -396,19 +440,18 @@ class _Loop:
 
         gone, kept = forgotten.nonzero()[:, 0], (~forgotten).nonzero()[:, 0]
         if not stage.balanced or not len(gone) or not len(kept):
-            yield from shuffled(torch.arange(len(shots))).split(stage.batch_size)
-            return
+            return list(shuffled(torch.arange(len(shots))).split(stage.batch_size))
         half = max(stage.batch_size // 2, 1)
         steps = math.ceil(max(len(gone), len(kept)) / half)
 
         def drawn(some: Tensor) -> Iterator[Tensor]:
             size = min(half, len(some))
-            again = (i for _ in cycle([0]) for i in shuffled(some).tolist())
+            again = (i for group in repeat(some) for i in shuffled(group).tolist())
             for _ in range(steps):
                 yield torch.tensor(list(islice(again, size)))
 
-        for first, second in zip(drawn(gone), drawn(kept), strict=True):
-            yield torch.cat([first, second])
+        pairs = zip(drawn(gone), drawn(kept), strict=True)
+        return [torch.cat([first, second]) for first, second in pairs]
 
     def _generator(self, epoch: int, step: int) -> torch.Generator:
         """Randomness that depends on the place in the run alone, so that it can be resumed."""
@@ -416,20 +459,15 @@ class _Loop:
         digest = hashlib.sha256(place.encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
-    def _keep(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, best: checkpoint.State
-    ) -> None:
+    def _keep(self, **parts: checkpoint.State) -> None:
+        """Write down where the run is; a process that dies in between leaves the place before."""
         if self.folder is None:
             return
-        checkpoint.write_state(
-            self.folder / CHECKPOINT,
-            {"fingerprint": self.fingerprint, **asdict(self.state)},
-            trained=checkpoint.trained_state(module),
-            optimizer=checkpoint.optimizer_state(optimizer),
-            best=best,
-        )
+        said = {"fingerprint": self.fingerprint, **asdict(self.state)}
+        checkpoint.write_state(self.folder / CHECKPOINT, said, **parts)
         lines = "".join(json.dumps(one) + "\n" for one in self.state.log)
-        (self.folder / LOG).write_text(lines, encoding="utf-8")
+        with new_file(self.folder / LOG, overwrite=True) as file:
+            file.write_text(lines, encoding="utf-8")
 
     def _finish(self, module: nn.Module) -> None:
         """Close a stage: the next one begins from its end."""
@@ -438,12 +476,10 @@ class _Loop:
         state.best, state.best_epoch = -math.inf, -1
         if self.folder is None:
             return
-        trained = checkpoint.trained_state(module)
-        checkpoint.write_state(
-            self.folder / f"stage-{self.number}.safetensors", {}, trained=trained
-        )
-        said = {"fingerprint": self.fingerprint, **asdict(state)}
-        checkpoint.write_state(self.folder / CHECKPOINT, said)
+        # First, since the checkpoint then says that it is there.
+        path = self.folder / f"stage-{self.number}.safetensors"
+        checkpoint.write_state(path, {}, trained=checkpoint.trained_state(module))
+        self._keep()
 
 
 def validate(task: Task, student: Student, batch_size: int = 32) -> Figures:
@@ -481,4 +517,5 @@ def _short(said: Mapping[str, Any]) -> dict[str, str]:
 def _peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

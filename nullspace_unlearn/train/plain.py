@@ -38,8 +38,8 @@ class Ascent:
         towers: What trains: "visual", "text" or "both".
     """
 
-    epochs: int = 10
-    lr: float = 1e-5
+    epochs: int = 6
+    lr: float = 1e-4
     batch_size: int = 32
     towers: Towers = "visual"
     name: ClassVar[str] = "ascent"
@@ -85,7 +85,7 @@ class MemoriseForget:
     """
 
     epochs: int = 20
-    lr: float = 3e-5
+    lr: float = 1e-4
     batch_size: int = 32
     forget: float = 1.0
     towers: Towers = "visual"

@@ -5,6 +5,7 @@ Splits are drawn by seed and never share an image.
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +19,8 @@ from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.data import mini
 from nullspace_unlearn.data.folders import ImageSet, load_batches
 
-# Bundled pictures that training, its validation, and nothing else sees.
-_SHOTS_FROM, _VALIDATION_FROM = 18_000_000, 19_000_000
+# Bundled pictures that training, its validation, and nothing else sees: a thousand for each seed.
+_SHOTS_FROM, _VALIDATION_FROM = 16_000_000, 17_000_000
 _IN_MEMORY = 2 << 30  # bytes
 
 
@@ -53,6 +54,7 @@ class Shots:
             labels=self.labels[chosen],
             domains=self.domains[chosen],
             read=lambda index: self.read(chosen[index]),
+            source={"of": self.source, "chosen": chosen.tolist()},
         )
 
 
@@ -137,7 +139,8 @@ def from_images(clip: Clip, image_set: ImageSet, workers: int = 2) -> Shots:
         The shots.
 
     Raises:
-        ValueError: If a file cannot be read as an image.
+        ValueError: If a file cannot be read as an image; where they are not read at once, it is
+            raised when that file is.
     """
 
     def load(some: ImageSet) -> Tensor:
@@ -176,7 +179,7 @@ def from_bundled(
         domains: Domains to draw.
         shots: Training pictures a cell, at most 1,000.
         validation: Validation pictures a cell, at most 1,000.
-        seed: Another seed draws other pictures.
+        seed: From 0 to 999; another seed draws other pictures.
 
     Returns:
         Training and validation shots; the latter may be empty.
@@ -189,6 +192,8 @@ def from_bundled(
             "1 to 1000 training and 0 to 1000 validation pictures a cell can be drawn, got "
             f"{shots} and {validation}"
         )
+    if not 0 <= seed <= 999:
+        raise ValueError(f"the seed of a draw of bundled pictures must be 0 to 999, got {seed}")
 
     def draw(first: int, each: int) -> Shots:
         seeds = range(first + 1000 * seed, first + 1000 * seed + each)
@@ -197,7 +202,8 @@ def from_bundled(
         drawn = torch.stack(images) if images else torch.empty(0, 3, *clip.image_size)
         index = torch.tensor(cells, dtype=torch.int64).reshape(-1, 3)
         what = f"bundled pictures, seeds {seeds.start} to {seeds.stop - 1}" if each else "none"
-        return Shots(index[:, 0], index[:, 1], lambda chosen: drawn[chosen], {"images": what})
+        source = {"images": what, "classes": list(classes), "domains": list(domains)}
+        return Shots(index[:, 0], index[:, 1], lambda chosen: drawn[chosen], source)
 
     return draw(_SHOTS_FROM, shots), draw(_VALIDATION_FROM, validation)
 
@@ -214,7 +220,7 @@ def from_tensors(
         images: `[n, 3, rows, columns]`, as `Clip.preprocess` gives them.
         labels: `[n]` classes.
         domains: `[n]` domains.
-        source: Where they come from.
+        source: Where they come from; absent: their hash.
 
     Returns:
         The shots.
@@ -227,5 +233,10 @@ def from_tensors(
             "images, labels and domains must be of one length, got "
             f"{len(images)}, {len(labels)}, {len(domains)}"
         )
-    held = images.float().cpu()
-    return Shots(labels.cpu(), domains.cpu(), lambda index: held[index], dict(source or {}))
+    held, labels, domains = images.float().cpu(), labels.cpu(), domains.cpu()
+    if source is None:
+        digest = hashlib.sha256()
+        for part in (held, labels, domains):
+            digest.update(part.detach().contiguous().numpy().data)
+        source = {"images": "tensors", "sha256": digest.hexdigest()}
+    return Shots(labels, domains, lambda index: held[index], source)

@@ -50,6 +50,11 @@ class Task:
         shots: Training images.
         validation: Images for early stopping, none of them a training image; may be empty.
         seed: Fixes initial weights, the order of images, and noise.
+
+    Raises:
+        ValueError: If the model is not in float32, the request names what `words` lacks, an image
+            is of no cell, no training image is of a cell to be forgotten, or the validation images
+            are all of such cells or all of others.
     """
 
     clip: Clip
@@ -60,17 +65,28 @@ class Task:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        mask = self.mask
+        dtypes = {p.dtype for p in self.clip.model.parameters()} - {torch.float32}
+        if dtypes:
+            raise ValueError(
+                f"training takes a model in float32, and this one holds {dtypes.pop()}"
+            )
         for name, some in (("training", self.shots), ("validation", self.validation)):
             for what, index, size in zip(
-                ("class", "domain"), (some.labels, some.domains), mask.shape, strict=True
+                ("class", "domain"), (some.labels, some.domains), self.mask.shape, strict=True
             ):
-                if len(index) and int(index.max()) >= size:
+                if len(index) and not 0 <= index.min() <= index.max() < size:
                     raise ValueError(
-                        f"{name} images are of {what} {int(index.max())}, and there are {size}"
+                        f"{name} images must be of {what} 0 to {size - 1}, got {int(index.min())} "
+                        f"to {int(index.max())}"
                     )
         if not self.forgotten(self.shots).any():
             raise ValueError("no training image is of a cell to be forgotten")
+        judged = self.forgotten(self.validation)
+        if len(judged) and (judged.all() or not judged.any()):
+            raise ValueError(
+                "validation images must be of cells to be forgotten and of others, and all "
+                f"{len(judged)} are {'to be forgotten' if judged.all() else 'to stay'}"
+            )
 
     @cached_property
     def mask(self) -> Bool[Tensor, "classes domains"]:
@@ -156,8 +172,7 @@ def with_weights(task: Task, module: Weights | Lora) -> Student:
 
     def result(provenance: dict[str, Any]) -> Clip:
         with torch.no_grad():
-            new = {key: value.detach().double() for key, value in module().items()}
-        return task.clip.with_parameters(new, provenance)
+            return task.clip.with_parameters(module(), provenance)
 
     return Student(
         module=module,
