@@ -111,7 +111,7 @@ def plan(
         aliases=base.aliases,
     )
     bundled = not words.classes
-    forget = _with_aliases(_with_domain_keys(forget, words), words)
+    forget = _with_aliases(with_domain_keys(forget, words), words)
     method = _method(method, forget, side)
     if bundled and not forget.classes:
         raise ValueError(
@@ -443,8 +443,19 @@ def _some(names: Sequence[str], most: int = 20) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _with_domain_keys(forget: Forget, words: Words) -> Forget:
-    """Let a domain be named by its key or by its word."""
+def with_domain_keys(forget: Forget, words: Words) -> Forget:
+    """Let a domain be named by its key or by its word.
+
+    Args:
+        forget: The request.
+        words: Its domains' keys and words.
+
+    Returns:
+        The request with keys alone.
+
+    Raises:
+        ValueError: If a domain is unknown or named twice, or every domain is named.
+    """
     by_word = {word: key for key, word in words.domains.items()}
     unknown = [d for d in forget.domains if d not in words.domains and d not in by_word]
     if unknown:

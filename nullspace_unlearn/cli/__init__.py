@@ -15,6 +15,7 @@ from nullspace_unlearn.cli.inspect import inspect
 from nullspace_unlearn.cli.models import models
 from nullspace_unlearn.cli.prototypes import prototypes
 from nullspace_unlearn.cli.revert import revert
+from nullspace_unlearn.cli.train import train
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 
@@ -25,13 +26,14 @@ BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 def nsu(context: click.Context) -> None:
     """Make a CLIP model forget a class, a class in some domains, or whole domains.
 
-    Closed form: no training, no data, in seconds. The result loads in stock open_clip.
+    erase does it in closed form: no training, no data, in seconds. train learns from a few images.
+    The result loads in stock open_clip.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
-for command in (erase, evaluate, inspect, certify, revert, models, prototypes):
+for command in (erase, train, evaluate, inspect, certify, revert, models, prototypes):
     nsu.add_command(command)
 
 

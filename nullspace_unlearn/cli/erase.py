@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +10,13 @@ import click
 
 from nullspace_unlearn.cli import options
 from nullspace_unlearn.cli.data import DataOptions, data_options
-from nullspace_unlearn.cli.request import RequestOptions, request_options
+from nullspace_unlearn.cli.request import RequestOptions, default_name, request_options
+from nullspace_unlearn.cli.shown import comparison_lines
 from nullspace_unlearn.cli.visual import VisualOptions, visual_options
 
 if TYPE_CHECKING:
     from nullspace_unlearn.certificate import Certificate
     from nullspace_unlearn.evaluate.compare import Comparison
-    from nullspace_unlearn.forget import Forget
     from nullspace_unlearn.unlearn import Plan
 
 
@@ -62,7 +61,7 @@ def erase(
     from nullspace_unlearn.files import refuse_existing
 
     request = visual.request(request)
-    target = Path(output) if output else Path(_default_name(model, request.forget()))
+    target = Path(output) if output else Path(default_name(model, request.forget()))
     for path in (target, *(Path(p) for p in (undo, heatmap) if p)):
         refuse_existing(path, overwrite)
     found = data.find(request.domain_words(), model)
@@ -121,13 +120,6 @@ def erase(
         click.echo(_report(result, plan, comparison))
 
 
-def _default_name(model: str, forget: Forget) -> str:
-    name = re.split(r"[/:]", model.rstrip("/"))[-1]
-    parts = [name, "without", *(forget.classes or ("all",)), *forget.domains]
-    full = "-".join(re.sub(r"[^\w.-]+", "_", part) for part in parts)
-    return full.encode()[:100].decode(errors="ignore")  # file systems limit the bytes of a name
-
-
 def _certificate(proof: Certificate, plan: Plan) -> dict[str, Any]:
     names = plan.forget.names
     return {
@@ -138,8 +130,6 @@ def _certificate(proof: Certificate, plan: Plan) -> dict[str, Any]:
 
 
 def _report(result: dict[str, Any], plan: Plan, comparison: Comparison | None) -> str:
-    from nullspace_unlearn.report.plots import grid_table
-
     where = f" in {', '.join(plan.forget.domains)}" if plan.forget.domains else " everywhere"
     what = ", ".join(plan.forget.names) or "every class"
     seconds, seen = result["seconds"], result["prototypes"]
@@ -162,44 +152,6 @@ def _report(result: dict[str, Any], plan: Plan, comparison: Comparison | None) -
             f"combination of kept names (largest violation {proof['largest_violation']:.1e})."
         )
     if comparison is not None:
-        lines += [
-            "",
-            grid_table(
-                comparison.before,
-                comparison.after,
-                comparison.mask,
-                comparison.classes,
-                comparison.domains,
-            ),
-            "",
-            _figures(comparison.figures),
-        ]
-        if not _forgotten_enough(comparison.figures):
-            lines.append("Not forgotten: the accuracy on forgotten cells is still high.")
+        lines += ["", *comparison_lines(comparison)]
     lines += ["", f"Wrote {result['output']} (load it as local-dir:{result['output']})"]
     return "\n".join(lines)
-
-
-_ROWS = {
-    "forgotten": "forgotten (lower is better)",
-    "same_class": "same class, kept domains",
-    "same_domain": "other classes, same domain",
-    "rest": "the rest",
-    "worst_kept": "worst cell that stays",
-    "h4": "H4 (harmonic mean)",
-}
-
-
-def _figures(figures: dict[str, Any]) -> str:
-    lines = [f"{'':30}{'before':>9}{'after':>9}{'ideal':>9}"]
-    for key, label in _ROWS.items():
-        values = [figures[model][key] for model in ("before", "after", "ideal")]
-        if any(value is not None for value in values):
-            cells = "".join(f"{'-' if v is None else format(v, '.3f'):>9}" for v in values)
-            lines.append(f"{label:30}{cells}")
-    return "\n".join(lines)
-
-
-def _forgotten_enough(figures: dict[str, Any]) -> bool:
-    before, after = figures["before"]["forgotten"], figures["after"]["forgotten"]
-    return bool(after <= max(0.1, before / 4))

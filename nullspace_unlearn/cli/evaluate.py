@@ -13,6 +13,7 @@ from nullspace_unlearn.cli.data import DataOptions, data_options
 @click.command()
 @click.argument("model")
 @click.option("--pretrained", help="Tag or weights file, for an open_clip name.")
+@click.option("--base", metavar="MODEL", help="The model that a folder of visual prompts is for.")
 @data_options
 @click.option("--classes", metavar="A,B,C|FILE", help="Names to choose from; absent: the data's.")
 @click.option("--template", multiple=True, metavar="TEXT", help="Class template; several average.")
@@ -22,6 +23,7 @@ from nullspace_unlearn.cli.data import DataOptions, data_options
 def evaluate(
     model: str,
     pretrained: str | None,
+    base: str | None,
     data: DataOptions,
     classes: str | None,
     template: tuple[str, ...],
@@ -33,7 +35,7 @@ def evaluate(
 ) -> None:
     """Measure zero-shot accuracy of MODEL on DATA, class by domain.
 
-    MODEL is anything that erase takes, and the folder it wrote. DATA is a folder
+    MODEL is anything that erase takes, and the folder that it or train wrote. DATA is a folder
     root/<domain>/<class>/*, a feature file of that model (.npz, or one that this project wrote), or
     nsu-mini for the bundled pictures.
     """
@@ -48,7 +50,7 @@ def evaluate(
     from nullspace_unlearn.report.plots import grid_table
     from nullspace_unlearn.words import Words
 
-    clip = options.load_model(model, pretrained, device, precision)
+    clip = options.load_model(model, pretrained, device, precision, base)
     features = data.embed(clip, found, quiet or as_json)
     names = options.class_list(classes)
     if names is not None and not features.class_names:

@@ -162,12 +162,14 @@ def class_list(value: str | None) -> list[str] | None:
     return names
 
 
-def load_model(model: str, pretrained: str | None, device: str, precision: str) -> Clip:
+def load_model(
+    model: str, pretrained: str | None, device: str, precision: str, base: str | None = None
+) -> Clip:
     """Load a model without open_clip's own chatter."""
     logging.getLogger().setLevel(logging.ERROR)
     from nullspace_unlearn.clip import load
 
-    return load(model, pretrained, device=device, precision=precision)
+    return load(model, pretrained, device=device, precision=precision, base=base)
 
 
 def print_json(value: Mapping[str, Any]) -> None:

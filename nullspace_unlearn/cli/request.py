@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,26 +17,27 @@ if TYPE_CHECKING:
     from nullspace_unlearn.edit import Side
     from nullspace_unlearn.forget import Forget
     from nullspace_unlearn.unlearn import Plan
+    from nullspace_unlearn.words import Words
 
 
 @dataclass(frozen=True)
-class RequestOptions:
-    """The options of `request_options`, as given."""
+class CellOptions:
+    """The options of `cell_options`, as given: which cells go, and how prompts name them."""
 
     class_: tuple[str, ...]
     domain: tuple[str, ...]
     all_classes: bool
-    keep: tuple[str, ...]
-    alias: tuple[str, ...]
-    classes: str | None
     template: tuple[str, ...]
     domain_word: tuple[str, ...]
-    method: str | None
-    strength: float
-    side: Side
 
-    def forget(self) -> Forget:
+    def forget(
+        self, keep: tuple[str, ...] = (), aliases: Mapping[str, tuple[str, ...]] | None = None
+    ) -> Forget:
         """The request.
+
+        Args:
+            keep: Further names that must stay.
+            aliases: Forgotten class -> further names of it.
 
         Raises:
             ValueError: If options contradict each other, or ask for nothing.
@@ -52,15 +54,7 @@ class RequestOptions:
                     "--domain needs --class, or --all-classes to forget the whole domain"
                 )
             raise ValueError("nothing to forget: give --class, --domain, or both")
-        aliases: dict[str, tuple[str, ...]] = {}
-        for text in self.alias:
-            owner, sign, name = (part.strip() for part in text.partition("="))
-            if not sign:
-                if len(self.class_) != 1:
-                    raise ValueError(f"--alias {text!r}: say whose, as CLASS={text}")
-                owner, name = self.class_[0], text.strip()
-            aliases[owner] = (*aliases.get(owner, ()), name)
-        return Forget(self.class_, self.domain, self.keep, aliases)
+        return Forget(self.class_, self.domain, keep, aliases or {})
 
     def domain_words(self) -> dict[str, str]:
         """Domain -> word, as --domain-word says.
@@ -69,6 +63,67 @@ class RequestOptions:
             ValueError: If one is malformed or given twice.
         """
         return pairs("--domain-word", self.domain_word)
+
+    def resolve(self, clip: Clip, data: Any) -> tuple[Forget, Words]:
+        """The request and its words where the data say which classes and domains there are.
+
+        Args:
+            clip: The model.
+            data: What `DataOptions.find` found: images, or the bundled pictures.
+
+        Returns:
+            The request, its domains by key, and the words: classes and domains in the data's order.
+
+        Raises:
+            ValueError: If the request or --domain-word names what the data lacks.
+        """
+        from nullspace_unlearn.unlearn import with_domain_keys
+        from nullspace_unlearn.words import Words
+
+        classes, found = names_of(data)
+        own = clip.words or Words()
+        words = Words(
+            classes=classes or (),
+            domains=_domain_words(clip, found, self.domain_words()) or {},
+            class_templates=self.template or own.class_templates,
+            cell_templates=own.cell_templates,
+        )
+        forget = with_domain_keys(self.forget(), words)
+        forget.mask(words.classes, tuple(words.domains))  # which refuses unknown names
+        return forget, words
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """The options of `request_options`, as given."""
+
+    cells: CellOptions
+    keep: tuple[str, ...]
+    alias: tuple[str, ...]
+    classes: str | None
+    method: str | None
+    strength: float
+    side: Side
+
+    def forget(self) -> Forget:
+        """The request.
+
+        Raises:
+            ValueError: If options contradict each other, or ask for nothing.
+        """
+        aliases: dict[str, tuple[str, ...]] = {}
+        for text in self.alias:
+            owner, sign, name = (part.strip() for part in text.partition("="))
+            if not sign:
+                if len(self.cells.class_) != 1:
+                    raise ValueError(f"--alias {text!r}: say whose, as CLASS={text}")
+                owner, name = self.cells.class_[0], text.strip()
+            aliases[owner] = (*aliases.get(owner, ()), name)
+        return self.cells.forget(self.keep, aliases)
+
+    def domain_words(self) -> dict[str, str]:
+        """Domain -> word, as --domain-word says."""
+        return self.cells.domain_words()
 
     def plan(self, clip: Clip, data: Any) -> Plan:
         """Resolve the request against a model.
@@ -95,20 +150,39 @@ class RequestOptions:
             self.forget(),
             classes=names,
             domains=_domain_words(clip, words, self.domain_words()),
-            templates=self.template or None,
+            templates=self.cells.template or None,
             method=self.method,
             side=self.side,
         )
 
 
-request_options = gathered(
-    "request",
-    RequestOptions,
+cell_options = gathered(
+    "cells",
+    CellOptions,
     click.option("--class", "class_", multiple=True, metavar="NAME", help="Class to forget."),
     click.option(
         "--domain", multiple=True, metavar="NAME", help="Forget it there only; absent: everywhere."
     ),
     click.option("--all-classes", is_flag=True, help="With --domain: forget the whole domain."),
+    click.option(
+        "--template",
+        multiple=True,
+        metavar="TEXT",
+        help='Prompt template such as "a photo of a {}."; several are averaged.',
+    ),
+    click.option(
+        "--domain-word",
+        multiple=True,
+        metavar="FOLDER=WORD",
+        help="The word that prompts use for a domain: art_painting=painting.",
+    ),
+)
+
+
+request_options = gathered(
+    "request",
+    RequestOptions,
+    cell_options,
     click.option("--keep", multiple=True, metavar="NAME", help="A further name that must stay."),
     click.option(
         "--alias",
@@ -121,18 +195,6 @@ request_options = gathered(
         metavar="A,B,C|FILE",
         help="Names the model must go on telling apart: a list, or a file with one a line. Absent: "
         "the model folder's own, else the data's, else ImageNet's less near-synonyms.",
-    ),
-    click.option(
-        "--template",
-        multiple=True,
-        metavar="TEXT",
-        help='Prompt template such as "a photo of a {}."; several are averaged.',
-    ),
-    click.option(
-        "--domain-word",
-        multiple=True,
-        metavar="FOLDER=WORD",
-        help="The word that prompts use for a domain: art_painting=painting.",
     ),
     click.option(
         "--method",
@@ -148,6 +210,20 @@ request_options = gathered(
         help="The tower whose final projection changes.",
     ),
 )
+
+
+def default_name(model: str, forget: Forget, *behind: str) -> str:
+    """Name of the output folder where none is given: after the model and the request.
+
+    Args:
+        model: The model's name.
+        forget: The request.
+        *behind: What else the name says.
+    """
+    name = re.split(r"[/:]", model.rstrip("/"))[-1]
+    parts = [name, "without", *(forget.classes or ("all",)), *forget.domains, *behind]
+    full = "-".join(re.sub(r"[^\w.-]+", "_", part) for part in parts)
+    return full.encode()[:100].decode(errors="ignore")  # file systems limit the bytes of a name
 
 
 def _domain_words(

@@ -42,7 +42,7 @@ class VisualOptions:
             raise ValueError("--reach says what is read: leave out --read")
         if self.depth == "language":
             return request
-        if request.domain:
+        if request.cells.domain:
             raise ValueError("--depth both forgets a class everywhere: leave out --domain")
         if request.method not in (None, "two_sided"):
             raise ValueError(f"--depth both is method two_sided, not {request.method}")

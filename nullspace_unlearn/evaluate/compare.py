@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -95,38 +96,107 @@ def compare(
         ValueError: If an edit of the last MLP comes without them, or the data has not the classes
             or domains of the request.
     """
-    domains = features.domain_names or EVERYWHERE
-    if forget.domains and not features.domain_names:
-        raise ValueError("the data names no domains, so a request in some domains has no figures")
-    # A class that the data does not have cannot be measured, but others of the request can.
-    present = tuple(name for name in forget.classes if name in features.class_names)
-    asked = Forget(present or forget.classes, forget.domains)
-    mask = asked.mask(features.class_names, domains)
     untouched = classifier(clip, features, templates)
-    shape = (len(features.class_names), len(domains))
-
-    def grid(embeddings: Tensor, prototypes: Tensor) -> Grid:
-        predicted = predict(embeddings, prototypes)
-        return accuracy_grid(predicted, features.labels, features.domains, *shape)
-
-    before = grid(features.embeddings, untouched)
     if again is not None:
-        after = grid(again.embeddings, untouched)
+        after = again.embeddings, untouched
     elif edit.space == "mlp":
         raise ValueError("an edit of the last MLP is measured on images encoded again")
     elif side == "visual":
-        after = grid(edit.apply(features.embeddings, features.hidden), untouched)
+        after = edit.apply(features.embeddings, features.hidden), untouched
     else:
-        after = grid(features.embeddings, classifier(edited, features, templates))
-    ideal = ideal_grid(features.embeddings, untouched, features.labels, features.domains, mask)
+        after = features.embeddings, classifier(edited, features, templates)
+    return _compared(features, forget, (features.embeddings, untouched), after)
+
+
+def compare_models(
+    clip: Clip,
+    changed: Clip,
+    features: Features,
+    again: Features,
+    forget: Forget,
+    templates: Sequence[str],
+) -> Comparison:
+    """Measure a changed model beside the untouched one, each with its own text tower.
+
+    Args:
+        clip: The untouched model.
+        changed: The changed one, whatever changed in it.
+        features: Embeddings under the untouched model.
+        again: Embeddings of the same images, in the same order, under the changed one.
+        forget: The request, its domains by key.
+        templates: Class templates.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        ValueError: If the two are of other images, or the data has not the classes or domains of
+            the request.
+    """
+    names = [(f.class_names, f.domain_names, len(f)) for f in (features, again)]
+    same = [_same(getattr(features, name), getattr(again, name)) for name in ("labels", "domains")]
+    if names[0] != names[1] or not all(same):
+        raise ValueError("the features of the two models are not of the same images")
+    return _compared(
+        features,
+        forget,
+        (features.embeddings, classifier(clip, features, templates)),
+        (again.embeddings, classifier(changed, again, templates)),
+    )
+
+
+def cells_of(
+    forget: Forget, classes: Sequence[str], domains: Sequence[str]
+) -> Bool[Tensor, "classes domains"]:
+    """The cells of some data that a request concerns.
+
+    A class that the data does not have cannot be measured, but others of the request can.
+
+    Args:
+        forget: The request, its domains by key.
+        classes: The data's classes.
+        domains: The data's domains; empty where it names none.
+
+    Returns:
+        True where a cell is forgotten; data without domains have one column.
+
+    Raises:
+        ValueError: If the data has none of the request's classes, or not its domains.
+    """
+    if forget.domains and not domains:
+        raise ValueError("the data names no domains, so a request in some domains has no figures")
+    present = tuple(name for name in forget.classes if name in classes)
+    asked = Forget(present or forget.classes, forget.domains)
+    return asked.mask(classes, domains or EVERYWHERE)
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one, other)
+
+
+def _compared(
+    features: Features,
+    forget: Forget,
+    before: tuple[Tensor, Tensor],
+    after: tuple[Tensor, Tensor],
+) -> Comparison:
+    """Compare two models, each given by its embeddings `[n, dim]` and its classifier."""
+    mask = cells_of(forget, features.class_names, features.domain_names)
+    grids = [
+        accuracy_grid(predict(*model), features.labels, features.domains, *mask.shape)
+        for model in (before, after)
+    ]
+    ideal = ideal_grid(*before, features.labels, features.domains, mask)
     return Comparison(
         classes=features.class_names,
-        domains=domains,
+        domains=features.domain_names or EVERYWHERE,
         mask=mask,
-        before=before,
-        after=after,
+        before=grids[0],
+        after=grids[1],
         ideal=ideal,
-        figures=report(figures(before, mask), figures(after, mask), figures(ideal, mask)),
+        figures=report(*(figures(grid, mask) for grid in (*grids, ideal))),
     )
 
 

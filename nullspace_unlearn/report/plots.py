@@ -1,8 +1,8 @@
-"""A class x domain grid before and after an edit: as a picture, and as text for a terminal."""
+"""Grids before and after an edit, as pictures and as text; the course of a training."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +199,61 @@ def _check(
             "grids, mask and names must be of one shape [classes, domains], got "
             + ", ".join(str(list(shape)) for shape in sorted(shapes))
         )
+
+
+def training_curve(
+    log: Sequence[Mapping[str, Any]], path: str | Path, overwrite: bool = False
+) -> None:
+    """Draw the course of a training: each term of the loss, and the validation scores, by epoch.
+
+    Args:
+        log: One entry an epoch, as `train.Trained` holds it: "stage", "loss" by term and, where
+            there were validation images, the figures under "validation".
+        path: The picture to write; its ending, one of `FORMATS`, says the format.
+        overwrite: Whether an existing file may be replaced.
+
+    Raises:
+        OutputExists: If the file exists and `overwrite` is false.
+        ValueError: If matplotlib is not installed, the ending is another, or the log is empty.
+    """
+    path = Path(path)
+    check_picture(path)
+    if not log:
+        raise ValueError("the log is empty: no epoch has been trained")
+    refuse_existing(path, overwrite)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    scored = any("validation" in one for one in log)
+    figure = Figure(figsize=(5.5 * (1 + scored), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 1 + scored, squeeze=False)[0]
+    losses: dict[str, list[tuple[int, float]]] = {}
+    scores: dict[str, list[tuple[int, float]]] = {}
+    for epoch, one in enumerate(log, 1):
+        for name, value in one["loss"].items():
+            losses.setdefault(name, []).append((epoch, value))
+        if found := one.get("validation"):
+            # Where a class goes in some domains only, h4 is of four groups, not of these two.
+            h = "H" if found["same_class"] is None or found["same_domain"] is None else "H4"
+            values = {"Mem": found["kept"], "For": 1 - found["forgotten"], h: found["h4"]}
+            for name, value in values.items():
+                scores.setdefault(name, []).append((epoch, value))
+    parts = [("loss", losses), ("on validation images", scores)]
+    for ax, (title, lines) in zip(axes, parts, strict=False):
+        for number, (name, points) in enumerate(lines.items()):
+            mark = "osD^v<>"[number % 7]  # which tells lines apart without colour
+            ax.plot(*zip(*points, strict=True), marker=mark, markersize=3, label=name)
+        for epoch, (one, after) in enumerate(zip(log, log[1:], strict=False), 1):
+            if one["stage"] != after["stage"]:
+                ax.axvline(epoch + 0.5, color="0.6", linewidth=1, linestyle=":")
+        ax.set_title(title)
+        ax.set_xlabel("epoch")
+        ax.set_xlim(0.5, len(log) + 0.5)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        ax.legend(fontsize=8)
+    if scored:
+        axes[1].set_ylim(-0.02, 1.02)
+    with new_file(path, overwrite) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=150)

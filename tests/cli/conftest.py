@@ -26,7 +26,7 @@ def few() -> Callable[..., Any]:
     original, made = pictures.embed_pictures, {}
 
     def embed(model: Any, seed: int = 0, **_: object) -> Any:
-        if model.changes:  # an edited model is another one, whatever it was loaded from
+        if model.changes or model.adapter:  # another one, whatever it was loaded from
             return original(model, each=2, seed=seed, quiet=True)
         key = str(model.source.weights), model.source.sha256, seed
         if key not in made:
