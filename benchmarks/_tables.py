@@ -53,15 +53,15 @@ def write(name: str, title: str, parts: Sequence[str], result: dict[str, Any]) -
     text = "\n\n".join([f"# {title}", f"Made by `python benchmarks/figures.py {name}`.", *parts])
     (RESULTS / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     (RESULTS / f"{name}.json").write_text(
-        json.dumps(_rounded(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        json.dumps(rounded(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     if isinstance(value, float) and value:
         return round(value, 4 - math.floor(math.log10(abs(value))))
     return value

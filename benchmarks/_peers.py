@@ -1,0 +1,130 @@
+"""What is compared: trained methods at their best numbers, and the closed forms beside them.
+
+`NUMBERS` are the best found by `python benchmarks/trained.py tune` on images that no table reports.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from _worlds import World, plain
+
+from nullspace_unlearn import train, unlearn
+from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.prototypes import from_pictures, synthesise
+from nullspace_unlearn.train import Settings, Task
+
+CLOSED = ("hull", "gated, text", "gated, pixels", "gated, 8 images", "nullspace, text")
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A row of the tables.
+
+    Attributes:
+        method: The trained method.
+        kinds: The kinds of request it is measured on.
+        numbers: Its numbers, where they are not the defaults.
+        on: Kind of request -> further numbers there.
+        kinds: The kinds of request it is measured on.
+        real: Whether it looks at real images.
+    """
+
+    method: str
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    on: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    kinds: tuple[str, ...] = ("domain", "cell", "global")
+    real: bool = True
+
+
+def run_trained(
+    world: World, peer: Peer, forget: Forget, seed: int, epochs: int | None = None
+) -> dict[str, Any]:
+    """Train one method on one request and measure it."""
+    shots, validation = world.draw(seed)
+    best = {**peer.numbers, **peer.on.get(forget.paradigm, {})}
+    numbers = {key: plain(value) for key, value in best.items()}
+    if epochs is not None:
+        numbers["epochs"] = str(epochs)
+    method = train.configure(peer.method, numbers)
+    task = Task(world.clip, forget, world.words, shots, validation, seed)
+    started = time.perf_counter()
+    trained = train.train(method, task, Settings(), quiet=True)
+    seconds = time.perf_counter() - started
+    return {
+        **asdict(world.measure(forget, trained.clip)),
+        "seconds": seconds,
+        "images": len(shots) + len(validation) if peer.real else 0,
+        "epochs": len(trained.log),
+        "diverged": trained.diverged,
+        "validation": [entry.get("validation", {}).get("h4") for entry in trained.log],
+    }
+
+
+def run_closed(world: World, label: str, forget: Forget, seed: int) -> dict[str, Any]:
+    """Derive and measure one closed form."""
+    name, _, source = label.partition(", ")
+    shots, _ = world.draw(seed)
+    started = time.perf_counter()
+    made = unlearn.plan(
+        world.clip,
+        forget,
+        classes=world.words.classes,
+        domains=world.words.domains,
+        method=name,
+    )
+    visual = None
+    if source == "8 images":
+        visual = world.visual(shots)
+    elif source == "pixels":
+        given = (world.clip, world.words.classes, world.words.domains, world.words.cell_templates)
+        visual = from_pictures(world.clip, synthesise(*given, cache=None, quiet=True))
+    edited = unlearn.erase(world.clip, made, visual=visual).fold(world.clip)
+    seconds = time.perf_counter() - started
+    return {
+        **asdict(world.measure(forget, edited)),
+        "seconds": seconds,
+        "images": len(shots) if source == "8 images" else 0,
+        "epochs": 0,
+        "diverged": None,
+    }
+
+
+def closed(kind: str) -> tuple[str, ...]:
+    """The closed forms that a kind of request is measured with."""
+    if kind == "global":
+        return ("hull", "nullspace, text")
+    return CLOSED[1:]
+
+
+def sees_draw(world: str, label: str) -> bool:
+    """Whether a row depends on the draw of images."""
+    return label == "gated, 8 images" or label in PEERS[world]
+
+
+_ADU = {
+    "adu": {},
+    "adu, neither": {"generator": False, "gamma": 0, "lam": 0},
+    "adu, generator only": {"gamma": 0, "lam": 0},
+    "adu, disentangling only": {"generator": False},
+    "adu, CE only": {"generator": False, "lam": 0},
+    "adu, MMD only": {"generator": False, "gamma": 0},
+}
+
+PEERS: dict[str, dict[str, Peer]] = {
+    "bundled": {
+        **{label: Peer("adu", numbers) for label, numbers in _ADU.items()},
+        "subgroup": Peer("subgroup"),
+        "cliperase": Peer("cliperase"),
+        "salun": Peer("salun"),
+        "lipschitz": Peer("lipschitz", {"share": 1.0, "noises": 2, "pictures": 4}, real=False),
+        "space_adaptation": Peer("space_adaptation", kinds=("global",), real=False),
+        "ascent": Peer("ascent"),
+        "memorise_forget": Peer("memorise_forget"),
+        "finetune": Peer("finetune"),
+    },
+}
+PEERS["pacs"] = {**PEERS["bundled"]}

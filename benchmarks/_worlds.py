@@ -1,0 +1,175 @@
+"""Where trained methods and closed forms meet: a model, few-shot draws, images to report on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+import nullspace_unlearn as nsu
+from nullspace_unlearn.clip import Clip
+from nullspace_unlearn.data import mini
+from nullspace_unlearn.data.folders import few, find_images
+from nullspace_unlearn.evaluate.metrics import Figures, figures, ideal_grid
+from nullspace_unlearn.evaluate.zeroshot import Grid, accuracy_grid, predict
+from nullspace_unlearn.features import Features
+from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.prototypes import Visual, class_prototypes
+from nullspace_unlearn.train.shots import Shots, from_bundled, from_images, from_tensors, split
+from nullspace_unlearn.words import Words
+
+SHOTS, VALIDATION = 8, 4
+EACH = 25  # images a cell that are reported on, at most
+CHOSEN_ON = 5  # the few-shot draw that numbers are chosen on; reported draws come before it
+PACS_WORDS = {"art_painting": "painting"}
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """A model and images of it.
+
+    Attributes:
+        clip: The untouched model.
+        words: Classes, domains and templates.
+        draw: Seed -> training and validation images.
+        images: `[n, 3, rows, columns]` images to report on, of no draw.
+        labels: `[n]` their classes.
+        domains: `[n]` their domains.
+    """
+
+    clip: Clip
+    words: Words
+    draw: Callable[[int], tuple[Shots, Shots]]
+    images: Float[Tensor, "n 3 rows columns"]
+    labels: Int[Tensor, " n"]
+    domains: Int[Tensor, " n"]
+
+    def requests(self, kind: str) -> list[Forget]:
+        """Every domain; and as many classes, and cells, spread over the grid."""
+        classes, domains = self.words.classes, tuple(self.words.domains)
+        if kind == "domain":
+            return [Forget(domains=[d]) for d in domains]
+        chosen = [classes[i * len(classes) // len(domains)] for i in range(len(domains))]
+        if kind == "global":
+            return [Forget([c]) for c in chosen]
+        others = domains[1:] + domains[:1]
+        return [Forget([c], [d]) for c, d in zip(chosen, others, strict=True)]
+
+    @cached_property
+    def untouched(self) -> Tensor:
+        """Embeddings of the images under the untouched model."""
+        return embed(self.clip, self.images)
+
+    @cached_property
+    def text(self) -> Tensor:
+        """The untouched model's classifier."""
+        return self.classifier(self.clip)
+
+    def classifier(self, clip: Clip) -> Tensor:
+        """A model's zero-shot classifier."""
+        return class_prototypes(clip, self.words.classes, self.words.class_templates).float()
+
+    def grid(self, embeddings: Tensor, text: Tensor) -> Grid:
+        """Accuracy in each cell."""
+        shape = (len(self.words.classes), len(self.words.domains))
+        return accuracy_grid(predict(embeddings, text), self.labels, self.domains, *shape)
+
+    def measure(self, forget: Forget, edited: Clip) -> Figures:
+        """The figures of an edited or trained model under a request."""
+        mask = forget.mask(self.words.classes, tuple(self.words.domains))
+        z = self.untouched if edited is self.clip else embed(edited, self.images)
+        return figures(self.grid(z, self.classifier(edited)), mask)
+
+    def ideal(self, forget: Forget) -> Figures:
+        """What a perfect edit would reach."""
+        mask = forget.mask(self.words.classes, tuple(self.words.domains))
+        grid = ideal_grid(self.untouched, self.text, self.labels, self.domains, mask)
+        return figures(grid, mask)
+
+    def visual(self, shots: Shots) -> Visual:
+        """The training images as visual prototypes of a closed form."""
+        images = shots.read(torch.arange(len(shots)))
+        parts = [self.clip.encode_both(batch) for batch in images.split(64)]
+        features = Features(
+            embeddings=torch.cat([z.cpu() for _, z in parts]),
+            hidden=torch.cat([h.cpu() for h, _ in parts]),
+            labels=shots.labels,
+            class_names=self.words.classes,
+            domains=shots.domains,
+            domain_names=tuple(self.words.domains),
+        )
+        return Visual(features, numbers=None)
+
+
+def bundled(each: int = EACH, chosen: bool = False) -> World:
+    """nsu-mini and its pictures.
+
+    Args:
+        each: Pictures a cell to report on.
+        chosen: Whether to report on the pictures that numbers are chosen on instead.
+    """
+    clip = nsu.load("nsu-mini")
+    assert clip.words is not None
+    classes, domains = clip.words.classes, tuple(clip.words.domains)
+    first = 20_000_000 if chosen else 10_000_000
+    cells = list(product(range(len(classes)), range(len(domains)), range(first, first + each)))
+    images = torch.stack(
+        [clip.preprocess(mini.render(classes[c], domains[d], seed)) for c, d, seed in cells]
+    )
+    index = torch.tensor(cells)
+
+    def draw(seed: int) -> tuple[Shots, Shots]:
+        return from_bundled(clip, classes, domains, SHOTS, VALIDATION, seed)
+
+    return World(clip, clip.words, draw, images, index[:, 0], index[:, 1])
+
+
+def pacs(shared: Path, each: int = EACH, chosen: bool = False) -> World:
+    """PACS under clip-vit-pacs.
+
+    Args:
+        shared: The folder that holds data/ and models/.
+        each: Images a cell to report on, at most.
+        chosen: Whether to report on training images that the draw for choosing numbers leaves over,
+            in place of test images.
+    """
+    folder, root = shared / "models" / "clip-vit-pacs", shared / "data" / "pacs"
+    clip = nsu.load(folder)
+    train = find_images(root, PACS_WORDS, folder / "train.txt")
+    if chosen:
+        reported = few(split(train, SHOTS, VALIDATION, CHOSEN_ON).rest, each)
+    else:
+        reported = few(find_images(root, PACS_WORDS, folder / "test.txt"), each)
+    held = from_images(clip, reported)
+    domains = dict(zip(train.domains, train.domain_words, strict=True))
+    words = replace(clip.words or Words(), classes=train.classes, domains=domains)
+
+    def draw(seed: int) -> tuple[Shots, Shots]:
+        parts = split(train, SHOTS, VALIDATION, seed)
+        return from_images(clip, parts.train), from_images(clip, parts.validation)
+
+    images = held.read(torch.arange(len(held)))
+    return World(clip, words, draw, images, held.labels, held.domains)
+
+
+def embed(clip: Clip, images: Tensor) -> Tensor:
+    """Embeddings of preprocessed images."""
+    return torch.cat([clip.encode_image(batch).cpu() for batch in images.split(64)])
+
+
+def none() -> Shots:
+    """No images."""
+    empty = torch.empty(0, dtype=torch.int64)
+    return from_tensors(torch.empty(0, 3, 1, 1), empty, empty)
+
+
+def plain(value: Any) -> Any:
+    """A number of a method as a command line would say it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,252 @@
+"""Trained methods beside the closed forms: `python benchmarks/trained.py run bundled|pacs`.
+
+Every run leaves one JSON in the work folder, so that a command that was cut short goes on where it
+stopped; `table` reads them and writes benchmarks/results/trained-<world>.md and .json.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import re
+import resource
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import _peers as peers
+import _trained_tables as tables
+import _worlds as worlds
+import click
+import torch
+from tqdm import tqdm
+
+import nullspace_unlearn as nsu
+from nullspace_unlearn.files import new_file
+from nullspace_unlearn.forget import Forget
+
+ROOT = Path(__file__).parents[1]
+SEEDS = 3
+KINDS = ("domain", "cell", "global")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Attributes:
+        world: "bundled" or "pacs".
+        label: The row of the table.
+        kind: The kind of request.
+        number: Which of the kind's requests.
+        seed: The draw of images.
+        numbers: In place of the row's own, while they are being chosen; else None.
+    """
+
+    world: str
+    label: str
+    kind: str
+    number: int
+    seed: int
+    numbers: tuple[tuple[str, str], ...] | None = None
+
+    def file(self, work: Path) -> Path:
+        """Where its result goes."""
+        row = re.sub(r"[^\w.-]+", "_", self.label)
+        chosen = "".join(f"-{key}={value}" for key, value in self.numbers or ())
+        part = self.world if self.numbers is None else f"{self.world}-chosen"
+        return work / part / f"{row}{chosen}" / f"{self.kind}-{self.number}-{self.seed}.json"
+
+
+_WORLDS: dict[tuple[str, bool], worlds.World] = {}
+
+
+def world_of(name: str, chosen: bool) -> worlds.World:
+    """A world, made once a process."""
+    if (name, chosen) not in _WORLDS:
+        each = 15 if chosen else worlds.EACH
+        if name == "bundled":
+            _WORLDS[name, chosen] = worlds.bundled(each, chosen)
+        else:
+            _WORLDS[name, chosen] = worlds.pacs(Path(os.environ["NSU_SHARED"]), each, chosen)
+    return _WORLDS[name, chosen]
+
+
+def run_job(given: tuple[Job, Path]) -> None:
+    """Run one job and write its result."""
+    job, work = given
+    logging.getLogger().setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    world = world_of(job.world, job.numbers is not None)
+    forget = world.requests(job.kind)[job.number]
+    if job.label == "untouched":
+        result: dict[str, Any] = asdict(world.measure(forget, world.clip))
+    elif job.label == "ideal":
+        result = asdict(world.ideal(forget))
+    elif job.label in peers.CLOSED:
+        result = peers.run_closed(world, job.label, forget, job.seed)
+    else:
+        peer = peers.PEERS[job.world][job.label]
+        if job.numbers is not None:
+            numbers = {**peer.numbers, **peer.on.get(job.kind, {}), **dict(job.numbers)}
+            peer = peers.Peer(peer.method, numbers, real=peer.real)
+        result = peers.run_trained(world, peer, forget, job.seed)
+    path = job.file(work)
+    with new_file(path, overwrite=True) as temporary:
+        temporary.write_text(json.dumps({**asdict(job), **result}))
+
+
+def run_all(jobs: Sequence[Job], work: Path, workers: int) -> None:
+    """Run what has not been run."""
+    left = [(job, work) for job in jobs if not job.file(work).exists()]
+    if not left:
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        list(tqdm(pool.imap_unordered(run_job, left), "runs", len(left)))
+
+
+world_argument: Callable[[Any], Any] = click.argument(
+    "world", type=click.Choice(["bundled", "pacs"])
+)
+shared_options: list[Callable[[Any], Any]] = [
+    click.option("--work", type=click.Path(path_type=Path), default=Path("trained-runs"),
+                 show_default=True, help="Where runs leave their results."),
+    click.option("--data", type=click.Path(path_type=Path), default=ROOT.parent / "shared",
+                 show_default="../shared beside the checkout"),
+    click.option("--workers", default=2, show_default=True, help="Processes, one thread each."),
+    click.option("--only", multiple=True, metavar="LABEL", help="Only these rows."),
+]  # fmt: skip
+
+
+def shared(command: Any) -> Any:
+    """The options that every command takes."""
+    for option in reversed(shared_options):
+        command = option(command)
+    return command
+
+
+@click.group()
+def main() -> None:
+    """Measure trained methods."""
+
+
+@main.command()
+@world_argument
+@shared
+@click.option("--kind", "kinds", multiple=True, type=click.Choice(KINDS))
+def run(
+    world: str, work: Path, data: Path, workers: int, only: tuple[str, ...], kinds: tuple[str, ...]
+) -> None:
+    """Every row on every request: whole domains with three draws each, the others with one."""
+    os.environ["NSU_SHARED"] = str(data)
+    jobs = []
+    for kind in kinds or KINDS:
+        labels = ["untouched", "ideal", *peers.closed(kind)]
+        labels += [name for name, peer in peers.PEERS[world].items() if kind in peer.kinds]
+        for label in labels:
+            if only and label not in only:
+                continue
+            for number in range(4):
+                varies = label not in ("untouched", "ideal") and peers.sees_draw(world, label)
+                seeds = range(SEEDS) if kind == "domain" else [number % SEEDS]
+                jobs += [Job(world, label, kind, number, s) for s in (seeds if varies else [0])]
+    run_all(jobs, work, workers)
+
+
+@main.command()
+@world_argument
+@shared
+@click.argument("label")
+@click.argument("grid", nargs=-1, required=True)
+@click.option("--kind", default="domain", type=click.Choice(KINDS), show_default=True)
+@click.option("--number", "requests", multiple=True, type=int, default=(0, 2), show_default=True)
+def tune(
+    world: str,
+    work: Path,
+    data: Path,
+    workers: int,
+    only: tuple[str, ...],
+    label: str,
+    grid: tuple[str, ...],
+    kind: str,
+    requests: tuple[int, ...],
+) -> None:
+    """Try numbers of a row on images that no table reports: LABEL lr=1e-5,epochs=10 lr=1e-4 ..."""
+    os.environ["NSU_SHARED"] = str(data)
+    tried = [tuple(sorted(tuple(pair.split("=")) for pair in one.split(","))) for one in grid]
+    jobs = [
+        Job(world, label, kind, number, worlds.CHOSEN_ON, numbers)
+        for numbers in tried
+        for number in requests
+    ]
+    run_all(jobs, work, workers)
+    for numbers in tried:
+        found = [json.loads(job.file(work).read_text()) for job in jobs if job.numbers == numbers]
+        click.echo(tables.one_line(numbers, found))
+
+
+@main.command()
+@world_argument
+@shared
+def memory(world: str, work: Path, data: Path, workers: int, only: tuple[str, ...]) -> None:
+    """Peak memory of one epoch of each row, in a process of its own, above the loaded world's."""
+    os.environ["NSU_SHARED"] = str(data)
+    labels = [
+        label for label in (*peers.CLOSED[1:4], *peers.PEERS[world]) if not only or label in only
+    ]
+    found = {}
+    for label in tqdm(labels, "memory"):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            found[label] = pool.apply(_memory, (world, label))
+    path = work / world / "memory.json"
+    held = json.loads(path.read_text()) if path.exists() else {}
+    with new_file(path, overwrite=True) as temporary:
+        temporary.write_text(json.dumps(held | found, indent=1))
+
+
+def _memory(name: str, label: str) -> float:
+    torch.set_num_threads(1)
+    world = world_of(name, True)
+    kind = "domain" if label in peers.CLOSED else peers.PEERS[name][label].kinds[0]
+    forget = world.requests(kind)[0]
+    world.draw(0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if label in peers.CLOSED:
+        peers.run_closed(world, label, forget, 0)
+    else:
+        peers.run_trained(world, peers.PEERS[name][label], forget, 0, epochs=1)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+@main.command()
+@click.argument("models", type=click.Path(path_type=Path, exists=True))
+@shared
+def retrained(models: Path, work: Path, data: Path, workers: int, only: tuple[str, ...]) -> None:
+    """Models that train_mini.py made without some cells: MODELS/sketch, car and car-sketch."""
+    world = world_of("bundled", False)
+    for name, kind in (("sketch", "domain"), ("car", "global"), ("car-sketch", "cell")):
+        if not (models / name).exists():
+            continue
+        asked = Forget(name.split("-")[:1], name.split("-")[1:]) if kind != "domain" else None
+        asked = asked or Forget(domains=[name])
+        number = world.requests(kind).index(asked)
+        job = Job("bundled", "retrained", kind, number, 0)
+        clip = nsu.load(models / name)
+        result = {**asdict(job), **asdict(world.measure(asked, clip))}
+        with new_file(job.file(work), overwrite=True) as temporary:
+            temporary.write_text(json.dumps(result))
+
+
+@main.command()
+@world_argument
+@shared
+def table(world: str, work: Path, data: Path, workers: int, only: tuple[str, ...]) -> None:
+    """Write the tables from what has been run."""
+    tables.write_all(world, work, peers.PEERS[world])
+
+
+if __name__ == "__main__":
+    main()
