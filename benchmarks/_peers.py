@@ -1,6 +1,6 @@
 """What is compared: trained methods at their best numbers, and the closed forms beside them.
 
-`NUMBERS` are the best found by `python benchmarks/trained.py tune` on images that no table reports.
+The numbers in `PEERS` are the best found by `python benchmarks/trained.py tune` on images that no table reports.
 """
 
 from __future__ import annotations
@@ -114,17 +114,31 @@ _ADU = {
     "adu, MMD only": {"generator": False, "gamma": 0},
 }
 
-PEERS: dict[str, dict[str, Peer]] = {
-    "bundled": {
-        **{label: Peer("adu", numbers) for label, numbers in _ADU.items()},
-        "subgroup": Peer("subgroup"),
-        "cliperase": Peer("cliperase"),
-        "salun": Peer("salun"),
-        "lipschitz": Peer("lipschitz", {"share": 1.0, "noises": 2, "pictures": 4}, real=False),
-        "space_adaptation": Peer("space_adaptation", kinds=("global",), real=False),
-        "ascent": Peer("ascent"),
-        "memorise_forget": Peer("memorise_forget"),
-        "finetune": Peer("finetune"),
-    },
+_ADU_BEST: dict[str, dict[str, Any]] = {
+    "bundled": {"lr": 0.01, "epochs": 6},
+    "pacs": {"lr": 0.01, "epochs": 8},
 }
-PEERS["pacs"] = {**PEERS["bundled"]}
+
+
+def _world(name: str) -> dict[str, Peer]:
+    adu = {label: Peer("adu", {**_ADU_BEST[name], **off}) for label, off in _ADU.items()}
+    global_lr = {"lr": 1e-4}
+    return {
+        **adu,
+        "subgroup": Peer("subgroup", {"epochs": 4}),
+        "cliperase": Peer("cliperase", {"lr": 2e-4, "epochs": 6}, on={"global": global_lr}),
+        "salun": Peer("salun", {"lr": 3e-4, "epochs": 5}, on={"global": global_lr}),
+        "lipschitz": Peer(
+            "lipschitz", {"share": 1.0, "noises": 2, "pictures": 4, "epochs": 1}, real=False
+        ),
+        "space_adaptation": Peer("space_adaptation", kinds=("global",), real=False),
+        "ascent": Peer("ascent", {"lr": 1e-4, "epochs": 8}),
+        "memorise_forget": Peer(
+            "memorise_forget", {"lr": 3e-4, "epochs": 5}, on={"global": global_lr}
+        ),
+        "finetune": Peer("finetune", {"lr": 3e-4, "epochs": 4}),
+    }
+
+
+PEERS: dict[str, dict[str, Peer]] = {name: _world(name) for name in ("bundled", "pacs")}
+"""World -> label -> row."""

@@ -84,9 +84,14 @@ class Synthesis:
             The line, naming cells none of whose pictures the model takes for them; None where
             there is no such cell.
         """
-        cells = [f"{c}/{d}" for c in self.features.class_names for d in self.features.domain_names]
-        reached = self.reached.reshape(len(cells), -1).any(1).tolist()
-        missed = [cell for cell, ok in zip(cells, reached, strict=True) if not ok]
+        f = self.features
+        assert f.domains is not None  # pictures of cells have them
+        shown = zip(f.labels.tolist(), f.domains.tolist(), self.reached.tolist(), strict=True)
+        cells: dict[str, bool] = {}
+        for c, d, reached in shown:
+            name = f"{f.class_names[c]}/{f.domain_names[d]}"
+            cells[name] = cells.get(name, False) or reached
+        missed = [cell for cell, reached in cells.items() if not reached]
         if not missed:
             return None
         more = f" and {len(missed) - _NAMED} more" if len(missed) > _NAMED else ""
@@ -103,6 +108,7 @@ def synthesise(
     templates: Sequence[str],
     recipe: Recipe | None = None,
     *,
+    only: Bool[Tensor, "classes domains"] | None = None,
     cache: str | Path | None = None,
     quiet: bool = False,
 ) -> Synthesis:
@@ -129,6 +135,8 @@ def synthesise(
         domains: Key of each domain -> the word prompts use for it.
         templates: Templates holding `{class}` and `{domain}`.
         recipe: The numbers of the synthesis.
+        only: True for the cells to make pictures of; absent: all. The others still count as what a
+            cell is to be told apart from.
         cache: Folder where each finished picture is kept as a PNG file, and looked for first: an
             interrupted call takes up where it stopped. The file's name is a hash of the model's
             tensors, the prompts and the recipe. Damaged files are made anew.
@@ -154,8 +162,9 @@ def synthesise(
         refuse_existing(Path(cache) / "picture", overwrite=True)
     grid = cell_prototypes(clip, classes, words, templates)
     targets = grid.reshape(-1, grid.shape[-1])
-    cell = torch.arange(len(targets)).repeat_interleave(recipe.each)
-    sample = torch.arange(recipe.each).repeat(len(targets))
+    made = torch.arange(len(targets)) if only is None else only.flatten().nonzero()[:, 0]
+    cell = made.repeat_interleave(recipe.each)
+    sample = torch.arange(recipe.each).repeat(len(made))
     tensors = _fingerprint(clip.model)
     numbers = {k: v for k, v in asdict(recipe).items() if k not in ("each", "batch_size")}
     made_from = json.dumps([_FORMAT, tensors, classes, words, templates, numbers])

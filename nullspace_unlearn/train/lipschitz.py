@@ -177,12 +177,12 @@ def pictures(task: Task, each: int) -> Shots:
     """
     words, clip = task.words, task.clip
     recipe = Recipe(each=each, seed=task.seed)
-    made = synthesise(clip, words.classes, words.domains, words.cell_templates, recipe, quiet=True)
+    given = (clip, words.classes, words.domains, words.cell_templates, recipe)
+    made = synthesise(*given, only=task.mask, quiet=True)
     labels, domains = made.features.labels, made.features.domains
     assert domains is not None  # pictures of cells have them
-    some = task.mask[labels, domains]
-    images = clip.normalise(made.images[some] / 255)
-    return from_tensors(images, labels[some], domains[some], made.features.provenance)
+    images = clip.normalise(made.images / 255)
+    return from_tensors(images, labels, domains, made.features.provenance)
 
 
 def prompts(task: Task) -> Int[Tensor, "classes domains templates context"]:

@@ -363,11 +363,10 @@ class _Loop:
             for name, value in self._step(stage, shots, chosen, step, optimizer).items():
                 sums[name] = sums.get(name, 0.0) + value / len(order)
             bar.update()
-        # The last step of all is followed by no loss that would show it.
-        if not all(torch.isfinite(value).all() for value in stage.student.module.parameters()):
+        if not self._finite(stage.student):
             raise _Diverged(
-                f"a parameter is no longer finite in stage {stage.name!r}, at the end of epoch "
-                f"{epoch + 1}"
+                f"a parameter or an embedding is no longer finite in stage {stage.name!r}, at the "
+                f"end of epoch {epoch + 1}"
             )
         said: dict[str, Any] = {"stage": stage.name, "epoch": epoch + 1, "lr": rates[0] * factor}
         said["loss"] = sums
@@ -388,6 +387,13 @@ class _Loop:
         state.finished = late or (stage.stop is not None and stage.stop())
         bar.set_postfix(_short(said), refresh=False)
         return better
+
+    @torch.no_grad()
+    def _finite(self, student: Student) -> bool:
+        """Whether a student computes anything; the last step is followed by no loss to show it."""
+        image = self.task.shots.read(torch.arange(1)).to(self.task.clip.device)
+        values = [*student.module.parameters(), student.image(image), student.text()]
+        return all(bool(torch.isfinite(value).all()) for value in values)
 
     def _step(
         self,

@@ -45,6 +45,26 @@ def divergence(
     return (p.exp() * (p - from_.log_softmax(-1))).sum() / max(len(of), 1)
 
 
+def contrastive(logits: Float[Tensor, "n n"], captions: Int[Tensor, " n"]) -> Float[Tensor, ""]:
+    """CLIP's symmetric loss on pairs of an image and a caption, where several may share a caption.
+
+    `1/2 mean_i H(t_i, softmax of row i) + 1/2 mean_j H(t_j, softmax of column j)`, with `H` the
+    cross-entropy and `t_i` uniform over the pairs that have the caption of pair `i`. Where no two
+    pairs share one, this is CLIP's loss (arXiv 2103.00020, figure 3).
+
+    Args:
+        logits: `[n, n]` scaled cosines, an image a row and the caption of a pair a column.
+        captions: `[n]` which caption each pair has.
+
+    Returns:
+        The loss; 0 where there is no pair.
+    """
+    fits = (captions[:, None] == captions[None, :]).to(logits)
+    target = fits / fits.sum(1, keepdim=True)
+    both = logits.log_softmax(1) + logits.mT.log_softmax(1)
+    return -(target * both).sum() / (2 * max(len(logits), 1))
+
+
 def mmd2(
     features: Float[Tensor, "n dim"],
     groups: Int[Tensor, " n"],

@@ -9,14 +9,13 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nullspace_unlearn.forget import Paradigm
 from nullspace_unlearn.train.alignment import align, stored
 from nullspace_unlearn.train.fisher import relative_fisher
 from nullspace_unlearn.train.loop import Stage, Stages, validate
-from nullspace_unlearn.train.losses import classify, divergence
+from nullspace_unlearn.train.losses import contrastive, divergence
 from nullspace_unlearn.train.plain import Towers, sides
 from nullspace_unlearn.train.shots import Shots, from_tensors
 from nullspace_unlearn.train.task import Batch, Student, Task, with_weights
@@ -137,7 +136,7 @@ class Subgroup:
             before = task.clip.encode_image(batch.images)
             original = task.clip.logit_scale * F.normalize(before, dim=-1) @ task.prototypes.mT
             return {
-                "contrast": contrast(logits, batch.labels),
+                "contrast": contrastive(logits[:, batch.labels], batch.labels),
                 "distill": self.distill * divergence(original, logits),
             }
 
@@ -226,22 +225,6 @@ def similarity(task: Task, student: Student, some: Shots, batch_size: int = 64) 
             embeddings = F.normalize(student.image(some.read(chosen).to(task.clip.device)), dim=-1)
             total += float((embeddings * text[some.labels[chosen].to(text.device)]).sum())
     return total / len(some)
-
-
-def contrast(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Float[Tensor, ""]:
-    """CLIP's symmetric contrastive loss (2103.00020), where several images may share a text.
-
-    The mean of the cross-entropy of each image over texts and that of each text present over
-    images, whose target is uniform over the images of its class.
-
-    Args:
-        logits: `[n, classes]` scaled cosines.
-        labels: `[n]` classes.
-    """
-    present = labels.unique()
-    own = (labels[:, None] == present).to(logits)
-    to_images = -(logits[:, present].log_softmax(0) * own).sum(0) / own.sum(0)
-    return (classify(logits, labels) + to_images.mean()) / 2
 
 
 def soup(task: Task, new: Mapping[str, Tensor], alpha: float) -> Student:

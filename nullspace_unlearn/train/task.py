@@ -65,6 +65,8 @@ class Task:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.clip.adapter is not None:
+            raise ValueError("the model has visual prompts already: train its base model")
         dtypes = {p.dtype for p in self.clip.model.parameters()} - {torch.float32}
         if dtypes:
             raise ValueError(

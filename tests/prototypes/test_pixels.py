@@ -366,3 +366,30 @@ def test_starting_pictures(size):
     assert all(0.4 < p.mean() < 0.6 for p in clouds)
     assert all(p.mean() > 0.95 and p.min() > 0.8 for p in blank)
     assert all(p.min() < 0.5 and 0.02 < (p < 0.8).mean() < 0.5 for p in scribbled)
+
+
+def test_pictures_of_some_cells_are_those_of_all_cells(mini, tmp_path, passes):
+    only = torch.tensor([[False, True], [True, False], [False, False]])
+    some = make(mini, only=only, cache=tmp_path)
+    work = sum(passes)
+    every = make(mini)
+    assert work < sum(passes) - work
+    rows = only.flatten().repeat_interleave(2)
+    close = (some.images.int() - every.images[rows].int()).abs() <= 1  # batches round differently
+    assert close.all() and not torch.equal(some.images[0], some.images[2])
+    assert torch.equal(some.features.labels, every.features.labels[rows])
+    assert torch.equal(some.features.domains, every.features.domains[rows])
+    assert torch.equal(some.reached, every.reached[rows])
+    passes.clear()
+    make(mini, only=only, cache=tmp_path)  # and they are found again
+    assert not passes
+    make(mini, cache=tmp_path)  # control
+    assert passes
+
+
+def test_a_warning_names_cells_that_were_asked_for_alone(mini):
+    only = torch.tensor([[False, True], [False, False], [False, False]])
+    untouched = make(mini, replace(FEW, steps=0, seed=3), only=only)
+    missed = replace(untouched, reached=torch.zeros(2, dtype=torch.bool)).warning()
+    assert missed is not None and "1 of 1 cells: car/sk" in missed
+    assert replace(untouched, reached=torch.tensor([False, True])).warning() is None

@@ -17,8 +17,9 @@ from torch import Tensor
 
 import nullspace_unlearn as nsu
 from nullspace_unlearn.forget import Forget
-from nullspace_unlearn.train.cliperase import ClipErase, contrastive, cosine
+from nullspace_unlearn.train.cliperase import ClipErase, cosine
 from nullspace_unlearn.train.loop import train
+from nullspace_unlearn.train.losses import contrastive
 from nullspace_unlearn.train.shots import from_bundled
 from nullspace_unlearn.train.task import Batch, Task
 from nullspace_unlearn.words import Words

@@ -22,7 +22,6 @@ from nullspace_unlearn.train.shots import Shots, from_bundled
 from nullspace_unlearn.train.subgroup import (
     Subgroup,
     choose,
-    contrast,
     restored,
     soup,
 )
@@ -137,19 +136,6 @@ def test_alignment_brings_statistics_nearer(tower: str) -> None:
     assert torch.equal(align(model, new, images, target, steps=0, radius=0.1), images)
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key])
-
-
-def test_contrast_is_the_loop_over_images_and_texts() -> None:
-    logits = torch.randn(5, 4, dtype=torch.float64)
-    labels = torch.tensor([0, 2, 2, 0, 3])
-    to_texts = [-float(logits[i].log_softmax(0)[c]) for i, c in enumerate(labels.tolist())]
-    to_images = []
-    for c in (0, 2, 3):
-        own = (labels == c).nonzero()[:, 0].tolist()
-        column = logits[:, c].log_softmax(0)
-        to_images.append(-sum(float(column[i]) for i in own) / len(own))
-    expected = (sum(to_texts) / 5 + sum(to_images) / 3) / 2
-    assert float(contrast(logits, labels)) == pytest.approx(expected)
 
 
 def test_soup_is_the_original_and_the_other_at_its_ends() -> None:
