@@ -1,6 +1,7 @@
 """What is compared: trained methods at their best numbers, and the closed forms beside them.
 
-The numbers in `PEERS` are the best found by `python benchmarks/trained.py tune` on images that no table reports.
+The numbers in `PEERS` are the best found by `python benchmarks/trained.py tune` on images that no
+table reports.
 """
 
 from __future__ import annotations
@@ -125,6 +126,7 @@ def _world(name: str) -> dict[str, Peer]:
     global_lr = {"lr": 1e-4}
     return {
         **adu,
+        "adu, tuned": Peer("adu", {"gamma": 3, "lam": 1, "forget": 3, "lr": 0.03, "epochs": 10}),
         "subgroup": Peer("subgroup", {"epochs": 4}),
         "cliperase": Peer("cliperase", {"lr": 2e-4, "epochs": 6}, on={"global": global_lr}),
         "salun": Peer("salun", {"lr": 3e-4, "epochs": 5}, on={"global": global_lr}),

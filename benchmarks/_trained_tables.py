@@ -15,8 +15,8 @@ Run = dict[str, Any]
 
 TITLES = {
     "domain": "One whole domain, every domain in turn",
-    "cell": "One class in one domain, four cells",
-    "global": "One class everywhere, four classes",
+    "cell": "One class in one domain, two cells",
+    "global": "One class everywhere, two classes",
 }
 WORLDS = {
     "bundled": "nsu-mini on its bundled pictures: 12 classes, 4 domains.",

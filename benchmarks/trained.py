@@ -140,7 +140,7 @@ def main() -> None:
 def run(
     world: str, work: Path, data: Path, workers: int, only: tuple[str, ...], kinds: tuple[str, ...]
 ) -> None:
-    """Every row on every request: whole domains with three draws each, the others with one."""
+    """Every row: each whole domain with three draws, two cells and two classes with one."""
     os.environ["NSU_SHARED"] = str(data)
     jobs = []
     for kind in kinds or KINDS:
@@ -149,7 +149,7 @@ def run(
         for label in labels:
             if only and label not in only:
                 continue
-            for number in range(4):
+            for number in range(4 if kind == "domain" else 2):
                 varies = label not in ("untouched", "ideal") and peers.sees_draw(world, label)
                 seeds = range(SEEDS) if kind == "domain" else [number % SEEDS]
                 jobs += [Job(world, label, kind, number, s) for s in (seeds if varies else [0])]

@@ -16,6 +16,7 @@ from nullspace_unlearn.train.lipschitz import Lipschitz
 from nullspace_unlearn.train.loop import Method, Settings, Stage, Trained, train
 from nullspace_unlearn.train.plain import Ascent, Finetune, MemoriseForget
 from nullspace_unlearn.train.salun import SalUn
+from nullspace_unlearn.train.shots import Shots, from_bundled, from_images, split
 from nullspace_unlearn.train.subgroup import Subgroup
 from nullspace_unlearn.train.task import Task
 
@@ -35,7 +36,20 @@ METHODS: Mapping[str, type[Method]] = {
 }
 """Every trained method by the name the command line calls it."""
 
-__all__ = ["METHODS", "Method", "Settings", "Stage", "Task", "Trained", "configure", "train"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "Settings",
+    "Shots",
+    "Stage",
+    "Task",
+    "Trained",
+    "configure",
+    "from_bundled",
+    "from_images",
+    "split",
+    "train",
+]
 
 
 def configure(name: str, numbers: Mapping[str, str]) -> Method:

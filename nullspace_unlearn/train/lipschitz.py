@@ -14,10 +14,9 @@ from nullspace_unlearn.evaluate.zeroshot import predict
 from nullspace_unlearn.forget import Paradigm
 from nullspace_unlearn.prototypes import Recipe, synthesise
 from nullspace_unlearn.train.loop import Stage, Stages
-from nullspace_unlearn.train.plain import Towers, sides
 from nullspace_unlearn.train.shots import Shots, from_tensors
 from nullspace_unlearn.train.task import Batch, Student, Task, with_weights
-from nullspace_unlearn.train.weights import Weights, encode_with, tower_keys
+from nullspace_unlearn.train.weights import Towers, Weights, encode_with, tower_keys
 
 SCHEDULE = (
     (0.1, 0), (0.3, 2), (0.5, 5), (0.7, 8), (1.0, 10), (1.5, 15), (2.0, 20)
@@ -82,7 +81,7 @@ class Lipschitz:
         shots = pictures(task, self.pictures)
         text = prompts(task)
         model = task.clip.model
-        module = Weights(model, tower_keys(model, sides(self.towers)))
+        module = Weights(model, tower_keys(model, self.towers))
         student = with_weights(task, module)
         by_tower = [
             [p for key, p in zip(module.keys, module.values, strict=True) if of(key)]

@@ -363,7 +363,7 @@ class _Loop:
             for name, value in self._step(stage, shots, chosen, step, optimizer).items():
                 sums[name] = sums.get(name, 0.0) + value / len(order)
             bar.update()
-        if not self._finite(stage.student):
+        if not self._finite(stage, shots):
             raise _Diverged(
                 f"a parameter or an embedding is no longer finite in stage {stage.name!r}, at the "
                 f"end of epoch {epoch + 1}"
@@ -389,10 +389,12 @@ class _Loop:
         return better
 
     @torch.no_grad()
-    def _finite(self, student: Student) -> bool:
+    def _finite(self, stage: Stage, shots: Shots) -> bool:
         """Whether a student computes anything; the last step is followed by no loss to show it."""
-        image = self.task.shots.read(torch.arange(1)).to(self.task.clip.device)
-        values = [*student.module.parameters(), student.image(image), student.text()]
+        student = stage.student
+        values = [*student.module.parameters(), student.text()]
+        if not stage.steps:
+            values.append(student.image(shots.read(torch.arange(1)).to(self.task.clip.device)))
         return all(bool(torch.isfinite(value).all()) for value in values)
 
     def _step(

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from nullspace_unlearn.edit import Side
 from nullspace_unlearn.forget import Paradigm
 from nullspace_unlearn.train.loop import Stage, Stages
 from nullspace_unlearn.train.losses import classify, confuse
-from nullspace_unlearn.train.task import Batch, Task, with_weights
-from nullspace_unlearn.train.weights import Weights, tower_keys
-
-Towers = Literal["visual", "text", "both"]
-
-
-def sides(towers: Towers) -> tuple[Side, ...]:
-    """The towers that a choice of them names."""
-    return ("visual", "text") if towers == "both" else (towers,)
+from nullspace_unlearn.train.task import Batch, Task, with_towers
+from nullspace_unlearn.train.weights import Towers
 
 
 @dataclass(frozen=True)
@@ -48,9 +40,7 @@ class Ascent:
 
     def stages(self, task: Task) -> Stages:
         """One stage on the forgotten images alone."""
-        student = with_weights(
-            task, Weights(task.clip.model, tower_keys(task.clip.model, sides(self.towers)))
-        )
+        student = with_towers(task, self.towers)
 
         def loss(batch: Batch) -> Mapping[str, Tensor]:
             return {"ascent": -classify(student.logits(task, batch.images), batch.labels)}
@@ -95,9 +85,7 @@ class MemoriseForget:
 
     def stages(self, task: Task) -> Stages:
         """One stage on all images."""
-        student = with_weights(
-            task, Weights(task.clip.model, tower_keys(task.clip.model, sides(self.towers)))
-        )
+        student = with_towers(task, self.towers)
 
         def loss(batch: Batch) -> Mapping[str, Tensor]:
             logits, gone = student.logits(task, batch.images), batch.forgotten
@@ -139,9 +127,7 @@ class Finetune:
 
     def stages(self, task: Task) -> Stages:
         """One stage on the kept images alone."""
-        student = with_weights(
-            task, Weights(task.clip.model, tower_keys(task.clip.model, sides(self.towers)))
-        )
+        student = with_towers(task, self.towers)
 
         def loss(batch: Batch) -> Mapping[str, Tensor]:
             return {"mem": classify(student.logits(task, batch.images), batch.labels)}

@@ -13,9 +13,8 @@ from torch import Tensor
 from nullspace_unlearn.forget import Paradigm
 from nullspace_unlearn.train.loop import Stage, Stages
 from nullspace_unlearn.train.losses import classify
-from nullspace_unlearn.train.plain import Towers, sides
 from nullspace_unlearn.train.task import Batch, Student, Task, with_weights
-from nullspace_unlearn.train.weights import Weights, tower_keys
+from nullspace_unlearn.train.weights import Towers, Weights, tower_keys
 
 
 def relabel(
@@ -81,7 +80,7 @@ class SalUn:
     each time an image comes (the paper's are other than the true one; here they are also of classes
     that stay in the image's domain, where there are any); half of each batch is to be forgotten, so
     both means count alike; Adam without weight decay, which leaves a weight without gradient as it
-    is to the bit (the paper's classifiers train by SGD); only the image tower trains.
+    is to the bit; only the image tower trains.
 
     Attributes:
         epochs: Passes over the images.
@@ -108,7 +107,7 @@ class SalUn:
 
     def stages(self, task: Task) -> Stages:
         """Find the salient weights, then one stage on all images."""
-        weights = Weights(task.clip.model, tower_keys(task.clip.model, sides(self.towers)))
+        weights = Weights(task.clip.model, tower_keys(task.clip.model, self.towers))
         student = with_weights(task, weights)
         masks = salient(forget_gradients(task, student, self.batch_size), self.share)
 

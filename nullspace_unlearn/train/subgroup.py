@@ -16,10 +16,9 @@ from nullspace_unlearn.train.alignment import align, stored
 from nullspace_unlearn.train.fisher import relative_fisher
 from nullspace_unlearn.train.loop import Stage, Stages, validate
 from nullspace_unlearn.train.losses import contrastive, divergence
-from nullspace_unlearn.train.plain import Towers, sides
 from nullspace_unlearn.train.shots import Shots, from_tensors
 from nullspace_unlearn.train.task import Batch, Student, Task, with_weights
-from nullspace_unlearn.train.weights import Lora, Weights, matrices
+from nullspace_unlearn.train.weights import Lora, Towers, Weights, matrices
 
 Ranking = Literal["fisher", "random", "all"]
 
@@ -172,7 +171,7 @@ def choose(method: Subgroup, task: Task) -> list[str]:
     Returns:
         Names in the model's state_dict, in its order.
     """
-    keys = matrices(task.clip.model, sides(method.towers))
+    keys = matrices(task.clip.model, method.towers)
     if method.ranking == "all":
         return keys
     if method.ranking == "random":

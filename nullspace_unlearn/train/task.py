@@ -16,7 +16,7 @@ from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.prototypes import class_prototypes
 from nullspace_unlearn.train.shots import Shots
-from nullspace_unlearn.train.weights import Lora, Weights, encode_with
+from nullspace_unlearn.train.weights import Lora, Towers, Weights, encode_with, tower_keys
 from nullspace_unlearn.words import Words
 
 
@@ -182,3 +182,14 @@ def with_weights(task: Task, module: Weights | Lora) -> Student:
         text=lambda: task.text_with(module()),
         result=result,
     )
+
+
+def with_towers(task: Task, towers: Towers) -> Student:
+    """A student all of whose parameters train, of one tower or of both.
+
+    Args:
+        task: The task.
+        towers: Which towers.
+    """
+    model = task.clip.model
+    return with_weights(task, Weights(model, tower_keys(model, towers)))

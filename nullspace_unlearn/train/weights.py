@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from nullspace_unlearn.clip.network import encode
 from nullspace_unlearn.clip.prompts import encode_prompts
 from nullspace_unlearn.edit import Side
+
+Towers = Literal["visual", "text", "both"]
+"""Which towers train."""
 
 
 class Weights(nn.Module):
@@ -82,7 +85,7 @@ class Lora(nn.Module):
         }
 
 
-def matrices(model: nn.Module, towers: Sequence[Side] = ("visual", "text")) -> list[str]:
+def matrices(model: nn.Module, towers: Towers = "both") -> list[str]:
     """Names of the parameters of some towers with at least two dimensions, tables of tokens aside.
 
     Args:
@@ -96,7 +99,7 @@ def matrices(model: nn.Module, towers: Sequence[Side] = ("visual", "text")) -> l
     ]
 
 
-def tower_keys(model: nn.Module, towers: Sequence[Side] = ("visual", "text")) -> list[str]:
+def tower_keys(model: nn.Module, towers: Towers = "both") -> list[str]:
     """Names of all parameters of some towers; the logit scale belongs to none.
 
     Args:
@@ -107,7 +110,7 @@ def tower_keys(model: nn.Module, towers: Sequence[Side] = ("visual", "text")) ->
         key
         for key, value in model.named_parameters()
         if key not in ("logit_scale", "logit_bias")
-        and ("visual" if key.startswith("visual.") else "text") in towers
+        and towers in ("both", "visual" if key.startswith("visual.") else "text")
         and value.is_floating_point()
     ]
 

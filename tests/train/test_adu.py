@@ -172,6 +172,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     assert not torch.equal(prompts_of(replace(FEW, epochs=1), task), whole)  # the control
 
 
+@pytest.mark.slow
 def test_it_forgets_a_domain_and_the_control_does_not(tmp_path: Path) -> None:
     task = request(4, 3, domains=("sketch",))
     method = Adu(epochs=12, lr=0.02, batch_size=8, gamma=5.0, augmented=False)

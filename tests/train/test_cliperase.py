@@ -13,27 +13,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from small import request
 from torch import Tensor
 
-import nullspace_unlearn as nsu
-from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.train.cliperase import ClipErase, cosine
 from nullspace_unlearn.train.loop import train
 from nullspace_unlearn.train.losses import contrastive
-from nullspace_unlearn.train.shots import from_bundled
 from nullspace_unlearn.train.task import Batch, Task
-from nullspace_unlearn.words import Words
-
-CLASSES, DOMAINS = ("dog", "car", "tree", "fish"), ("photo", "sketch")
-
-
-def request(**forget: tuple[str, ...]) -> Task:
-    clip = nsu.load("nsu-mini")
-    assert clip.words is not None
-    names = {domain: clip.words.domains[domain] for domain in DOMAINS}
-    words = Words(CLASSES, names, class_templates=clip.words.class_templates)
-    shots, validation = from_bundled(clip, CLASSES, DOMAINS, 3, 3, seed=5)
-    return Task(clip, Forget(**forget), words, shots, validation)
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +132,7 @@ def test_it_takes_every_kind_of_request(forget: dict[str, tuple[str, ...]]) -> N
     assert all(math.isfinite(value) for value in trained.log[0]["loss"].values())
 
 
+@pytest.mark.slow
 def test_a_run_forgets_a_class_and_its_result_loads_elsewhere(task: Task, tmp_path: Path) -> None:
     method = ClipErase(lr=2e-4, epochs=3, batch_size=4)
     trained = train(method, task, quiet=True)

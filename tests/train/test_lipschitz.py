@@ -137,8 +137,8 @@ def test_pictures_and_prompts_are_of_what_is_to_be_forgotten(
     monkeypatch.setattr(
         lipschitz,
         "synthesise",
-        lambda clip, *names, quiet: untouched(
-            clip, *names[:-1], replace(names[-1], **numbers), quiet=quiet
+        lambda clip, *names, **options: untouched(
+            clip, *names[:-1], replace(names[-1], **numbers), **options
         ),
     )
     found = pictures(given, 1)

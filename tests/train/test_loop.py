@@ -691,9 +691,7 @@ def test_a_parameter_that_is_not_finite_is_found_where_no_loss_shows_it(
     trained = train(toy(hooks), blind, folder=tmp_path, quiet=True)
     epoch = 3 if last else 2
     assert trained.diverged is not None
-    assert f"a parameter is no longer finite in stage 'stage 0', at the end of epoch {epoch}" in (
-        trained.diverged
-    )
+    assert f"finite in stage 'stage 0', at the end of epoch {epoch}" in trained.diverged
     assert torch.equal(weight(trained), weight(of_epoch(blind, epoch - 1)))
     assert len(trained.log) == epoch - 1
     _, parts = checkpoint.read_state(tmp_path / loop.CHECKPOINT)

@@ -9,31 +9,19 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from small import request
 from torch import Tensor
 
-import nullspace_unlearn as nsu
-from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.train.loop import Method, train
 from nullspace_unlearn.train.plain import Ascent, Finetune, MemoriseForget
-from nullspace_unlearn.train.shots import from_bundled, from_tensors
+from nullspace_unlearn.train.shots import from_tensors
 from nullspace_unlearn.train.task import Task
-from nullspace_unlearn.words import Words
 
-CLASSES, DOMAINS = ("dog", "car", "tree", "fish"), ("photo", "sketch")
 METHODS = (
     Ascent(lr=1e-4, epochs=4, batch_size=3),
     MemoriseForget(lr=3e-4, epochs=4, batch_size=4),
     Finetune(lr=1e-4, epochs=2),
 )
-
-
-def request(**forget: tuple[str, ...]) -> Task:
-    clip = nsu.load("nsu-mini")
-    assert clip.words is not None
-    names = {domain: clip.words.domains[domain] for domain in DOMAINS}
-    words = Words(CLASSES, names, class_templates=clip.words.class_templates)
-    shots, validation = from_bundled(clip, CLASSES, DOMAINS, 3, 3, seed=5)
-    return Task(clip, Forget(**forget), words, shots, validation)
 
 
 @pytest.fixture(scope="module")

@@ -14,27 +14,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from small import CLASSES, DOMAINS, request
 from torch import Tensor
 
-import nullspace_unlearn as nsu
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.train.loop import train
 from nullspace_unlearn.train.salun import SalUn, forget_gradients, relabel, salient
-from nullspace_unlearn.train.shots import from_bundled
 from nullspace_unlearn.train.task import Task, with_weights
 from nullspace_unlearn.train.weights import Weights, tower_keys
-from nullspace_unlearn.words import Words
-
-CLASSES, DOMAINS = ("dog", "car", "tree", "fish"), ("photo", "sketch")
-
-
-def request(**forget: tuple[str, ...]) -> Task:
-    clip = nsu.load("nsu-mini")
-    assert clip.words is not None
-    names = {domain: clip.words.domains[domain] for domain in DOMAINS}
-    words = Words(CLASSES, names, class_templates=clip.words.class_templates)
-    shots, validation = from_bundled(clip, CLASSES, DOMAINS, 3, 3, seed=5)
-    return Task(clip, Forget(**forget), words, shots, validation)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +31,7 @@ def task() -> Task:
 
 def found(task: Task, batch_size: int = 32) -> list[Tensor]:
     """Gradients of the image tower's parameters, in their order."""
-    keys = tower_keys(task.clip.model, ["visual"])
+    keys = tower_keys(task.clip.model, "visual")
     student = with_weights(task, Weights(task.clip.model, keys))
     return forget_gradients(task, student, batch_size)
 
@@ -82,7 +69,7 @@ def test_the_gradients_are_those_of_the_forgotten_images(task: Task) -> None:
     features = model.encode_image(task.shots.read(chosen), normalize=True)
     logits = model.logit_scale.exp().detach() * features @ task.prototypes.mT
     F.cross_entropy(logits, task.shots.labels[chosen], reduction="sum").backward()
-    keys = tower_keys(model, ["visual"])
+    keys = tower_keys(model, "visual")
     expected = torch.cat([model.get_parameter(key).grad.flatten() for key in keys])
     other = request(classes=("car",))
     for some, batch_size in ((task, 32), (task, 4), (other, 32)):
@@ -93,7 +80,7 @@ def test_the_gradients_are_those_of_the_forgotten_images(task: Task) -> None:
 
 def test_the_weights_that_are_not_salient_stay_to_the_bit(task: Task) -> None:
     short = replace(task, validation=task.validation.subset(torch.arange(0)))
-    keys = tower_keys(task.clip.model, ["visual"])
+    keys = tower_keys(task.clip.model, "visual")
     gradients = found(task)
     for share in (0.1, 0.5, 1.0):
         trained = train(SalUn(lr=1e-4, epochs=1, share=share), short, quiet=True).clip
@@ -161,6 +148,7 @@ def test_it_takes_every_kind_of_request(forget: dict[str, tuple[str, ...]]) -> N
     assert all(math.isfinite(value) for value in trained.log[0]["loss"].values())
 
 
+@pytest.mark.slow
 def test_a_run_forgets_a_class_and_its_result_loads_elsewhere(task: Task, tmp_path: Path) -> None:
     method = SalUn(lr=3e-4, epochs=3, batch_size=16)
     trained = train(method, task, quiet=True)

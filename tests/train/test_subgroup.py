@@ -66,7 +66,7 @@ def resnet() -> Any:
 
 def changed(model: Any) -> dict[str, Tensor]:
     """Parameters of a tower that has been trained: each matrix moved a little."""
-    keys = matrices(model, ["visual"])
+    keys = matrices(model, "visual")
     held = {key: model.get_parameter(key).detach() for key in keys}
     return {key: value + 0.3 * value.std() * torch.randn_like(value) for key, value in held.items()}
 
@@ -170,7 +170,7 @@ def test_the_soup_is_the_best_of_its_grid() -> None:
 
 def test_low_rank_additions_of_rank_0_are_the_model() -> None:
     some = task(CELL)
-    keys = matrices(some.clip.model, ["visual"])
+    keys = matrices(some.clip.model, "visual")
     images = some.shots.read(torch.arange(3))
     with torch.no_grad():
         plain = encode_with(some.clip.model, {}, images)
@@ -187,7 +187,7 @@ def test_low_rank_additions_of_rank_0_are_the_model() -> None:
 def test_layers_are_as_many_as_asked_for() -> None:
     some = task(CELL)
     every = choose(Subgroup(ranking="all"), some)
-    assert every == matrices(some.clip.model, ["visual"])
+    assert every == matrices(some.clip.model, "visual")
     drawn = choose(Subgroup(ranking="random", layers=3), some)
     assert len(drawn) == 3 and set(drawn) < set(every)
     with pytest.raises(ValueError, match="1 layer"):

@@ -49,7 +49,7 @@ def bits(clip: Clip) -> list[Tensor]:
 
 
 def test_keys_name_the_parameters_of_their_towers_once(clip: Clip) -> None:
-    visual, text = tower_keys(clip.model, ["visual"]), tower_keys(clip.model, ["text"])
+    visual, text = tower_keys(clip.model, "visual"), tower_keys(clip.model, "text")
     named = {key for key, _ in clip.model.named_parameters()}
     assert {*visual, *text} == named - {"logit_scale"} and not {*visual} & {*text}
     assert tower_keys(clip.model) == [
@@ -107,7 +107,7 @@ def test_merged_is_unmerged(clip: Clip, task: Task, images: Tensor, kind: str) -
 
 def test_additions_apply_to_what_enters_the_layer(clip: Clip, images: Tensor) -> None:
     """Oracle: the two thin products added behind a linear layer, by a hook on a copy's layer."""
-    key = next(key for key in matrices(clip.model, ["visual"]) if key.endswith("c_fc.weight"))
+    key = next(key for key in matrices(clip.model, "visual") if key.endswith("c_fc.weight"))
     lora = nudged(Lora(clip.model, [key], 2, scale=0.7), 0.2)
     down, up = lora.down[0], lora.up[0]
     layer = clip.model.get_submodule(key.removesuffix(".weight"))
@@ -124,7 +124,7 @@ def test_additions_apply_to_what_enters_the_layer(clip: Clip, images: Tensor) ->
 
 @pytest.mark.parametrize("low_rank", [False, True])
 def test_gradients_reach_only_what_trains(clip: Clip, images: Tensor, low_rank: bool) -> None:
-    keys = matrices(clip.model, ["visual"])[-3:]
+    keys = matrices(clip.model, "visual")[-3:]
     before = bits(clip)
     module = nudged(Lora(clip.model, keys, 2) if low_rank else Weights(clip.model, keys))
     encode_with(clip.model, module(), images).square().sum().backward()
@@ -141,7 +141,7 @@ def test_gradients_reach_only_what_trains(clip: Clip, images: Tensor, low_rank: 
 
 def test_gradients_are_slopes(clip: Clip, images: Tensor) -> None:
     """Oracle: central differences along a random direction."""
-    key = matrices(clip.model, ["visual"])[-1]
+    key = matrices(clip.model, "visual")[-1]
     weights = Weights(clip.model, [key])
     aim = torch.randn(4, clip.dim, generator=torch.Generator().manual_seed(3))
 
@@ -160,13 +160,13 @@ def test_gradients_are_slopes(clip: Clip, images: Tensor) -> None:
 
 def test_the_classifier_of_unchanged_weights_is_the_models(task: Task) -> None:
     expected = class_prototypes(task.clip, task.words.classes, task.words.class_templates)
-    text = Weights(task.clip.model, tower_keys(task.clip.model, ["text"]))
+    text = Weights(task.clip.model, tower_keys(task.clip.model, "text"))
     found = task.text_with(text())
     assert torch.allclose(found, expected.float(), atol=1e-5) and found.requires_grad
     assert torch.allclose(found.norm(dim=-1), torch.ones(3), atol=1e-5)
     assert not torch.allclose(task.text_with(nudged(text)()), expected.float(), atol=1e-2)
     # Where only the image tower trains there is nothing to compute, and no gradient.
-    visual = Weights(task.clip.model, tower_keys(task.clip.model, ["visual"]))
+    visual = Weights(task.clip.model, tower_keys(task.clip.model, "visual"))
     assert task.text_with(nudged(visual)()) is task.prototypes
 
 
