@@ -18,6 +18,7 @@ from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.prototypes import from_pictures, synthesise
 from nullspace_unlearn.train import Settings, Task
 
+KINDS = ("domain", "cell", "global")
 CLOSED = ("hull", "gated, text", "gated, pixels", "gated, 8 images", "nullspace, text")
 
 
@@ -37,7 +38,7 @@ class Peer:
     method: str
     numbers: Mapping[str, Any] = field(default_factory=dict)
     on: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    kinds: tuple[str, ...] = ("domain", "cell", "global")
+    kinds: tuple[str, ...] = KINDS
     real: bool = True
 
 
@@ -122,11 +123,18 @@ _ADU_BEST: dict[str, dict[str, Any]] = {
 
 
 def _world(name: str) -> dict[str, Peer]:
-    adu = {label: Peer("adu", {**_ADU_BEST[name], **off}) for label, off in _ADU.items()}
+    adu = {
+        label: Peer("adu", {**_ADU_BEST[name], **off}, kinds=KINDS if not off else ("domain",))
+        for label, off in _ADU.items()
+    }
     global_lr = {"lr": 1e-4}
     return {
         **adu,
-        "adu, tuned": Peer("adu", {"gamma": 3, "lam": 1, "forget": 3, "lr": 0.03, "epochs": 10}),
+        "adu, tuned": Peer(
+            "adu",
+            {"gamma": 3, "lam": 1, "forget": 3, "lr": 0.03, "epochs": 10},
+            kinds=("domain",),
+        ),
         "subgroup": Peer("subgroup", {"epochs": 4}),
         "cliperase": Peer("cliperase", {"lr": 2e-4, "epochs": 6}, on={"global": global_lr}),
         "salun": Peer("salun", {"lr": 3e-4, "epochs": 5}, on={"global": global_lr}),

@@ -22,6 +22,10 @@ WORLDS = {
     "bundled": "nsu-mini on its bundled pictures: 12 classes, 4 domains.",
     "pacs": "clip-vit-pacs on PACS: 7 classes, 4 domains; images of its test.txt alone.",
 }
+DOMAINS = {
+    "bundled": ("photo", "sketch", "painting", "cartoon"),
+    "pacs": ("art_painting", "cartoon", "photo", "sketch"),
+}
 SAW = (
     "Trained rows saw 8 images a cell and 4 for validation (the epoch that is kept, and the "
     "strength of the soup), with labels, drawn three times; none is reported on. Their numbers "
@@ -77,7 +81,7 @@ def write_all(world: str, work: Path, order: Iterable[str]) -> None:
         if len(rows) > 2:
             parts += [f"## {title}", _table(kind, rows, memory)]
             if kind == "domain":
-                parts += ["### H of each domain", _by_request(rows)]
+                parts += ["### H of each forgotten domain", _by_request(rows, DOMAINS[world])]
                 parts += ["### What the parts of ADU are worth", _ablation(rows)]
                 draw(rows, Path(__file__).parents[1] / "docs" / "images" / f"trained-{world}.png")
                 parts += [f"![kept and forgotten](../../docs/images/trained-{world}.png)"]
@@ -138,9 +142,9 @@ def _table(kind: str, rows: Mapping[str, Sequence[Run]], memory: Mapping[str, fl
     return markdown(header, lines)
 
 
-def _by_request(rows: Mapping[str, Sequence[Run]]) -> str:
-    numbers = sorted({run["number"] for some in rows.values() for run in some})
-    header = ["method", *(f"domain {number + 1}" for number in numbers)]
+def _by_request(rows: Mapping[str, Sequence[Run]], domains: Sequence[str]) -> str:
+    numbers = range(len(domains))
+    header = ["method", *domains]
     lines = []
     for label, some in rows.items():
         cells = []
@@ -192,15 +196,16 @@ def _beside(again: Sequence[Run], runs: Sequence[Run], order: Sequence[str]) -> 
 
 
 def _chosen(folder: Path) -> str:
-    header = ["row", "kind", "numbers", "Mem", "For", "H", "seconds"]
+    header = ["row", "kind", "requests", "numbers", "Mem", "For", "H", "seconds"]
     lines = []
     for path in sorted(folder.glob("*")):
         runs = [json.loads(file.read_text()) for file in sorted(path.glob("*.json"))]
         for kind, some in _grouped(runs, "kind").items():
             said = ", ".join(f"{key}={value}" for key, value in some[0]["numbers"])
+            which = ", ".join(str(run["number"] + 1) for run in some)
             figures = [_mean(some, "kept"), 1 - _mean(some, "forgotten"), _mean(some, "h4")]
             lines.append(
-                [some[0]["label"], kind, said, *(f"{value:.3f}" for value in figures),
+                [some[0]["label"], kind, which, said, *(f"{value:.3f}" for value in figures),
                  f"{_mean(some, 'seconds'):.0f}"]
             )  # fmt: skip
     return markdown(header, lines)

@@ -30,7 +30,6 @@ from nullspace_unlearn.forget import Forget
 
 ROOT = Path(__file__).parents[1]
 SEEDS = 3
-KINDS = ("domain", "cell", "global")
 
 
 @dataclass(frozen=True)
@@ -136,14 +135,14 @@ def main() -> None:
 @main.command()
 @world_argument
 @shared
-@click.option("--kind", "kinds", multiple=True, type=click.Choice(KINDS))
+@click.option("--kind", "kinds", multiple=True, type=click.Choice(peers.KINDS))
 def run(
     world: str, work: Path, data: Path, workers: int, only: tuple[str, ...], kinds: tuple[str, ...]
 ) -> None:
     """Every row: each whole domain with three draws, two cells and two classes with one."""
     os.environ["NSU_SHARED"] = str(data)
     jobs = []
-    for kind in kinds or KINDS:
+    for kind in kinds or peers.KINDS:
         labels = ["untouched", "ideal", *peers.closed(kind)]
         labels += [name for name, peer in peers.PEERS[world].items() if kind in peer.kinds]
         for label in labels:
@@ -161,7 +160,7 @@ def run(
 @shared
 @click.argument("label")
 @click.argument("grid", nargs=-1, required=True)
-@click.option("--kind", default="domain", type=click.Choice(KINDS), show_default=True)
+@click.option("--kind", default="domain", type=click.Choice(peers.KINDS), show_default=True)
 @click.option("--number", "requests", multiple=True, type=int, default=(0, 2), show_default=True)
 def tune(
     world: str,

@@ -289,10 +289,11 @@ def _card(clip: Clip, path: Path, recipe: str | None) -> str:
     edits = _edits(clip)
     trainings = [made for made in edits if made.get("trained")]
     if clip.changes:
-        lines = "\n".join(
-            f"- {_tensors(made['parameter'])} ({_side(made['side'])}): {made.get('method', 'edit')}"
-            for made in edits
-        )
+        done_to: dict[str, list[str]] = {}
+        for made in edits:
+            where = f"{_tensors(made['parameter'])} ({_side(made['side'])})"
+            done_to.setdefault(where, []).append(str(made.get("method", "edit")))
+        lines = "\n".join(f"- {where}: {', '.join(by)}" for where, by in done_to.items())
         edited = (
             "Only these tensors differ from the original; they are stored in float32, since "
             f"rounding them to half precision would bring a little back:\n\n{lines}"
@@ -303,11 +304,11 @@ def _card(clip: Clip, path: Path, recipe: str | None) -> str:
         recipe = _yaml(_shortened(yaml.safe_load(recipe)))
     asked = f"\n## Recipe\n\n```yaml\n{recipe}```\n" if recipe else ""
     how = "edited in closed form" if len(edits) > len(trainings) or not edits else ""
-    by = " and ".join(f"{made['method']} ({made.get('paper')})" for made in trainings)
-    if by:
-        how = " and ".join(filter(None, (how, f"trained with {by}")))
-    done = "" if by else " No\ntraining was done."
-    limits = _LIMITS_OF_TRAINING if by else _LIMITS
+    methods = " and ".join(f"{made['method']} ({made.get('paper')})" for made in trainings)
+    if methods:
+        how = " and ".join(filter(None, (how, f"trained with {methods}")))
+    done = "" if methods else " No\ntraining was done."
+    limits = _LIMITS_OF_TRAINING if methods else _LIMITS
     return str(
         ModelCard(f"""---
 {data.to_yaml()}

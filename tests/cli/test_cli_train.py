@@ -145,6 +145,7 @@ def test_the_report_for_a_reader(train):
     assert (silent.code, silent.out, silent.err) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_stock_open_clip_gets_the_same_accuracy(train, images, tmp_path):
     given = ("--lr", "3e-4", "--set", "towers=both", "--quiet")
     assert train("memorise_forget", *DOMAIN, *given).code == 0

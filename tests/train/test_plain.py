@@ -56,11 +56,8 @@ def test_each_looks_at_its_own_images_alone(task: Task, method: Method) -> None:
         assert torch.equal(plain, parameters(method, task, some)) != seen
 
 
-@pytest.mark.parametrize(
-    "forget",
-    [{"classes": ("dog",)}, pytest.param({"domains": ("sketch",)}, marks=pytest.mark.slow)],
-    ids=str,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("forget", [{"classes": ("dog",)}, {"domains": ("sketch",)}], ids=str)
 def test_they_forget_and_fine_tuning_does_not(forget: dict[str, tuple[str, ...]]) -> None:
     task = request(**forget)
     ascent, both, finetune = METHODS

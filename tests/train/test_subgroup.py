@@ -229,7 +229,11 @@ def test_the_average_follows_the_learner() -> None:
 
 @pytest.mark.parametrize(
     "request_",
-    [CELL, Forget(classes=["car"]), Forget(domains=["sketch"])],
+    [
+        CELL,
+        pytest.param(Forget(classes=["car"]), marks=pytest.mark.slow),
+        pytest.param(Forget(domains=["sketch"]), marks=pytest.mark.slow),
+    ],
     ids=lambda r: r.paradigm,
 )
 def test_a_short_run_forgets_and_a_still_one_does_not(request_: Forget) -> None:
