@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from nullspace_unlearn.erasers.hull import INWARD, convex_weights, same_names
+from nullspace_unlearn.erasers.hull import INWARD, nearest_kept, same_names
 from nullspace_unlearn.linalg import as_float64, nearest_in_hull
 
 TOLERANCE = 1e-5
@@ -80,10 +80,13 @@ def certify(
     # Any convex weights prove it, and those that `hull` moved the prototypes to are the first to
     # try. Where they do not, the nearest point of the edited hull says how far off the model is.
     usable = ~same_names(f, k)
-    weight = convex_weights(f, k, usable, INWARD) if usable.any() else f.new_zeros(len(f), len(k))
+    weight = f.new_zeros(len(f), len(k))
+    if usable.any():
+        middle = usable / usable.sum()
+        weight = (1 - INWARD) * nearest_kept(f, k, usable).dense(len(k)) + INWARD * middle
     far = violation(weight, forgotten) > TOLERANCE
     if far.any():
         nearest = nearest_in_hull(forgotten[far], kept, tol=1e-12)
-        weight[far] = torch.zeros_like(weight[far]).scatter_add(-1, nearest.index, nearest.weight)
+        weight[far] = nearest.dense(len(k))
     ordered = weight.sort(-1, descending=True)
     return Certificate(ordered.indices, ordered.values, violation(weight, forgotten))

@@ -12,8 +12,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-# Numbers held at once by one chunk of hull problems (scores over the vertices and their supports).
-_CHUNK = 1 << 25
+# Numbers held at once by one chunk of problems.
+_CHUNK = 1 << 22
+# Numbers gathered at once.
+_CACHE = 1 << 18
+# Vertices that join a hull problem at once: many make its inner products costly, few make rounds.
+_FRESH = 12
 # Newton steps of a one-sided regression, and halvings of one; it takes some ten, and hardly any.
 _ROUNDS, _HALVINGS = 200, 40
 
@@ -216,20 +220,26 @@ def solve_covariance_of_kept(
     scale = (energy.clamp(min=0) + torch.where(single, 1.0, ridge * total / dim)[..., None])[
         ..., None
     ]
-    turned, turned_update = frame.mT @ right, frame.mT @ update
+    # Transposed, a frame that serves the whole batch multiplies it as one matrix.
+    turned, turned_update = (right.mT @ frame).mT, (update.mT @ frame).mT
     solved, solved_update = turned / scale, turned_update / scale
     core = torch.eye(update.shape[-1], dtype=rows.dtype, device=rows.device)
     core = core - turned_update.mT @ solved_update
     correction = solve_definite(core, turned_update.mT @ solved)
-    return torch.where(
-        single[..., None, None], right, frame @ (solved + solved_update @ correction)
-    )
+    back = ((solved + solved_update @ correction).mT @ frame.mT).mT
+    return torch.where(single[..., None, None], right, back)
 
 
 def _marked_first(marked: Bool[Tensor, "*batch n"]) -> Int[Tensor, "*batch most"]:
-    """Where the marked rows of each member stand, and behind a shorter list rows not marked."""
-    most = int(marked.sum(-1).max()) if marked.numel() else 0
-    return marked.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[..., :most]
+    """Where the marked rows of each member stand, and behind a shorter list a row not marked."""
+    flat = marked.reshape(-1, marked.shape[-1])
+    count = flat.sum(-1)
+    most = int(count.max()) if len(flat) else 0
+    row, column = flat.nonzero(as_tuple=True)
+    place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+    order = flat.to(torch.int8).argmin(-1, keepdim=True).repeat(1, most)
+    order[row, place] = column
+    return order.reshape(*marked.shape[:-1], most)
 
 
 def weighted_ridge(
@@ -371,26 +381,51 @@ class HullPoint:
     point: Float[Tensor, "*batch m dim"]
     gap: Float[Tensor, "*batch m"]
 
+    def of(self, rows: Float[Tensor, "*batch_or_none n any"]) -> Float[Tensor, "*batch m any"]:
+        """The same convex combinations, of other rows.
+
+        Args:
+            rows: `[n, any]` or `[*batch, n, any]`, one row a vertex.
+
+        Returns:
+            `[*batch, m, any]`.
+        """
+        return _combined(self.index, self.weight, rows)
+
+    def dense(self, n: int) -> Float[Tensor, "*batch m n"]:
+        """The weights of all vertices, 0 for those not in use.
+
+        Args:
+            n: Number of vertices.
+
+        Returns:
+            `[*batch, m, n]`.
+        """
+        zeros = self.weight.new_zeros(*self.index.shape[:-1], n)
+        return zeros.scatter_add_(-1, self.index, self.weight)
+
 
 def nearest_in_hull(
     points: Float[Tensor, "*batch m dim"],
     vertices: Float[Tensor, "*batch_or_none n dim"],
-    allowed: Bool[Tensor, "*batch m n"] | None = None,
+    allowed: Bool[Tensor, "*batch m_or_one n"] | None = None,
     tol: float = 1e-10,
 ) -> HullPoint:
     """Nearest point of the convex hull of the vertices, for many points at once.
 
-    Wolfe's active-set algorithm (P. Wolfe, "Finding the nearest point in a polytope", Mathematical
-    Programming 11, 1976), batched: each round adds to every unfinished problem the vertex that
-    violates its optimality condition most, and solves the affine problem on its support, dropping
-    vertices whose weight would turn negative. It ends by the optimality condition, exactly, not by
-    a count of rounds.
+    Each point is first solved on the vertices nearest to it, by Wolfe's active-set algorithm (P.
+    Wolfe, "Finding the nearest point in a polytope", Mathematical Programming 11, 1976), batched
+    and on inner products alone. One matrix product then says which of all vertices violate the
+    optimality condition; these join the ones in use, and so on until none does. It ends by that
+    condition, over all vertices, not by a count of rounds, and holds no more at once than one chunk
+    of points needs.
 
     Args:
         points: `[*batch, m, dim]`, float64.
         vertices: `[n, dim]` shared by the whole batch, or `[*batch, n, dim]`; float64.
-        allowed: `[*batch, m, n]`, which vertices each point may use; absent means all. One shared
-            vocabulary and a mask a request need no copy of the vocabulary.
+        allowed: `[*batch, m, n]`, which vertices each point may use, or `[*batch, 1, n]` where the
+            points of a member share them; absent means all. One shared vocabulary and a mask a
+            request need no copy of the vocabulary.
         tol: Optimality gap at which a problem is done (see `HullPoint.gap`).
 
     Returns:
@@ -404,117 +439,155 @@ def nearest_in_hull(
     n = vertices.shape[-2]
     if n == 0 or (allowed is not None and not allowed.any(-1).all()):
         raise ValueError("a hull needs at least one vertex to be nearest to; nothing is kept")
-    shared = vertices.ndim == 2
-    groups = [(points.reshape(-1, dim), vertices, _rows(allowed, n))]
-    if not shared:
-        flat_allowed = None if allowed is None else allowed.reshape(-1, m, n)
-        groups = [
-            (p, v, None if flat_allowed is None else flat_allowed[i])
-            for i, (p, v) in enumerate(
-                zip(points.reshape(-1, m, dim), vertices.reshape(-1, n, dim), strict=True)
-            )
-        ]
-    solved: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    for group_points, group_vertices, group_allowed in groups:
-        size = max(1, _CHUNK // max(n, 64 * dim))
-        for start in range(0, len(group_points), size):
-            part = slice(start, start + size)
-            mask = None if group_allowed is None else group_allowed[part]
-            solved.append(_wolfe(group_points[part], group_vertices, mask, tol))
-    support = max((s[0].shape[-1] for s in solved), default=1)
+    flat = points.reshape(-1, m, dim)
+    masks = None if allowed is None else allowed.reshape(-1, allowed.shape[-2], n)
+    # Members that share their vertices are solved together, so many of them to a chunk.
+    size = max(1, _CHUNK // (max(n, 8 * dim) * m)) if vertices.ndim == 2 else 1
+    own = None if vertices.ndim == 2 else vertices.reshape(-1, n, dim)
+    solved: list[HullPoint] = []
+    for start in range(0, len(flat), size):
+        some = flat[start : start + size]
+        mask = None
+        if masks is not None:
+            mask = masks[start : start + size].expand(-1, m, -1).reshape(-1, n)
+        corners = vertices if own is None else own[start]
+        solved.append(_nearest(some.reshape(-1, dim), corners, mask, tol))
+    support = max((part.index.shape[-1] for part in solved), default=1)
+    pad = torch.nn.functional.pad
     index, weight = (
-        torch.cat([torch.nn.functional.pad(s[i], (0, support - s[i].shape[-1])) for s in solved])
-        for i in (0, 1)
+        torch.cat([pad(part, (0, support - part.shape[-1])) for part in parts])
+        for parts in ([part.index for part in solved], [part.weight for part in solved])
     )
     return HullPoint(
         index.reshape(*batch, m, support),
         weight.reshape(*batch, m, support),
-        torch.cat([s[2] for s in solved]).reshape(*batch, m, dim),
-        torch.cat([s[3] for s in solved]).reshape(*batch, m),
+        torch.cat([part.point for part in solved]).reshape(*batch, m, dim),
+        torch.cat([part.gap for part in solved]).reshape(*batch, m),
     )
 
 
-def _rows(allowed: Tensor | None, n: int) -> Tensor | None:
-    return None if allowed is None else allowed.reshape(-1, n)
-
-
-def _wolfe(
-    points: Tensor, vertices: Tensor, allowed: Tensor | None, tol: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _nearest(points: Tensor, vertices: Tensor, allowed: Tensor | None, tol: float) -> HullPoint:
     """Solve one chunk: `[p, dim]` points against `[n, dim]` vertices."""
-    p = len(points)
-    everyone = torch.arange(p, device=points.device)
+    p, fresh = len(points), min(_FRESH, len(vertices))
     half_square = vertices.square().sum(-1) / 2
-    # Nearest vertex: |v - t|²/2 = |v|²/2 - v·t + const.
-    first = _best(points @ vertices.mT - half_square, allowed)
-    slots = vertices[first][:, None]
-    index = first[:, None]
-    weight = torch.ones_like(index, dtype=points.dtype)
-    gram = (slots - points[:, None]).square().sum(-1, keepdim=True)
+    # Nearest vertices: |v - t|²/2 = |v|²/2 - v·t + const.
+    nearness, entering = _best(points @ vertices.mT - half_square, allowed, fresh)
+    nearest = (vertices[entering[:, 0]] - points).square().sum(-1)
     # A point nearer to a vertex than this is on it: below lies the rounding of the products.
     size = (2 * half_square.max()).clamp(min=torch.finfo(points.dtype).tiny)
-    scale = gram[:, 0, 0].clamp(min=1e-6 * size)
+    scale = nearest.clamp(min=1e-6 * size)
+    usable = nearness > -torch.inf
+    index = entering.new_zeros(p, 0)
+    weight, point = points.new_zeros(p, 0), torch.zeros_like(points)
     gap = torch.full_like(scale, torch.inf)
-    todo = everyone
+    todo = torch.arange(p, device=points.device)
     for _ in range(8 * (points.shape[-1] + 2)):
-        x = (weight[todo, :, None] * slots[todo]).sum(1)
+        among = torch.cat([index[todo], entering], -1)
+        usable = torch.cat([weight[todo] > 0, usable], -1)
+        begin = torch.nn.functional.pad(weight[todo], (0, entering.shape[-1]))
+        gram = _seen_from(points[todo], vertices, among)
+        found = _wolfe(gram, begin, usable, tol * scale[todo])
+        index, weight = _keep_support(index, weight, todo, among, found)
+        x = _combined(index[todo], weight[todo], vertices)
+        point[todo] = x
+        # Optimal where no vertex lies further along the residual than the point itself.
         residual = points[todo] - x
-        scores = residual @ vertices.mT
-        enter = _best(scores, None if allowed is None else allowed[todo])
-        excess = scores.gather(1, enter[:, None])[:, 0] - (residual * x).sum(-1)
-        new_gap = excess.clamp(min=0) / scale[todo]
-        # A vertex already in the support cannot enter: what is left of its gap is rounding.
-        inside = ((index[todo] == enter[:, None]) & (weight[todo] > 0)).any(-1)
-        gap[todo] = new_gap
-        going = (new_gap > tol) & ~inside
+        best, entering = _best(residual @ vertices.mT, _of(allowed, todo), fresh)
+        excess = best - (residual * x).sum(-1, keepdim=True)
+        gap[todo] = excess[:, 0].clamp(min=0) / scale[todo]
+        # A vertex already among those in use cannot enter: what is left of its gap is rounding.
+        known = ((among == entering[:, :1]) & usable).any(-1)
+        going = (gap[todo] > tol) & ~known
+        todo, entering = todo[going], entering[going]
+        usable = excess[going] > 0
+        if not len(todo):
+            break
+    if (gap > max(tol, 1e-8)).any():
+        raise RuntimeError(f"nearest point of the hull not reached: gap {float(gap.max()):.1e}")
+    return HullPoint(index, weight, point, gap)
+
+
+def _seen_from(points: Tensor, vertices: Tensor, among: Tensor) -> Tensor:
+    """Inner products `[p, k, k]` of some vertices, seen from each point."""
+    k, dim = among.shape[-1], points.shape[-1]
+    # So few at a time that the gathered vertices stay in the processor's cache.
+    size = max(1, _CACHE // (k * dim))
+    parts = []
+    for start in range(0, len(points), size):
+        some = slice(start, start + size)
+        here = vertices[among[some]].sub_(points[some, None])
+        parts.append(here @ here.mT)
+    return torch.cat(parts) if parts else points.new_zeros(0, k, k)
+
+
+def _combined(index: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
+    """Convex combinations of rows, a vertex at a time: no `[*, m, s, dim]` is ever made."""
+    total = rows.new_zeros(*index.shape[:-1], rows.shape[-1])
+    for i, w in zip(index.unbind(-1), weight.unbind(-1), strict=True):
+        chosen = rows[i] if rows.ndim == 2 else rows.take_along_dim(i[..., None], -2)
+        total.addcmul_(w[..., None], chosen)
+    return total
+
+
+def _of(allowed: Tensor | None, todo: Tensor) -> Tensor | None:
+    return None if allowed is None else allowed[todo]
+
+
+def _best(scores: Tensor, allowed: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+    """The k best vertices of each problem, best first; -inf marks those it may not use."""
+    best = (scores if allowed is None else scores.masked_fill_(~allowed, -torch.inf)).topk(k)
+    return best.values, best.indices
+
+
+def _keep_support(
+    index: Tensor, weight: Tensor, todo: Tensor, among: Tensor, found: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Put new weights in place of those of the problems to do, in as few slots as they need."""
+    order = _marked_first(found > 0)
+    more = max(0, order.shape[-1] - index.shape[-1])
+    index, weight = (torch.nn.functional.pad(held, (0, more)) for held in (index, weight))
+    index[todo], weight[todo] = 0, 0.0
+    kept = found.take_along_dim(order, -1)
+    chosen = among.take_along_dim(order, -1).masked_fill(kept <= 0, 0)
+    index[todo, : order.shape[-1]], weight[todo, : order.shape[-1]] = chosen, kept
+    return index, weight
+
+
+def _wolfe(gram: Tensor, weight: Tensor, usable: Tensor, enough: Tensor) -> Tensor:
+    """Convex weights of least norm by inner products alone.
+
+    Args:
+        gram: `[p, k, k]` of the vertices, seen from each problem's point.
+        weight: `[p, k]` optimal on its own support, or all zero.
+        usable: `[p, k]`.
+        enough: `[p]`, optimality gap at which a problem is done, not relative.
+
+    Returns:
+        `[p, k]`.
+    """
+    weight = weight.clone()
+    square = gram.diagonal(dim1=-2, dim2=-1).masked_fill(~usable, torch.inf)
+    empty = ~(weight > 0).any(-1)
+    weight[empty] = torch.nn.functional.one_hot(square.argmin(-1), gram.shape[-1]).to(gram)[empty]
+    todo = torch.arange(len(gram), device=gram.device)
+    for _ in range(8 * gram.shape[-1]):
+        slope = (gram[todo] @ weight[todo, :, None])[..., 0]
+        norm = (slope * weight[todo]).sum(-1)
+        low, enter = slope.masked_fill(~usable[todo], torch.inf).min(-1)
+        inside = weight[todo].gather(1, enter[:, None])[:, 0] > 0
+        going = (norm - low > enough[todo]) & ~inside
         todo, enter = todo[going], enter[going]
         if not len(todo):
             break
-        index, slots, weight, gram = _enter(
-            todo, enter, points, vertices, index, slots, weight, gram
-        )
-        entering = index[todo] == enter[:, None]
-        weight[todo] = _minimise(gram[todo], weight[todo], entering)
+        entering = torch.zeros_like(usable[todo]).scatter_(1, enter[:, None], True)
+        order = _marked_first((weight[todo] > 0) | entering)
+        start, new = weight[todo].take_along_dim(order, -1), entering.take_along_dim(order, -1)
+        part = gram[todo[:, None, None], order[:, :, None], order[:, None, :]]
+        moved = _minimise(part, start, new)
+        weight[todo] = torch.zeros_like(weight[todo]).scatter_add_(1, order, moved)
         # A vertex thrown out again at once gained nothing: only rounding let it in.
-        todo = todo[(entering & (weight[todo] > 0)).any(-1)]
-    if (gap > max(tol, 1e-8)).any():
-        raise RuntimeError(f"nearest point of the hull not reached: gap {float(gap.max()):.1e}")
-    index = index.masked_fill(weight <= 0, 0)
-    return index, weight, (weight[..., None] * slots).sum(1), gap
-
-
-def _best(scores: Tensor, allowed: Tensor | None) -> Tensor:
-    return (scores if allowed is None else scores.masked_fill(~allowed, -torch.inf)).argmax(-1)
-
-
-def _enter(
-    todo: Tensor,
-    enter: Tensor,
-    points: Tensor,
-    vertices: Tensor,
-    index: Tensor,
-    slots: Tensor,
-    weight: Tensor,
-    gram: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Put the entering vertex of each problem into a free slot, making one more where none is."""
-    free = weight[todo] <= 0
-    if not free.any(-1).all():
-        pad = torch.nn.functional.pad
-        index, weight = pad(index, (0, 1)), pad(weight, (0, 1))
-        slots, gram = pad(slots, (0, 0, 0, 1)), pad(gram, (0, 1, 0, 1))
-        free = weight[todo] <= 0
-    slot = free.to(torch.int8).argmax(-1)
-    index[todo, slot] = enter
-    slots[todo, slot] = vertices[enter]
-    # An unused slot must not be taken for the entering vertex later on.
-    stale = free & (torch.arange(index.shape[1], device=index.device) != slot[:, None])
-    index[todo] = index[todo].masked_fill(stale, -1)
-    here = slots[todo] - points[todo][:, None]
-    row = (here @ (vertices[enter] - points[todo])[..., None])[..., 0]
-    gram[todo, slot] = row
-    gram[todo, :, slot] = row
-    return index, slots, weight, gram
+        todo = todo[(new & (moved > 0)).any(-1)]
+    return weight
 
 
 def _minimise(gram: Tensor, weight: Tensor, entering: Tensor) -> Tensor:

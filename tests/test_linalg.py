@@ -14,7 +14,6 @@ from torch import Tensor
 
 from nullspace_unlearn import linalg
 from nullspace_unlearn.linalg import (
-    HullPoint,
     as_float64,
     covariance,
     leading_basis,
@@ -54,12 +53,6 @@ def test_unit_rows_have_norm_one_and_a_zero_row_stays() -> None:
 
 
 # The nearest point of a hull.
-
-
-def dense(found: HullPoint, n: int) -> Tensor:
-    """Weights over all vertices."""
-    weights = torch.zeros(*found.index.shape[:-1], n, dtype=torch.float64)
-    return weights.scatter_add(-1, found.index, found.weight)
 
 
 def optimality(points: Tensor, vertices: Tensor, nearest: Tensor) -> Tensor:
@@ -111,7 +104,7 @@ def test_nearest_point_of_many_hulls(kind: str) -> None:
     for seed in range(40):
         points, vertices = problem(kind, seed)
         found = nearest_in_hull(points, vertices)
-        weights = dense(found, len(vertices))
+        weights = found.dense(len(vertices))
         assert (found.weight >= 0).all()
         assert torch.allclose(weights.sum(-1), torch.ones_like(weights[:, 0]))
         assert torch.allclose(weights @ vertices, found.point, atol=1e-12)
@@ -150,7 +143,7 @@ def test_a_mask_is_a_slice() -> None:
     points, vertices = randn(5, 8), unit(randn(30, 8, seed=1) + 1)
     allowed = randn(5, 30, seed=2) > 0
     masked = nearest_in_hull(points, vertices, allowed)
-    assert not (dense(masked, 30) > 0)[~allowed].any()
+    assert not (masked.dense(30) > 0)[~allowed].any()
     for i in range(5):
         sliced = nearest_in_hull(points[i : i + 1], vertices[allowed[i]])
         assert torch.allclose(masked.point[i], sliced.point[0], atol=1e-10)
@@ -166,7 +159,7 @@ def test_a_batch_is_a_loop(own: bool) -> None:
         for j in range(3):
             one = nearest_in_hull(points[i, j], vertices[i, j] if own else vertices, allowed[i, j])
             assert torch.allclose(batch.point[i, j], one.point, atol=1e-10)
-            assert torch.allclose(dense(batch, 15)[i, j], dense(one, 15), atol=1e-8)
+            assert torch.allclose(batch.dense(15)[i, j], one.dense(15), atol=1e-8)
 
 
 @given(st.integers(0, 10_000), st.sampled_from([1e-6, 1e-2, 1e3, 1e8]), st.sampled_from(KINDS))
@@ -175,6 +168,54 @@ def test_the_nearest_point_scales(seed: int, scale: float, kind: str) -> None:
     plain = nearest_in_hull(points, vertices).point
     scaled = nearest_in_hull(points * scale, vertices * scale).point
     assert torch.allclose(scaled / scale, plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("fresh", [1, 3])
+@pytest.mark.parametrize("chunk", [1, 1 << 22])
+def test_few_vertices_at_a_time_find_the_same_point(
+    fresh: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points, vertices = randn(3, 2, 12), unit(randn(200, 12, seed=1) + 1)
+    allowed = randn(3, 1, 200, seed=2) > -1
+    whole = nearest_in_hull(points, vertices, allowed)
+    monkeypatch.setattr(linalg, "_FRESH", fresh)
+    monkeypatch.setattr(linalg, "_CHUNK", chunk)
+    monkeypatch.setattr(linalg, "_CACHE", chunk)
+    parts = nearest_in_hull(points, vertices, allowed)
+    assert torch.allclose(parts.point, whole.point, atol=1e-10)
+    assert (parts.gap <= 1e-10).all()
+    # The control: the few nearest vertices alone do not hold the point.
+    nearest = torch.cdist(points, vertices).masked_fill(~allowed, torch.inf).argsort(-1)[..., :12]
+    few = torch.zeros(3, 2, 200, dtype=torch.bool).scatter(-1, nearest, True)
+    assert (nearest_in_hull(points, vertices, few).point - whole.point).abs().max() > 1e-3
+
+
+def test_a_mask_that_a_member_s_points_share() -> None:
+    points, vertices = randn(4, 3, 8), unit(randn(30, 8, seed=1) + 1)
+    allowed = randn(4, 1, 30, seed=2) > 0
+    one, each = (nearest_in_hull(points, vertices, a) for a in (allowed, allowed.expand(4, 3, 30)))
+    assert torch.equal(one.point, each.point)
+    assert not torch.allclose(one.point, nearest_in_hull(points, vertices).point, atol=1e-3)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["vertices each", "vertices shared"])
+def test_the_same_combination_of_other_rows(own: bool) -> None:
+    points, batch = randn(2, 3, 5), (2,) if own else ()
+    vertices, others = randn(*batch, 9, 5, seed=1), randn(*batch, 9, 4, seed=2)
+    found = nearest_in_hull(points, vertices)
+    assert torch.allclose(found.of(others), found.dense(9) @ others, atol=1e-14)
+    assert torch.allclose(found.of(vertices), found.point, atol=1e-14)
+
+
+def test_threads_do_not_change_the_result() -> None:
+    points, vertices = randn(50, 32), unit(randn(300, 32, seed=1) + 1)
+    one = nearest_in_hull(points, vertices).point
+    torch.set_num_threads(2)
+    try:
+        two = nearest_in_hull(points, vertices).point
+    finally:
+        torch.set_num_threads(1)
+    assert torch.allclose(one, two, rtol=0, atol=1e-10)
 
 
 def test_no_vertex_is_refused() -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nullspace_unlearn.edit import Edit
 from nullspace_unlearn.linalg import (
+    HullPoint,
     as_float64,
     covariance,
     leading_basis,
@@ -58,7 +59,8 @@ def hull(
 
     Args:
         forget: `[*batch, m, dim]` unit text prototypes; further templates or aliases are further
-            rows, each with a certificate of its own.
+            rows, each with a certificate of its own. Rows of zeros fill up the shorter requests of
+            a ragged batch, and count for nothing.
         keep: `[n, dim]` shared by the whole batch, or `[*batch, n, dim]`: unit text prototypes of
             the vocabulary whose recognition must stay.
         keep_mask: `[*batch, n]`, which names of the vocabulary each request keeps; absent: all. The
@@ -92,10 +94,13 @@ def hull(
             "nothing is kept: keep is empty, or all of it is the same to the model as what is "
             "forgotten"
         )
-    displacement = f - convex_weights(f, r, kept, inward) @ r
-    norm = torch.linalg.vector_norm
-    apart = norm(displacement, dim=-1) > _INSIDE * norm(f, dim=-1)
-    basis, _ = leading_basis(displacement * apart[..., None])
+    share = (kept / kept.sum(-1, keepdim=True)).to(r.dtype)
+    middle = share[..., None, :] @ r
+    displacement = f - (1 - inward) * nearest_kept(f, r, kept).of(r) - inward * middle
+    norm = torch.linalg.vector_norm(f, dim=-1)
+    # A row of zeros is no name, and this keeps it from asking for anything.
+    apart = torch.linalg.vector_norm(displacement, dim=-1) > _INSIDE * norm
+    basis, _ = leading_basis(displacement * (apart & (norm > 0))[..., None])
     if basis.shape[-1] == 0 or not basis.abs().amax((-2, -1)).all():
         raise ValueError("the edit would remove nothing: a forgotten name lies among the kept ones")
     if basis.shape[-1] == basis.shape[-2]:
@@ -127,27 +132,20 @@ def same_names(
     return (unit(forget) @ unit(keep).mT).amax(-2) > 1 - _SAME_NAME**2 / 2
 
 
-def convex_weights(
+def nearest_kept(
     forget: Float[Tensor, "*batch m dim"],
     keep: Float[Tensor, "*batch_or_none n dim"],
     kept: Bool[Tensor, "*batch n"],
-    inward: float,
-) -> Float[Tensor, "*batch m n"]:
-    """The convex combination of kept prototypes that each forgotten one is moved to.
+) -> HullPoint:
+    """The point of the hull of the kept prototypes that is nearest in their covariance.
 
     Args:
         forget: `[*batch, m, dim]`, float64.
         keep: `[n, dim]` or `[*batch, n, dim]`, float64.
         kept: `[*batch, n]`, which of them each request may use.
-        inward: As in `hull`.
 
     Returns:
-        `[*batch, m, n]` weights: at least 0, sum 1, 0 for names not kept.
+        Its weights on the prototypes; the point itself is in the metric's coordinates.
     """
     metric = torch.linalg.cholesky(regularised(covariance(keep), _METRIC_RIDGE))
-    allowed = kept[..., None, :].expand(*forget.shape[:-1], keep.shape[-2])
-    nearest = nearest_in_hull(forget @ metric, keep @ metric, allowed)
-    border = torch.zeros(allowed.shape, dtype=forget.dtype, device=forget.device)
-    border = border.scatter_add(-1, nearest.index, nearest.weight)
-    middle = allowed / kept.sum(-1)[..., None, None]
-    return (1 - inward) * border + inward * middle
+    return nearest_in_hull(forget @ metric, keep @ metric, kept[..., None, :])

@@ -123,6 +123,20 @@ def test_a_batch_is_a_loop(own: bool, masked: bool) -> None:
             assert torch.allclose(batch[i, j].operator(), one.operator(), atol=1e-10)
 
 
+def test_a_ragged_batch_is_a_loop() -> None:
+    keep, sizes = names(40, 12, seed=1), (1, 4, 2)
+    rows = [names(m, 12, seed=10 + m) for m in sizes]
+    batch = hull(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), keep)
+    for i, forget in enumerate(rows):
+        operator = hull(forget, keep).operator()
+        assert torch.allclose(batch[i].operator(), operator, atol=1e-10)
+        # The control: a row that is there is not passed over.
+        if len(forget) > 1:
+            assert not torch.allclose(hull(forget[:1], keep).operator(), operator, atol=1e-3)
+    with pytest.raises(ValueError, match="remove nothing"):
+        hull(torch.zeros(1, 12).double(), keep)
+
+
 @given(
     st.integers(0, 1000),
     st.integers(1, 8),
