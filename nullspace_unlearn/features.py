@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,10 +21,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nullspace_unlearn.clip import Clip
+from nullspace_unlearn.clip.checkpoint import public_name
 from nullspace_unlearn.data.folders import ImageSet, Skipped, load_batches
 from nullspace_unlearn.files import new_file
 
 _FORMAT = "nullspace-unlearn features 1"
+_ROWS = 1 << 16  # looked at at once, since a file may be larger than the memory
+_LIBRARIES = ("torch", "torchvision", "open_clip_torch", "pillow")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,12 +92,7 @@ class Features:
             for name in ("embeddings", "labels", "hidden", "domains", "text")
             if (value := getattr(self, name)) is not None
         }
-        header = {
-            "format": _FORMAT,
-            "class_names": json.dumps(self.class_names),
-            "domain_names": json.dumps(self.domain_names),
-            "provenance": json.dumps(dict(self.provenance)),
-        }
+        header = file_header(self.class_names, self.domain_names, self.provenance)
         with new_file(Path(path), overwrite) as temporary:
             save_file(tensors, temporary, metadata=header)
 
@@ -104,7 +104,7 @@ class Features:
             path: The file.
 
         Returns:
-            The features, on the CPU.
+            The features, on the CPU, mapped from the file: it may be larger than the memory.
 
         Raises:
             ValueError: If the file is missing, damaged, or not such a file.
@@ -122,6 +122,69 @@ class Features:
                 )
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise ValueError(f"{path} is not a feature file: {error}") from None
+
+
+def file_header(
+    class_names: tuple[str, ...], domain_names: tuple[str, ...], provenance: Mapping[str, Any]
+) -> dict[str, str]:
+    """The free text of a feature file's header."""
+    return {
+        "format": _FORMAT,
+        "class_names": json.dumps(class_names),
+        "domain_names": json.dumps(domain_names),
+        "provenance": json.dumps(dict(provenance)),
+    }
+
+
+def made_with(clip: Clip) -> dict[str, Any]:
+    """What a model's features depend on besides the images, as plain JSON values.
+
+    Args:
+        clip: The model.
+
+    Returns:
+        "model", "pretrained" (local ones without their path), "weights_sha256" (None where the
+        model is no longer what its weights file holds), "adapter_sha256" of its visual prompts,
+        "preprocessing", "precision" (the dtypes of its parameters), "device" and "versions".
+    """
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in clip.model.parameters()}
+    return {
+        "model": public_name(clip),
+        "pretrained": Path(clip.pretrained).name if clip.pretrained else None,
+        "weights_sha256": None if clip.changes else clip.source.sha256,
+        "adapter_sha256": _adapter_sha256(clip),
+        "preprocessing": {**clip.config["preprocess_cfg"], "size": list(clip.image_size)},
+        "precision": "+".join(sorted(dtypes)),
+        "device": clip.device.type,
+        "versions": {name: version(name) for name in _LIBRARIES},
+    }
+
+
+def check_made_with(features: Features, clip: Clip) -> None:
+    """Refuse features of another model, as far as both say what they are.
+
+    Args:
+        features: The features.
+        clip: The model.
+
+    Raises:
+        ValueError: If the dimensions, the weights or the visual prompts differ.
+    """
+    dim = features.embeddings.shape[-1]
+    if dim != clip.dim:
+        raise ValueError(
+            f"the features have {dim} dimensions and the model {clip.dim}: they are not of this "
+            "model"
+        )
+    theirs, ours = features.provenance, made_with(clip)
+    if theirs.get("weights_sha256") is None or ours["weights_sha256"] is None:
+        return
+    for key, what in (("weights_sha256", "weights"), ("adapter_sha256", "visual prompts")):
+        if theirs.get(key) != ours[key]:
+            raise ValueError(
+                f"the features were made with {what} of sha256 {theirs.get(key)}, and the model's "
+                f"is {ours[key]}: they are not of this model"
+            )
 
 
 def embed(
@@ -174,16 +237,19 @@ def embed(
         domains=image_set.domain_index[index],
         domain_names=image_set.domains,
         provenance={
-            "model": clip.name,
-            "pretrained": clip.pretrained,
-            "weights_sha256": clip.source.sha256,
+            **made_with(clip),
             "images": image_set.root.name,
-            "skipped": [
-                {"file": file.path.relative_to(image_set.root).as_posix(), "reason": file.reason}
-                for file in skipped
-            ],
+            "skipped": skipped_files(image_set, skipped),
         },
     )
+
+
+def skipped_files(image_set: ImageSet, skipped: Sequence[Skipped]) -> list[dict[str, str]]:
+    """Files of a set that could not be read, for the provenance."""
+    return [
+        {"file": one.path.relative_to(image_set.root).as_posix(), "reason": one.reason}
+        for one in skipped
+    ]
 
 
 def read_features(path: str | Path) -> Features:
@@ -245,9 +311,10 @@ def _rows(name: str, value: Tensor, n: int | None = None, dim: int | None = None
     if not value.is_floating_point() or not value.numel():
         raise ValueError(f"{name} must hold real numbers, got {list(value.shape)} of {value.dtype}")
     value = value.float()
-    if not torch.isfinite(value).all():
-        bad = (~torch.isfinite(value)).any(1).nonzero()[0].item()
-        raise ValueError(f"{name} must be finite, got NaN or Inf, first in row {bad}")
+    for number, rows in enumerate(value.split(_ROWS)):
+        if not torch.isfinite(rows).all():
+            bad = number * _ROWS + int((~torch.isfinite(rows)).any(1).nonzero()[0])
+            raise ValueError(f"{name} must be finite, got NaN or Inf, first in row {bad}")
     return value
 
 
@@ -267,3 +334,13 @@ def _names(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise ValueError("names must be a list of strings")
     return tuple(value)
+
+
+def _adapter_sha256(clip: Clip) -> str | None:
+    if clip.adapter is None:
+        return None
+    digest = hashlib.sha256()
+    for name, value in sorted(clip.adapter.prompts.state_dict().items()):
+        digest.update(f"{name} {list(value.shape)} ".encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -15,7 +15,7 @@ class OutputExists(ValueError):
 
 
 def default_cache() -> Path:
-    """Where synthesised pictures are kept unless the user says otherwise."""
+    """Where pictures and prompts' features are kept unless the user says otherwise."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "nullspace-unlearn" / "prototypes"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -16,9 +17,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from nullspace_unlearn import features as features_module
 from nullspace_unlearn.data.folders import find_images
 from nullspace_unlearn.evaluate.zeroshot import accuracy_grid, predict
-from nullspace_unlearn.features import Features, embed, read_features
+from nullspace_unlearn.features import (
+    Features,
+    check_made_with,
+    embed,
+    made_with,
+    read_features,
+)
 from nullspace_unlearn.files import OutputExists
 
 Unchecked = Callable[[], AbstractContextManager[None]]
@@ -105,6 +113,24 @@ def test_refused_values(kind: str, unchecked: Unchecked) -> None:
     changes, message = WRONG[kind]
     with unchecked(), pytest.raises(ValueError, match=re.escape(message)):
         features(**changes)
+
+
+def test_nan_is_found_whatever_is_looked_at_at_once(
+    unchecked: Unchecked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rows in (1, 2, 4, 5, 6, 7):
+        monkeypatch.setattr(features_module, "_ROWS", rows)
+        features()  # control
+        with unchecked(), pytest.raises(ValueError, match="first in row 4"):
+            features(embeddings=BAD)
+
+
+def test_a_loaded_file_is_mapped_and_not_changed(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    features().save(path)
+    before, loaded = path.read_bytes(), Features.load(path)
+    loaded.embeddings.zero_()
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("part", [0.0, 0.02, 0.5, 0.99])
@@ -222,7 +248,15 @@ def linear_clip(weight: Tensor) -> Any:
         encode_image=lambda images: hidden(images) @ weight,
         name="linear",
         pretrained=None,
+        folder=None,
         source=SimpleNamespace(sha256="0"),
+        changes=(),
+        adapter=None,
+        model=torch.nn.Linear(3, 2),
+        config={"preprocess_cfg": {"mean": [0, 0, 0]}},
+        image_size=(4, 4),
+        device=torch.device("cpu"),
+        dim=2,
     )
 
 
@@ -259,6 +293,39 @@ def test_embeddings_belong_to_their_labels(
         embed(linear_clip(weight / 0), images, quiet=True)
     found.save(tmp_path / "saved")
     assert read_features(tmp_path / "saved").provenance == found.provenance
+
+
+def test_features_of_another_model_are_refused(unchecked: Unchecked) -> None:
+    clip = linear_clip(torch.eye(3))
+    made = made_with(clip)
+    assert made["weights_sha256"] == "0" and made["precision"] == "float32"
+    clip.dim = 3
+    silent = {**made, "weights_sha256": None}
+    with unchecked():
+        for said in (made, silent, {}):
+            check_made_with(features(provenance=said), clip)
+        for said, message in (
+            ({**made, "weights_sha256": "1"}, "with weights of sha256 1, and the model's is 0"),
+            (
+                {**made, "adapter_sha256": "2"},
+                "visual prompts of sha256 2, and the model's is None",
+            ),
+        ):
+            with pytest.raises(ValueError, match=message):
+                check_made_with(features(provenance=said), clip)
+        edited = SimpleNamespace(**{**vars(clip), "changes": ("something",)})
+        check_made_with(features(provenance={**made, "weights_sha256": "1"}), edited)  # unknown
+        clip.dim = 4
+        with pytest.raises(ValueError, match="have 3 dimensions and the model 4"):
+            check_made_with(features(), clip)
+
+
+def test_no_path_of_the_machine_is_kept(tmp_path: Path) -> None:
+    clip = linear_clip(torch.eye(3))
+    clip.name, clip.folder, clip.pretrained = f"local-dir:{tmp_path}/a", tmp_path / "a", "/x/b.pt"
+    made = made_with(clip)
+    assert (made["model"], made["pretrained"]) == ("a", "b.pt")
+    assert str(tmp_path) not in json.dumps(made)
 
 
 # Real models.

@@ -40,12 +40,17 @@ class DataOptions:
             ValueError: If the data cannot be used.
         """
         from nullspace_unlearn.data.folders import find_images
+        from nullspace_unlearn.data.shards import are_shards, find_shards
         from nullspace_unlearn.features import read_features
 
         if self.data is None or self.data == BUNDLED:
             if self.listing is not None:
                 raise ValueError("--list names images of a folder: give --data ROOT")
             return BUNDLED if BUNDLED in (self.data, model) else None
+        if are_shards(self.data):
+            if self.listing is not None:
+                raise ValueError("--list names images of a folder, and --data is shards")
+            return find_shards(self.data, domain_words)
         if Path(self.data).is_file():
             if self.listing is not None:
                 raise ValueError("--list names images of a folder, and --data is a file")
@@ -62,17 +67,13 @@ class DataOptions:
             hidden: Whether to keep hidden features too.
 
         Raises:
-            ValueError: If the data cannot be embedded, or a feature file has another dimension.
+            ValueError: If the data cannot be embedded, or a feature file is of another model.
         """
         from nullspace_unlearn.evaluate.pictures import embed_pictures
-        from nullspace_unlearn.features import Features, embed
+        from nullspace_unlearn.features import Features, check_made_with, embed
 
         if isinstance(found, Features):
-            if found.embeddings.shape[-1] != clip.dim:
-                raise ValueError(
-                    f"the features have {found.embeddings.shape[-1]} dimensions and the model "
-                    f"{clip.dim}: they are not of this model"
-                )
+            check_made_with(found, clip)
             return found
         if found == BUNDLED:
             return embed_pictures(
@@ -86,11 +87,7 @@ class DataOptions:
             quiet=quiet,
             hidden=hidden,
         )
-        skipped = features.provenance["skipped"]
-        if skipped:
-            named = ", ".join(f"{one['file']} ({one['reason']})" for one in skipped[:5])
-            more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-            click.echo(f"nsu: skipped {len(skipped)} files: {named}{more}", err=True)
+        say_skipped(features)
         return features
 
 
@@ -100,7 +97,8 @@ data_options = gathered(
     click.option(
         "--data",
         metavar="ROOT|FILE",
-        help="Images root/<domain>/<class>/*, a feature file, or nsu-mini: the bundled pictures.",
+        help="Images root/<domain>/<class>/*, webdataset shards (a folder, or DIR/{00..03}.tar), a "
+        "feature file, or nsu-mini: the bundled pictures.",
     ),
     click.option("--list", "listing", metavar="FILE", help="Use only the images this file lists."),
     click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1)),
@@ -115,16 +113,27 @@ data_options = gathered(
 )
 
 
+def say_skipped(features: Features) -> None:
+    """Name on stderr the files that could not be read."""
+    skipped = features.provenance["skipped"]
+    if skipped:
+        named = ", ".join(f"{one['file']} ({one['reason']})" for one in skipped[:5])
+        more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+        click.echo(f"nsu: skipped {len(skipped)} files: {named}{more}", err=True)
+
+
 def names_of(data: Any) -> tuple[tuple[str, ...] | None, dict[str, str]]:
     """Class names and domain words that the data brings along."""
     from nullspace_unlearn.data import mini
     from nullspace_unlearn.data.folders import ImageSet
+    from nullspace_unlearn.data.shards import NO_DOMAIN, NO_DOMAIN_WORD
     from nullspace_unlearn.features import Features
 
     if isinstance(data, ImageSet):
         return data.classes, dict(zip(data.domains, data.domain_words, strict=True))
     if isinstance(data, Features):
-        return data.class_names or None, {name: name for name in data.domain_names}
+        own = {NO_DOMAIN: NO_DOMAIN_WORD}
+        return data.class_names or None, {name: own.get(name, name) for name in data.domain_names}
     if data == BUNDLED:
         return mini.CLASSES, {name: name for name in mini.DOMAINS}
     return None, {}

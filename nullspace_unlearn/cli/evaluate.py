@@ -18,6 +18,7 @@ from nullspace_unlearn.cli.data import DataOptions, data_options
 @click.option("--classes", metavar="A,B,C|FILE", help="Names to choose from; absent: the data's.")
 @click.option("--template", multiple=True, metavar="TEXT", help="Class template; several average.")
 @click.option("--domain-word", multiple=True, metavar="FOLDER=WORD", help="As for erase.")
+@options.cache_options
 @options.device_options
 @options.output_options
 def evaluate(
@@ -28,6 +29,8 @@ def evaluate(
     classes: str | None,
     template: tuple[str, ...],
     domain_word: tuple[str, ...],
+    cache: str | None,
+    no_cache: bool,
     device: str,
     precision: str,
     as_json: bool,
@@ -36,20 +39,23 @@ def evaluate(
     """Measure zero-shot accuracy of MODEL on DATA, class by domain.
 
     MODEL is anything that erase takes, and the folder that it or train wrote. DATA is a folder
-    root/<domain>/<class>/*, a feature file of that model (.npz, or one that this project wrote), or
-    nsu-mini for the bundled pictures.
+    root/<domain>/<class>/*, webdataset shards, a feature file of that model (.npz, or one that
+    embed wrote), or nsu-mini for the bundled pictures.
     """
     words = options.pairs("--domain-word", domain_word)
     found = data.find(words, model)
     if found is None:
-        raise ValueError("give --data: a folder, a feature file, or nsu-mini")
+        raise ValueError("give --data: a folder, shards, a feature file, or nsu-mini")
 
     from dataclasses import replace
 
     from nullspace_unlearn.evaluate.compare import EVERYWHERE, accuracy
+    from nullspace_unlearn.prototypes.text_cache import cached_text
     from nullspace_unlearn.report.plots import grid_table
     from nullspace_unlearn.words import Words
 
+    folder = options.cache_folder(cache, no_cache)
+    click.get_current_context().with_resource(cached_text(folder))
     clip = options.load_model(model, pretrained, device, precision, base)
     features = data.embed(clip, found, quiet or as_json)
     names = options.class_list(classes)

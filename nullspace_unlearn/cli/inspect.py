@@ -12,6 +12,7 @@ from nullspace_unlearn.cli.request import RequestOptions, request_options
 @options.model_options
 @request_options
 @click.option("--top", default=10, show_default=True, type=click.IntRange(1), help="Names to show.")
+@options.cache_options
 @options.device_options
 @options.output_options
 def inspect(
@@ -19,6 +20,8 @@ def inspect(
     pretrained: str | None,
     request: RequestOptions,
     top: int,
+    cache: str | None,
+    no_cache: bool,
     device: str,
     precision: str,
     as_json: bool,
@@ -28,9 +31,12 @@ def inspect(
     import torch
 
     from nullspace_unlearn import unlearn
+    from nullspace_unlearn.prototypes.text_cache import cached_text
 
     request.forget()  # what contradicts itself need not wait for the model
     request.domain_words()
+    folder = options.cache_folder(cache, no_cache)
+    click.get_current_context().with_resource(cached_text(folder))
     clip = options.load_model(model, pretrained, device, precision)
     parameter = clip.projection(request.side)
     plan = request.plan(clip, None)

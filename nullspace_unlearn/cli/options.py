@@ -95,8 +95,8 @@ output_options: Decorator = together(
 
 
 cache_options: Decorator = together(
-    click.option("--cache", metavar="DIR", help="Where synthesised pictures are kept."),
-    click.option("--no-cache", is_flag=True, help="Do not keep synthesised pictures."),
+    click.option("--cache", metavar="DIR", help="Where pictures and prompts' features are kept."),
+    click.option("--no-cache", is_flag=True, help="Keep neither."),
 )
 
 

@@ -6,17 +6,17 @@ import os
 import re
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any, BinaryIO, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from nullspace_unlearn.words import check_names
@@ -30,6 +30,23 @@ _LABEL = re.compile(r"(?<=\S)\s+\d+$")
 _THINNEST = 200
 
 
+@runtime_checkable
+class ImageFile(Protocol):
+    """Where an image lies: a `Path`, or a place inside a larger file (`shards.Member`)."""
+
+    def open(self, mode: Literal["rb"], /) -> BinaryIO:
+        """Open the image's bytes for reading."""
+        ...
+
+    def relative_to(self, root: Path, /) -> PurePath:
+        """Its name below a folder."""
+        ...
+
+    def resolve(self) -> Hashable:
+        """Equal for two that are the same image."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Images on disk and the cell of the class x domain grid that each belongs to.
@@ -39,7 +56,7 @@ class ImageSet:
         classes: Names of the class folders, sorted.
         domains: Names of the domain folders, sorted.
         domain_words: The word that prompts use for each domain.
-        paths: The files, sorted by domain, class and name.
+        paths: The files, sorted by domain, class and name; those of shards in their own order.
         class_index: `[n]` int64, index into `classes`.
         domain_index: `[n]` int64, index into `domains`.
     """
@@ -48,7 +65,7 @@ class ImageSet:
     classes: tuple[str, ...]
     domains: tuple[str, ...]
     domain_words: tuple[str, ...]
-    paths: tuple[Path, ...]
+    paths: tuple[ImageFile, ...]
     class_index: Int[Tensor, " n"]
     domain_index: Int[Tensor, " n"]
 
@@ -85,7 +102,7 @@ class ImageSet:
 class Skipped(NamedTuple):
     """A file that could not be used as an image, and why."""
 
-    path: Path
+    path: ImageFile
     reason: str
 
 
@@ -214,28 +231,64 @@ def load_batches(
         ValueError: If a number is not positive; or, once all are read, if a cell that has files has
             no readable image among them.
     """
+    kept = [torch.empty(0, dtype=torch.int64)]
+    skipped: list[Skipped] = []
+    for batch in read_batches(image_set, preprocess, batch_size, workers):
+        kept.append(batch.indices)
+        skipped += batch.skipped
+        yield batch
+    check_cells(image_set, torch.cat(kept), skipped)
+
+
+def read_batches(
+    image_set: ImageSet,
+    preprocess: Callable[[Image.Image], Float[Tensor, "3 rows columns"]],
+    batch_size: int = 64,
+    workers: int = 2,
+) -> Generator[Batch, None, None]:
+    """As `load_batches`, for a piece of a set: a cell may lose every image it has there.
+
+    Args:
+        image_set: The images.
+        preprocess: RGB image -> tensor, such as `Clip.preprocess`.
+        batch_size: Files per batch.
+        workers: Threads that read ahead.
+
+    Yields:
+        Batches of `batch_size` files; skipped ones leave a batch smaller, or empty.
+
+    Raises:
+        ValueError: If a number is not positive.
+    """
     if batch_size < 1 or workers < 1:
         raise ValueError(f"batch_size and workers must be at least 1, got {batch_size}, {workers}")
-    left = torch.zeros_like(image_set.counts)
-    skipped_of: dict[tuple[int, int], Skipped] = {}
     results = _read_ahead(partial(_read, preprocess), image_set.paths, batch_size, workers)
     for number, batch in enumerate(results):
-        images, kept, skipped = [], [], []
-        for i, result in enumerate(batch, number * batch_size):
-            cell = int(image_set.class_index[i]), int(image_set.domain_index[i])
-            if isinstance(result, Skipped):
-                skipped.append(result)
-                skipped_of.setdefault(cell, result)
-            else:
-                images.append(result)
-                kept.append(i)
-                left[cell] += 1
-        stacked = torch.stack(images) if images else torch.empty(0, 3, 0, 0)
-        yield Batch(stacked, torch.tensor(kept, dtype=torch.int64), tuple(skipped))
-    lost = ((left == 0) & (image_set.counts > 0)).nonzero().tolist()
+        read = [(i, r) for i, r in enumerate(batch, number * batch_size) if isinstance(r, Tensor)]
+        yield Batch(
+            images=torch.stack([r for _, r in read]) if read else torch.empty(0, 3, 0, 0),
+            indices=torch.tensor([i for i, _ in read], dtype=torch.int64),
+            skipped=tuple(result for result in batch if isinstance(result, Skipped)),
+        )
+
+
+def check_cells(image_set: ImageSet, kept: Int[Tensor, " k"], skipped: Sequence[Skipped]) -> None:
+    """Refuse a set of which some cell has files and no readable image.
+
+    Args:
+        image_set: The images.
+        kept: `[k]` which of them could be read.
+        skipped: The others, and why.
+
+    Raises:
+        ValueError: Naming the first such cell and a file of it.
+    """
+    lost = ((image_set.subset(kept).counts == 0) & (image_set.counts > 0)).nonzero().tolist()
     if lost:
         c, d = lost[0]
-        first = skipped_of[c, d]
+        of_cell = (image_set.class_index == c) & (image_set.domain_index == d)
+        files = {image_set.paths[i] for i in of_cell.nonzero()[:, 0].tolist()}
+        first = next(one for one in skipped if one.path in files)
         raise ValueError(
             f"no readable image is left of class {image_set.classes[c]!r} in domain "
             f"{image_set.domains[d]!r} ({len(lost)} such cells), for instance {first.path}: "
@@ -318,8 +371,8 @@ def _positions(names: tuple[str, ...], given: list[str]) -> Int[Tensor, " n"]:
 
 
 def _read_ahead(
-    read: Callable[[Path], Tensor | Skipped],
-    paths: Sequence[Path],
+    read: Callable[[ImageFile], Tensor | Skipped],
+    paths: Sequence[ImageFile],
     batch_size: int,
     workers: int,
 ) -> Iterator[list[Tensor | Skipped]]:
@@ -337,15 +390,23 @@ def _read_ahead(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _read(preprocess: Callable[[Image.Image], Tensor], path: Path) -> Tensor | Skipped:
+def _read(preprocess: Callable[[Image.Image], Tensor], path: ImageFile) -> Tensor | Skipped:
     try:
-        with Image.open(path) as file:
-            image = _rgb(file)
+        with path.open("rb") as file, Image.open(file) as picture:
+            image = _rgb(picture)
     except Exception as error:  # decoders raise anything at all on a damaged file
-        return Skipped(path, " ".join(str(error).split()) or type(error).__name__)
+        return Skipped(path, _reason(error))
     if max(image.size) > _THINNEST * min(image.size):
         return Skipped(path, f"{image.width} x {image.height} pixels are too thin for a picture")
     return preprocess(image)
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, without the path or the address in memory that Pillow and Python add."""
+    if isinstance(error, UnidentifiedImageError):
+        return "cannot identify image file"
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _rgb(image: Image.Image) -> Image.Image:

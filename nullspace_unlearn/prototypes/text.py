@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.linalg import as_float64, unit
+from nullspace_unlearn.prototypes.text_cache import cache_in_use
 from nullspace_unlearn.words import check_names, check_template
 
 
@@ -27,6 +29,8 @@ def prompt_features(
 ) -> Float[Tensor, "names templates dim"]:
     """Unit features of every prompt, each distinct prompt encoded once.
 
+    Within `cached_text` those that are known already are not encoded again.
+
     Args:
         model: The text encoder.
         names: Class names.
@@ -43,7 +47,12 @@ def prompt_features(
     prompts = [t.format(**{"class": name}, **fields) for name in names for t in templates]
     distinct = list(dict.fromkeys(prompts))
     position = {prompt: i for i, prompt in enumerate(distinct)}
-    features = unit(as_float64("text features", model.encode_text(distinct).cpu()))
+    cache = cache_in_use()
+    if cache is not None and isinstance(model, Clip):
+        encoded = cache.encode(model, distinct)
+    else:
+        encoded = model.encode_text(distinct).cpu()
+    features = unit(as_float64("text features", encoded))
     rows = features[[position[prompt] for prompt in prompts]]
     return rows.reshape(len(names), len(templates), -1)
 

@@ -1,0 +1,329 @@
+"""Embedding into a file: part by part, so that it can stop and go on, and be shared.
+
+The images are cut into parts, each a fixed number of batches, so that no batch depends on how many
+processes there are or how often they were stopped. A part goes to a sealed file of its own in a
+folder beside the output; once all are there, the output is put together from them, one part at a
+time, and the folder goes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from nullspace_unlearn.clip import Clip
+from nullspace_unlearn.clip.checkpoint import public_name
+from nullspace_unlearn.clip.tensors import layout, parse_header, to_bytes
+from nullspace_unlearn.data.folders import Batch, ImageSet, Skipped, check_cells, read_batches
+from nullspace_unlearn.features import file_header, made_with, skipped_files
+from nullspace_unlearn.files import new_file, refuse_existing
+from nullspace_unlearn.processes import Processes
+from nullspace_unlearn.sealed import SEALED, read_sealed, write_sealed
+
+_FORMAT = "nullspace-unlearn parts 1"
+_BATCHES = 8  # of a part
+_JOB = "job.json"
+
+
+def embed_to_file(
+    clip: Clip,
+    image_set: ImageSet,
+    path: str | Path,
+    *,
+    hidden: bool | None = None,
+    batch_size: int = 64,
+    workers: int = 2,
+    overwrite: bool = False,
+    processes: Processes | None = None,
+    quiet: bool = False,
+) -> None:
+    """Embed the images of a set into a feature file, which `Features.load` reads.
+
+    What is done is kept in the folder `PATH.parts`, and the same call goes on from there. The file
+    is the same bytes however often that happened and however many processes shared the work, where
+    these compute alike (one kind of machine, one number of threads). Memory holds a few batches and
+    the names of the images, never the features of all.
+
+    Args:
+        clip: The model.
+        image_set: The images.
+        path: The file to write.
+        hidden: Whether to keep the hidden features too, which an edit of the hidden space reads;
+            absent: where the image tower has a final projection of its own.
+        batch_size: Images per forward pass.
+        workers: Threads that read images ahead.
+        overwrite: Whether an existing file, and parts of another job, may be replaced.
+        processes: Those that share the work; all must see the same folder. Absent: this one alone.
+        quiet: Whether to leave out the progress bar on stderr.
+
+    Raises:
+        OutputExists: If the file exists and `overwrite` is false.
+        ValueError: If the parts are of another job (which says what differs), the model's weights
+            are random or changed, a cell has files but no readable one, or the model gives NaN or
+            Inf.
+        OSError: If a part or the file cannot be written; the parts done are kept.
+        WorkerLost: If another process died; the parts done are kept.
+        SystemExit: If another process failed, which says why.
+    """
+    if batch_size < 1 or workers < 1:
+        raise ValueError(f"batch_size and workers must be at least 1, got {batch_size}, {workers}")
+    processes = processes or Processes()
+    path = Path(path)
+    kept_hidden = has_projection(clip) if hidden is None else hidden
+    job = _Job(clip, image_set, kept_hidden, batch_size)
+    parts = processes.step(lambda: _Parts(path.with_name(path.name + ".parts"), job))
+    todo = processes.step(lambda: _begin(parts, path, overwrite, processes.leads))
+    todo = processes.from_lead(todo).nonzero()[:, 0]
+    processes.step(parts.check)
+    mine: list[int] = todo[processes.rank :: processes.count].tolist()
+    chosen = torch.cat([torch.empty(0, dtype=torch.int64), *map(job.images_of, mine)])
+    batches = read_batches(image_set.subset(chosen), clip.preprocess, batch_size, workers)
+    sizes = [len(job.images_of(part)) for part in todo.tolist()]
+    bar = tqdm(
+        total=len(image_set),
+        initial=len(image_set) - sum(sizes),
+        unit="image",
+        disable=quiet or not processes.leads,
+        desc="embedding",
+    )
+    with closing(batches), bar:
+        for first in range(0, len(todo), processes.count):
+            part = mine.pop(0) if mine else None
+            processes.step(partial(_embed_part, parts, part, batches))
+            bar.update(sum(sizes[first : first + processes.count]))
+    processes.step(lambda: _put_together(parts, path, overwrite) if processes.leads else None)
+
+
+def has_projection(clip: Clip) -> bool:
+    """Whether a model's image tower ends in a projection of its own, so that it hides more."""
+    try:
+        return clip.projection("visual").weight is not None
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What is embedded, with what, in parts of how many images."""
+
+    clip: Clip
+    image_set: ImageSet
+    hidden: bool
+    batch_size: int
+
+    @property
+    def size(self) -> int:
+        return self.batch_size * _BATCHES
+
+    @property
+    def count(self) -> int:
+        return -(-len(self.image_set) // self.size)
+
+    def images_of(self, part: int) -> Int[Tensor, " n"]:
+        return torch.arange(part * self.size, min((part + 1) * self.size, len(self.image_set)))
+
+    def features(self, images: Float[Tensor, "n 3 rows columns"]) -> dict[str, Tensor]:
+        """The rows of some images that the file keeps, by name."""
+        if self.hidden:
+            hidden, embeddings = self.clip.encode_both(images)
+            rows = {"embeddings": embeddings.cpu(), "hidden": hidden.cpu()}
+        else:
+            rows = {"embeddings": self.clip.encode_image(images).cpu()}
+        if not all(value.isfinite().all() for value in rows.values()):
+            raise ValueError(f"the image tower of {public_name(self.clip)} gives NaN or Inf")
+        return rows
+
+    def provenance(self) -> dict[str, Any]:
+        """All that the features depend on."""
+        made = made_with(self.clip)
+        if made["weights_sha256"] is None:
+            why = "been changed since it was loaded" if self.clip.changes else "random weights"
+            raise ValueError(
+                f"the model has {why}: a file could not say what its features were made with"
+            )
+        some = self.image_set
+        digest = hashlib.sha256(json.dumps([some.classes, some.domains]).encode())
+        cells = torch.stack([some.class_index, some.domain_index], 1).tolist()
+        for file, cell in zip(some.paths, cells, strict=True):
+            digest.update(json.dumps([file.relative_to(some.root).as_posix(), *cell]).encode())
+        return {
+            **made,
+            "batch_size": self.batch_size,
+            "images": self.image_set.root.name,
+            "images_sha256": digest.hexdigest(),
+        }
+
+
+class _Parts:
+    """The folder with the parts of a job that are done.
+
+    Args:
+        folder: The folder.
+        job: The job.
+    """
+
+    def __init__(self, folder: Path, job: _Job) -> None:
+        self.folder, self.job = folder, job
+        self.provenance = job.provenance()
+        facts = {"format": _FORMAT, **self.provenance, "hidden": job.hidden}
+        self._facts = json.loads(json.dumps(facts))  # as they will be read back
+
+    def open(self, overwrite: bool) -> None:
+        """Make the folder, or find it as this job left it."""
+        if self._in_use():
+            try:
+                return self.check()
+            except ValueError:
+                # A folder without a job is nobody's parts, and not ours to remove.
+                if not overwrite or not (self.folder / _JOB).is_file():
+                    raise
+                shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with new_file(self.folder / _JOB) as temporary:
+            temporary.write_text(json.dumps(self._facts, indent=2), encoding="utf-8")
+
+    def check(self) -> None:
+        """Refuse a folder that is another job's, or none's."""
+        try:
+            theirs = json.loads((self.folder / _JOB).read_text(encoding="utf-8"))
+            if not isinstance(theirs, dict):
+                raise ValueError("it is no object")
+        except (OSError, ValueError):
+            raise ValueError(
+                f"{str(self.folder)!r} is where the parts would be kept, and holds something else; "
+                "move it, or name another --output"
+            ) from None
+        keys = [k for k in {**self._facts, **theirs} if theirs.get(k) != self._facts.get(k)]
+        if keys:
+            differ = "; ".join(f"{k} {theirs.get(k)}, now {self._facts.get(k)}" for k in keys)
+            raise ValueError(
+                f"{str(self.folder)!r} holds parts of another job ({differ}); finish that one, "
+                "name another --output, or pass --overwrite"
+            )
+
+    def _in_use(self) -> bool:
+        """Whether something is there besides what a full disk leaves of the job's file: nothing."""
+        if not self.folder.is_dir():
+            return self.folder.exists() or self.folder.is_symlink()
+        return any(not file.name.startswith(".") for file in self.folder.iterdir())
+
+    def files(self) -> dict[int, Path]:
+        """The file of each part that is there."""
+        names = ((SEALED.fullmatch(file.name), file) for file in sorted(self.folder.iterdir()))
+        found = {int(name[1]): file for name, file in names if name and name[1].isdecimal()}
+        return {part: file for part, file in found.items() if part < self.job.count}
+
+    def missing(self) -> Int[Tensor, " parts"]:
+        """1 for each part that is not there whole; a damaged one is removed."""
+        missing = torch.ones(self.job.count, dtype=torch.int64)
+        for part, file in self.files().items():
+            try:
+                read_sealed(file)
+                missing[part] = 0
+            except ValueError as error:
+                warnings.warn(f"{error}; it is made again", stacklevel=2)
+                file.unlink()
+        return missing
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Say of a full disk what is kept."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"{error.strerror or error}: {error.filename or self.folder}; "
+                f"{len(self.files())} of {self.job.count} parts are done and kept, and the same "
+                "command goes on from there"
+            ) from None
+
+
+def _begin(parts: _Parts, path: Path, overwrite: bool, leads: bool) -> Int[Tensor, " parts"]:
+    """1 for each part that is to be made; only the leading process looks."""
+    if not leads:
+        return torch.zeros(parts.job.count, dtype=torch.int64)
+    refuse_existing(path, overwrite)
+    if path.is_dir():
+        raise ValueError(f"output {str(path)!r} is a folder")
+    parts.open(overwrite)
+    return parts.missing()
+
+
+def _embed_part(parts: _Parts, part: int | None, batches: Iterator[Batch]) -> None:
+    """Embed the images of a part, which are what the next batches hold, and write it."""
+    if part is None:  # the last round is not for all
+        return
+    job = parts.job
+    rows: dict[str, list[Tensor]] = {"index": []}
+    skipped: list[tuple[int, str]] = []
+    for block in job.images_of(part).split(job.batch_size):
+        batch = next(batches)
+        lost = {file.path: file.reason for file in batch.skipped}
+        read = torch.tensor([job.image_set.paths[i] not in lost for i in block.tolist()])
+        rows["index"].append(block[read])
+        skipped += [(i, lost[job.image_set.paths[i]]) for i in block[~read].tolist()]
+        if len(batch.indices):
+            for name, value in job.features(batch.images).items():
+                rows.setdefault(name, []).append(value)
+    with parts.writing():
+        tensors = {name: torch.cat(values) for name, values in rows.items()}
+        write_sealed(parts.folder, str(part), tensors, json.dumps(skipped))
+
+
+def _put_together(parts: _Parts, path: Path, overwrite: bool) -> None:
+    """Write the file from the parts, and remove them."""
+    job, files = parts.job, parts.files()
+    lacking = [part for part in range(job.count) if part not in files]
+    if lacking:
+        raise ValueError(
+            f"part {lacking[0]} is not in {str(parts.folder)!r}: all processes must see one folder"
+        )
+    kept, skipped, shapes = [], [], dict[str, tuple[int, int]]()
+    for part in range(job.count):
+        tensors, note = read_sealed(files[part])
+        kept.append(tensors.pop("index"))
+        skipped += [Skipped(job.image_set.paths[i], reason) for i, reason in json.loads(note)]
+        for name, rows in sorted(tensors.items()):
+            shapes[name] = shapes.get(name, (0, 0))[0] + len(rows), rows.shape[1]
+    index = torch.cat(kept)
+    try:
+        check_cells(job.image_set, index, skipped)
+    except ValueError:
+        for part in range(job.count):  # so that images put right are looked at again
+            if len(kept[part]) < len(job.images_of(part)):
+                files[part].unlink()
+        raise
+    cells = {"labels": job.image_set.class_index, "domains": job.image_set.domain_index}
+    provenance = {**parts.provenance, "skipped": skipped_files(job.image_set, skipped)}
+    text = layout(
+        {name: ("I64", (len(index),), 8 * len(index)) for name in cells}
+        | {name: ("F32", shape, 4 * shape[0] * shape[1]) for name, shape in shapes.items()},
+        file_header(job.image_set.classes, job.image_set.domains, provenance),
+    )
+    whole = parts.folder / "whole"
+    with parts.writing(), new_file(whole, overwrite=True) as temporary, temporary.open("wb") as out:
+        out.write(struct.pack("<Q", len(text.encode())) + text.encode())
+        for name in parse_header(text).entries:
+            if name in cells:
+                out.write(to_bytes(cells[name][index]))
+                continue
+            for part in range(job.count):
+                tensors, _ = read_sealed(files[part])
+                out.write(to_bytes(tensors[name]) if name in tensors else b"")
+    refuse_existing(path, overwrite)
+    whole.replace(path)
+    shutil.rmtree(parts.folder)
