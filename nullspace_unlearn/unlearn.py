@@ -111,7 +111,7 @@ def plan(
         aliases=base.aliases,
     )
     bundled = not words.classes
-    forget = _with_aliases(with_domain_keys(forget, words), words)
+    forget = with_aliases(with_domain_keys(forget, words), words)
     method = _method(method, forget, side)
     if bundled and not forget.classes:
         raise ValueError(
@@ -471,8 +471,16 @@ def with_domain_keys(forget: Forget, words: Words) -> Forget:
     return Forget(forget.classes, keys, forget.keep, forget.aliases)
 
 
-def _with_aliases(forget: Forget, words: Words) -> Forget:
-    """Join the aliases that the model's folder carries, less what the user keeps or lists."""
+def with_aliases(forget: Forget, words: Words) -> Forget:
+    """Join the aliases that the model's folder carries, less what the user keeps or lists.
+
+    Args:
+        forget: The request.
+        words: The model's classes and aliases.
+
+    Returns:
+        The request with both kinds of aliases.
+    """
     taken = {name.casefold() for name in (*forget.keep, *words.classes, *forget.names)}
     joined = {}
     for name in forget.classes:

@@ -24,6 +24,9 @@ _SAME_NAME = 1e-3
 # A displacement shorter than this is what the hull's tolerance leaves of a name inside the hull.
 _INSIDE = 2e-5
 
+RIDGE = 0.003
+"""Relative ridge of the write metric of `hull` by default."""
+
 INWARD = 0.01
 """Share of the way from the hull's border to its middle that `hull` goes by default."""
 
@@ -36,7 +39,7 @@ def hull(
     keep: Float[Tensor, "*batch_or_none n dim"],
     *,
     keep_mask: Bool[Tensor, "*batch n"] | None = None,
-    ridge: float = 0.003,
+    ridge: float = RIDGE,
     inward: float = INWARD,
 ) -> Edit:
     """Move each forgotten prototype into the convex hull of the kept ones.

@@ -1,0 +1,471 @@
+"""`nsu sweep`: measure any grid of requests, methods, strengths, ranks and ridges."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from nullspace_unlearn import __version__
+from nullspace_unlearn.cli import options
+from nullspace_unlearn.cli.data import DataOptions, data_options, names_of
+from nullspace_unlearn.cli.request import CellOptions, cell_options
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool
+    from torch import Tensor
+
+    from nullspace_unlearn.clip import Clip
+    from nullspace_unlearn.evaluate.sweep import Sweep
+    from nullspace_unlearn.features import Features
+    from nullspace_unlearn.forget import Forget
+    from nullspace_unlearn.report.pareto import Kind, Means, Outcome
+    from nullspace_unlearn.report.tidy import Journal
+    from nullspace_unlearn.words import Words
+
+_EACH = re.compile(r"each(?::(.*))?")
+_TABLE, _RECIPE = "results.csv", "recipe.yaml"
+_MOST_SHOWN = 12
+_HASHED = 1 << 16
+
+_Number = TypeVar("_Number", int, float)
+
+
+@dataclass(frozen=True)
+class GridOptions:
+    """The axes of a sweep, as given."""
+
+    method: tuple[str, ...]
+    strength: str
+    rank: str
+    ridge: str | None
+
+    def sweep(self, requests: Sequence[Forget]) -> Sweep:
+        """The grid over some requests.
+
+        Raises:
+            ValueError: If an axis is malformed or out of range, or a method takes no request.
+        """
+        from nullspace_unlearn.evaluate.sweep import Sweep
+
+        return Sweep(
+            requests=tuple(requests),
+            methods=self.method,
+            strengths=_numbers("--strength", self.strength, float),
+            ranks=tuple(
+                None if text.strip() == "all" else _numbers("--rank", text, int)[0]
+                for text in self.rank.split(",")
+            ),
+            ridges=(None,) if self.ridge is None else _numbers("--ridge", self.ridge, float),
+        )
+
+
+grid_options = options.gathered(
+    "grid",
+    GridOptions,
+    click.option(
+        "--method",
+        multiple=True,
+        required=True,
+        metavar="NAME",
+        help="hull, gated, nullspace, ccup or leace; several are swept.",
+    ),
+    click.option(
+        "--strength",
+        default="1",
+        show_default=True,
+        metavar="A,B,...",
+        help="1 is the edit as derived, at most 2.",
+    ),
+    click.option(
+        "--rank",
+        default="all",
+        show_default=True,
+        metavar="A,B,...",
+        help="Cut edits to so many directions; all leaves them as derived.",
+    ),
+    click.option(
+        "--ridge",
+        metavar="A,B,...",
+        help="Relative ridge of hull and gated; absent: each method's own.",
+    ),
+)
+
+
+@click.command()
+@click.option(
+    "--model",
+    help="As for erase; absent: nsu-mini, or none where --data is a file with text features.",
+)
+@click.option("--pretrained", help="Tag or weights file, for an open_clip name.")
+@cell_options
+@click.option(
+    "--requests",
+    metavar="FILE",
+    help="YAML or JSON: a list of requests, each with classes, domains, or both.",
+)
+@grid_options
+@data_options
+@click.option("--output", required=True, metavar="DIR", help="Folder to write.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
+@options.cache_options
+@options.device_options
+@options.output_options
+def sweep(
+    model: str | None,
+    pretrained: str | None,
+    cells: CellOptions,
+    requests: str | None,
+    grid: GridOptions,
+    data: DataOptions,
+    output: str,
+    overwrite: bool,
+    cache: str | None,
+    no_cache: bool,
+    device: str,
+    precision: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Measure every request by every method at every strength, rank and ridge.
+
+    \b
+    nsu sweep --class car --method hull --strength 0.5,1 --output out
+    nsu sweep --class each --domain each --method gated --ridge 0.1,0.3 --output out
+    nsu sweep --data features.npz --class each:100 --method hull --method ccup --output out
+
+    --class each and --domain each make a request of every class and domain that there are images
+    of, each:N of N of them drawn by --seed. Images are embedded once and no edited model is made.
+    Writes a table with one row for each request and setting, and a plot of what was forgotten
+    against what was kept. Rows are kept in DIR.run until all are done: the same command again goes
+    on from there.
+    """  # noqa: D301
+    from nullspace_unlearn.features import Features
+
+    target = Path(output)
+    _check_replaceable(target, overwrite)
+    found = data.find(cells.domain_words(), options.BUNDLED if model is None else model)
+    if found is None:
+        raise ValueError("give --data: a folder, a feature file, or nsu-mini")
+    names, keys = names_of(found)
+    if names is None:
+        raise ValueError(
+            "the feature file has no class names, so no request can name a class: give one with "
+            "class_names, or with text_features"
+        )
+    present = _present(found, len(names), len(keys))
+    asked = (
+        _expanded(cells, names, tuple(keys), present, data.seed)
+        if requests is None
+        else _listed(requests, cells)
+    )
+    grid.sweep(asked)  # which refuses what is wrong before a model is loaded
+
+    from nullspace_unlearn.evaluate.compare import EVERYWHERE, classifier
+    from nullspace_unlearn.evaluate.sweep import COLUMNS, Run, Texts, resolved, texts_of
+    from nullspace_unlearn.features import made_with
+    from nullspace_unlearn.linalg import unit
+    from nullspace_unlearn.prototypes.text_cache import cached_text
+    from nullspace_unlearn.report.pareto import summarise
+
+    folder = options.cache_folder(cache, no_cache)
+    click.get_current_context().with_resource(cached_text(folder))
+    started = time.perf_counter()
+    silent = quiet or as_json
+    clip = None
+    if model is not None or not isinstance(found, Features):
+        clip = options.load_model(model or options.BUNDLED, pretrained, device, precision)
+    elif pretrained is not None:
+        raise ValueError("--pretrained goes with --model, and none is given")
+    elif found.text is None:
+        raise ValueError("the feature file has no text features: give the --model it is of")
+    words = _words(clip, cells, names, keys)
+    known = [resolved(request, words) for request in asked]
+    if requests is None and len(known) > 1:  # of each class in each domain, those there are
+        columns = tuple(keys) or EVERYWHERE
+        known = [one for one in known if (one.mask(names, columns) & present).any()]
+    made = grid.sweep(known)
+    if clip is None:
+        features: Features = found
+        assert features.text is not None  # checked above
+        texts = Texts(names, unit(features.text.double()))
+        named_by = features.text
+    else:
+        features = data.embed(clip, found, silent)
+        texts = texts_of(clip, names, made.requests, words)
+        named_by = classifier(clip, features, words.class_templates)
+    run = Run(made, features, named_by, texts)
+    recipe = {
+        "version": __version__,
+        "made_with": None if clip is None else made_with(clip),
+        "features_sha256": _digest(features),
+        "data": features.provenance.get("images") or features.provenance.get("file"),
+        "words": None if clip is None else words.to_json(),
+        **made.to_json(),
+    }
+    with _journal(target, recipe, overwrite) as journal:
+        before = journal.chunks
+        for rows in run.measure(skip=before, quiet=silent):
+            journal.append([_plain(row) for row in rows])
+        kinds = summarise(journal.rows())
+        files = _write(target, overwrite, journal, recipe, kinds)
+        journal.path.unlink()
+    result = {
+        "requests": len(made.requests),
+        "rows": len(made),
+        "images": len(features),
+        "resumed": before > 0,
+        "seconds": time.perf_counter() - started,
+        "columns": list(COLUMNS),
+        "kinds": [kind.to_json() for kind in kinds],
+        "output": str(target),
+        "files": files,
+    }
+    if as_json:
+        options.print_json(result)
+    elif not quiet:
+        click.echo(_report(result, kinds))
+
+
+def _numbers(option: str, text: str, kind: Callable[[str], _Number]) -> tuple[_Number, ...]:
+    try:
+        return tuple(kind(part.strip()) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{option} takes numbers parted by commas, got {text!r}") from None
+
+
+def _expanded(
+    cells: CellOptions,
+    names: tuple[str, ...],
+    keys: tuple[str, ...],
+    present: Bool[Tensor, "classes domains"],
+    seed: int,
+) -> list[Forget]:
+    """The requests of --class and --domain: one, or one of each."""
+    classes = _each("--class", cells.class_, names, present.any(1).tolist(), seed)
+    domains = _each("--domain", cells.domain, keys, present.any(0).tolist(), seed)
+    return [replace(cells, class_=c, domain=d).forget() for c in classes for d in domains]
+
+
+def _each(
+    option: str, given: tuple[str, ...], names: tuple[str, ...], seen: list[bool], seed: int
+) -> list[tuple[str, ...]]:
+    """What one request names, or what each of several does."""
+    import torch
+
+    matches = [_EACH.fullmatch(name) for name in given]
+    if not any(matches):
+        return [given]
+    if len(given) > 1:
+        raise ValueError(f"{option} each stands for every one: leave out the other {option}")
+    # Two classes of one name go together; without domains there is a column of no name.
+    pool = list(dict.fromkeys(name for name, here in zip(names, seen, strict=False) if here))
+    if not pool:
+        raise ValueError(f"{option} each: the data names none")
+    match = matches[0]
+    if match is None or match[1] is None:
+        return [(name,) for name in pool]
+    number = int(match[1]) if match[1].isdecimal() else 0
+    if not 1 <= number <= len(pool):
+        raise ValueError(f"{option} each:N takes N from 1 to {len(pool)}, got {match[1]!r}")
+    drawn = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))[:number]
+    return [(pool[i],) for i in drawn.sort().values.tolist()]
+
+
+def _listed(file: str, cells: CellOptions) -> list[Forget]:
+    """The requests of a --requests file."""
+    import yaml
+
+    from nullspace_unlearn.forget import Forget
+
+    if cells.class_ or cells.domain or cells.all_classes:
+        raise ValueError("--requests says what to forget: leave out --class, --domain, or it")
+    try:
+        listed = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"requests {file!r} cannot be read: {error}") from None
+    if not isinstance(listed, list) or not listed:
+        raise ValueError(f"requests {file!r} must be a list of requests with classes or domains")
+    requests = []
+    for number, one in enumerate(listed, 1):
+        if not isinstance(one, dict) or not set(one) <= {"classes", "domains"}:
+            raise ValueError(
+                f"request {number} of {file!r} must have classes, domains or both, and nothing else"
+            )
+        for what, value in one.items():
+            if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+                raise ValueError(f"{what} of request {number} of {file!r} must be a list of names")
+        try:
+            requests.append(Forget(**one))
+        except ValueError as error:
+            raise ValueError(f"request {number} of {file!r}: {error}") from None
+    return requests
+
+
+def _present(found: Any, classes: int, domains: int) -> Bool[Tensor, "classes domains"]:
+    """Which cells there are images of, in any data that `DataOptions.find` finds."""
+    import torch
+
+    from nullspace_unlearn.data.folders import ImageSet
+    from nullspace_unlearn.features import Features
+
+    if isinstance(found, ImageSet):
+        return found.counts > 0
+    grid = torch.ones(classes, max(domains, 1), dtype=torch.bool)
+    if isinstance(found, Features):
+        columns = torch.zeros_like(found.labels) if found.domains is None else found.domains
+        grid.zero_()[found.labels, columns] = True
+    return grid
+
+
+def _words(
+    clip: Clip | None, cells: CellOptions, names: tuple[str, ...], keys: Mapping[str, str]
+) -> Words:
+    """Names as the data give them, and how the model's folder and the options say them."""
+    from nullspace_unlearn.words import Words
+
+    own = (clip.words if clip else None) or Words()
+    given = cells.domain_words()
+    unknown = [key for key in given if key not in keys]
+    if unknown:
+        raise ValueError(
+            f"--domain-word names {', '.join(map(repr, unknown))}, which is not among the data's "
+            f"domains: {', '.join(keys) or 'none'}"
+        )
+    return Words(
+        classes=tuple(dict.fromkeys(names)),
+        domains={key: given.get(key, own.domains.get(key, word)) for key, word in keys.items()},
+        class_templates=cells.template or own.class_templates,
+        cell_templates=own.cell_templates,
+        aliases=own.aliases,
+    )
+
+
+def _digest(features: Features) -> str:
+    """A hash of all that the figures are computed from."""
+    digest = hashlib.sha256(json.dumps([features.class_names, features.domain_names]).encode())
+    for part in (features.embeddings, features.labels, features.domains, features.text):
+        digest.update(b"none" if part is None else str(part.shape).encode())
+        for rows in () if part is None else part.split(_HASHED):  # the file may exceed the memory
+            digest.update(rows.contiguous().numpy())
+    return digest.hexdigest()
+
+
+def _check_replaceable(target: Path, overwrite: bool) -> None:
+    from nullspace_unlearn.files import refuse_existing
+
+    refuse_existing(target, overwrite)
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not all((target / name).is_file() for name in (_TABLE, _RECIPE)):
+        raise ValueError(f"output {str(target)!r} is no folder of a sweep, so it is not replaced")
+
+
+@contextlib.contextmanager
+def _journal(target: Path, recipe: Mapping[str, Any], overwrite: bool) -> Iterator[Journal]:
+    """The rows so far; one without any is not left behind."""
+    from nullspace_unlearn.evaluate.sweep import COLUMNS
+    from nullspace_unlearn.report.tidy import Journal, OtherRun
+
+    path = target.with_name(target.name + ".run")
+    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    try:
+        journal = Journal(path, key, tuple(COLUMNS))
+    except OtherRun as error:
+        if not overwrite or not path.is_file():
+            raise ValueError(f"{error}; name another --output, or pass --overwrite") from None
+        path.unlink()
+        journal = Journal(path, key, tuple(COLUMNS))
+    try:
+        yield journal
+    finally:
+        if not journal.chunks:
+            path.unlink(missing_ok=True)
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row as a journal takes it, refusals on one line."""
+    why = row["refused"]
+    return {**row, "refused": why and " ".join(why.split())}
+
+
+def _write(
+    target: Path,
+    overwrite: bool,
+    journal: Journal,
+    recipe: Mapping[str, Any],
+    kinds: Sequence[Kind],
+) -> list[str]:
+    """The output folder; what it takes an absent library to write is left out, with a warning."""
+    from nullspace_unlearn.clip.checkpoint import plain_texts
+    from nullspace_unlearn.evaluate.sweep import COLUMNS
+    from nullspace_unlearn.files import new_folder
+    from nullspace_unlearn.report.pareto import pareto_plot
+    from nullspace_unlearn.report.plots import check_picture
+    from nullspace_unlearn.report.tidy import check_parquet, write_csv, write_parquet
+
+    with new_folder(target, overwrite) as folder:
+        write_csv(journal.rows(), tuple(COLUMNS), folder / _TABLE)
+        (folder / _RECIPE).write_text(plain_texts(recipe, None)[_RECIPE], encoding="utf-8")
+        if _available(check_parquet):
+            write_parquet(journal.rows(), COLUMNS, folder / "results.parquet")
+        picture = folder / "pareto.png"
+        if _available(check_picture, picture):
+            pareto_plot(kinds, picture)
+        return sorted(file.name for file in folder.iterdir())
+
+
+def _available(check: Callable[..., None], *given: Any) -> bool:
+    """Whether a check passes; where it does not, a warning says why."""
+    try:
+        check(*given)
+    except ValueError as error:
+        warnings.warn(str(error), stacklevel=2)
+        return False
+    return True
+
+
+def _report(result: Mapping[str, Any], kinds: Sequence[Kind]) -> str:
+    lines = [
+        f"Measured {result['rows']} rows, {result['requests']} requests on {result['images']} "
+        f"images, in {result['seconds']:.1f} s."
+    ]
+    for kind in kinds:
+        lines += ["", f"{kind.kind:46}{'forgotten':>10}{'kept':>8}{'worst':>8}{'H4':>8}"]
+        lines += [_line("untouched", kind.untouched), _line("ideal", kind.ideal)]
+        # Ranks that make no difference share a line.
+        alike: dict[Any, list[Outcome]] = {}
+        for o in sorted(kind.outcomes, key=lambda o: -(o.means.h4 if o.means else -1)):
+            alike.setdefault((o.method, o.strength, o.ridge, o.means), []).append(o)
+        for some in list(alike.values())[:_MOST_SHOWN]:
+            first = some[0]
+            ranks = ",".join("all" if o.rank is None else str(o.rank) for o in some)
+            ridge = "" if first.ridge is None else f", ridge {first.ridge:g}"
+            name = f"{first.method}, strength {first.strength:g}, rank {ranks}{ridge}"
+            refused = f"  ({first.refused} refused)" if first.refused else ""
+            lines.append(_line(name + " *" * first.on_front, first.means) + refused)
+        if len(alike) > _MOST_SHOWN:
+            lines.append(f"... and {len(alike) - _MOST_SHOWN} more in the table")
+    lines += [
+        "",
+        "Means over requests, best H4 first; * no setting forgets more and keeps as much.",
+        f"Wrote {result['output']}: {', '.join(result['files'])}",
+    ]
+    return "\n".join(lines)
+
+
+def _line(name: str, means: Means | None) -> str:
+    if means is None:
+        return f"{name:46}{'-':>10}"
+    return (
+        f"{name:46}{means.forgotten:10.3f}{means.kept:8.3f}{means.worst_kept:8.3f}{means.h4:8.3f}"
+    )

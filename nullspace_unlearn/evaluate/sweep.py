@@ -1,0 +1,524 @@
+"""Any grid of (request x method x strength x rank x ridge), measured on cached features."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from nullspace_unlearn import erasers
+from nullspace_unlearn.clip import Clip
+from nullspace_unlearn.edit import Edit
+from nullspace_unlearn.erasers import METHODS
+from nullspace_unlearn.erasers.hull import RIDGE as HULL_RIDGE
+from nullspace_unlearn.evaluate.batched import FIGURES, Untouched, grid_figures
+from nullspace_unlearn.evaluate.compare import EVERYWHERE
+from nullspace_unlearn.evaluate.fused import count_right
+from nullspace_unlearn.features import Features
+from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.linalg import unit
+from nullspace_unlearn.prototypes import cell_prototypes, class_prototypes
+from nullspace_unlearn.unlearn import MAX_STRENGTH, with_aliases, with_domain_keys
+from nullspace_unlearn.words import Words
+
+Row = dict[str, Any]
+
+SWEPT = ("hull", "gated", "nullspace", "ccup", "leace")
+"""Methods whose edits of the image tower are made from text prototypes alone."""
+
+# The ridges that methods with one are derived with where none is asked for.
+_OWN_RIDGE = {"hull": HULL_RIDGE, "gated": erasers.TEXT.ridge}
+
+COLUMNS: Mapping[str, type] = {
+    "request": int,
+    "kind": str,
+    "classes": str,
+    "domains": str,
+    "method": str,
+    "strength": float,
+    "rank": int,
+    "rank_used": int,
+    "ridge": float,
+    **dict.fromkeys(FIGURES, float),
+    **{f"before_{name}": float for name in FIGURES},
+    **{f"ideal_{name}": float for name in FIGURES},
+    "images": int,
+    "refused": str,
+}
+"""What a row of the result holds; what does not apply is None."""
+
+# Requests of one chunk, at most, and numbers held for them: a chunk is what a stopped run loses.
+_MOST, _NUMBERS = 128, 1 << 25
+# A direction of an edit that moves embeddings by less than this share of the first is rounding.
+_NO_RANK = 1e-9
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What to sweep: every request by every method that takes it, at every setting.
+
+    Attributes:
+        requests: What to forget, none twice; aliases filled in and domains by key (`resolved`).
+        methods: Names out of `SWEPT`.
+        strengths: `Edit.scale`, in (0, 2].
+        ranks: The edit is cut to so many directions (`cut`); None leaves it as derived.
+        ridges: Relative ridge, of the methods that have one (hull, gated); None is the method's
+            own. The others are measured once, whatever ridges are asked for.
+    """
+
+    requests: tuple[Forget, ...]
+    methods: tuple[str, ...]
+    strengths: tuple[float, ...] = (1.0,)
+    ranks: tuple[int | None, ...] = (None,)
+    ridges: tuple[float | None, ...] = (None,)
+
+    def __post_init__(self) -> None:
+        for name in ("requests", "methods", "strengths", "ranks", "ridges"):
+            values = getattr(self, name)
+            if not values:
+                raise ValueError(f"a sweep needs at least one of its {name}")
+            seen = set()
+            for value in values:
+                said = _named(value) if isinstance(value, Forget) else repr(value)
+                key = (value.classes, value.domains) if isinstance(value, Forget) else value
+                if key in seen:
+                    raise ValueError(f"{name} hold {said} twice")
+                seen.add(key)
+        for method in self.methods:
+            if method not in SWEPT:
+                near = difflib.get_close_matches(method, SWEPT, 1)
+                raise ValueError(
+                    f"method {method!r} cannot be swept"
+                    + (f" (did you mean {near[0]!r}?)" if near else "")
+                    + f"; allowed: {', '.join(SWEPT)}"
+                )
+        for strength in self.strengths:
+            if not 0 < strength <= MAX_STRENGTH:
+                raise ValueError(f"strength must lie in (0, {MAX_STRENGTH:g}], got {strength:g}")
+        for rank in self.ranks:
+            if rank is not None and rank < 1:
+                raise ValueError(f"rank must be at least 1, got {rank}")
+        for ridge in self.ridges:
+            if ridge is not None and not 0 < ridge < math.inf:
+                raise ValueError(f"ridge must be finite and above 0, got {ridge:g}")
+        if any(request.keep for request in self.requests):
+            raise ValueError("a sweep keeps the classes of its images: leave out keep")
+        if "leace" in self.methods and importlib.util.find_spec("concept_erasure") is None:
+            raise ValueError(
+                "leace needs the concept-erasure package: pip install 'nullspace-unlearn[leace]'"
+            )
+        for method in self.methods:
+            if not self.taken(method):
+                kinds = ", ".join(sorted({request.paradigm for request in self.requests}))
+                able = [name for name in SWEPT if self.taken(name)]
+                raise ValueError(
+                    f"method {method!r} takes none of the requests ({kinds}); allowed here: "
+                    f"{', '.join(able)}"
+                )
+
+    def taken(self, method: str) -> tuple[int, ...]:
+        """Which of the requests a method takes."""
+        kinds = METHODS[method].paradigms
+        return tuple(i for i, one in enumerate(self.requests) if one.paradigm in kinds)
+
+    def ridges_of(self, method: str) -> tuple[float | None, ...]:
+        """The ridges that a method is derived with; one None where it has no ridge."""
+        own = _OWN_RIDGE.get(method)
+        return tuple(dict.fromkeys(own if own is None or r is None else r for r in self.ridges))
+
+    def settings(self, method: str) -> int:
+        """How many rows each request of a method gets."""
+        return len(self.ridges_of(method)) * len(self.strengths) * len(self.ranks)
+
+    def __len__(self) -> int:
+        return sum(len(self.taken(method)) * self.settings(method) for method in self.methods)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: the requests and each axis."""
+        return {
+            "requests": [request.to_json() for request in self.requests],
+            "methods": list(self.methods),
+            "strengths": list(self.strengths),
+            "ranks": list(self.ranks),
+            "ridges": list(self.ridges),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """Text prototypes that every request shares: each name is encoded once.
+
+    Attributes:
+        names: The classes, in the features' order, then the aliases of forgotten ones.
+        rows: `[names, dim]` float64 unit prototypes.
+        cells: `[names, domains, dim]` prototypes from prompts that name the domain; None where
+            there is no text tower to make them, or no request needs them.
+    """
+
+    names: tuple[str, ...]
+    rows: Float[Tensor, "names dim"]
+    cells: Float[Tensor, "names domains dim"] | None = None
+
+    def at(self, names: Sequence[str]) -> Int[Tensor, " some"]:
+        """Where some of the names stand."""
+        place = {name: i for i, name in enumerate(self.names)}
+        return torch.tensor([place[name] for name in names], dtype=torch.int64)
+
+
+def texts_of(clip: Clip, classes: Sequence[str], requests: Sequence[Forget], words: Words) -> Texts:
+    """The prototypes that some requests need.
+
+    Args:
+        clip: The model.
+        classes: Names of the features' classes; two may have one name.
+        requests: The requests, resolved.
+        words: Domains and templates.
+
+    Returns:
+        The prototypes, on the CPU.
+    """
+    aliases = dict.fromkeys(name for one in requests for name in one.names[len(one.classes) :])
+    names = (*classes, *aliases)
+    cells = None
+    if any(one.domains for one in requests):
+        cells = cell_prototypes(clip, names, tuple(words.domains.values()), words.cell_templates)
+    return Texts(names, class_prototypes(clip, names, words.class_templates), cells)
+
+
+def resolved(request: Forget, words: Words) -> Forget:
+    """A request over some words: domains by key, the aliases that the words carry joined.
+
+    Args:
+        request: Classes and domains to forget.
+        words: The classes and domains there are, and the aliases.
+
+    Returns:
+        The request as `erase` would understand it.
+
+    Raises:
+        ValueError: If a class or domain is unknown, or everything is to be forgotten.
+    """
+    for name in request.classes:
+        if name not in words.classes:
+            near = difflib.get_close_matches(name, words.classes, 1)
+            raise ValueError(
+                f"unknown class {name!r}"
+                + (f" (did you mean {near[0]!r}?)" if near else "")
+                + f"; there are {len(words.classes)}"
+            )
+    if request.domains and not words.domains:
+        raise ValueError("the data names no domains, so nothing can be forgotten in some of them")
+    request = with_domain_keys(request, words) if request.domains else request
+    if not request.domains and len(request.classes) == len(words.classes):
+        raise ValueError("a request forgets every class everywhere: nothing is kept")
+    return with_aliases(request, words)
+
+
+def cut(edit: Edit, rank: int) -> Edit:
+    """An edit of at most a given rank.
+
+    A projection onto the nullspace keeps its leading directions, which is the same method at that
+    rank: they come in the order of the prototypes' singular values, and to the update itself they
+    are all alike. Of any other update `read writeᵀ` the truncated singular value decomposition is
+    kept: of all updates of that rank the one nearest to it (Eckart and Young), so the one that
+    moves embeddings most like it, all directions of the source alike.
+
+    What a method promises of its whole edit (hull's certificate) a part of it does not keep.
+
+    Args:
+        edit: The edit, or a batch of them.
+        rank: At least 1.
+
+    Returns:
+        The edit itself where its rank is no higher.
+    """
+    if rank >= edit.rank:
+        return edit
+    if edit.provenance.get("method") == "nullspace":
+        return replace(edit, read=edit.read[..., :rank], write=edit.write[..., :rank])
+    read, write, core = _factors(edit)
+    left, size, right = torch.linalg.svd(core)
+    return replace(
+        edit,
+        read=read @ (left[..., :rank] * size[..., None, :rank]),
+        write=write @ right.mT[..., :rank],
+    )
+
+
+def ranks_used(edit: Edit) -> Int[Tensor, " *batch"]:
+    """The ranks of a batch of updates, each its own: columns of zeros count for nothing."""
+    size = torch.linalg.svdvals(_factors(edit)[2])
+    return (size > _NO_RANK * size[..., :1]).sum(-1)
+
+
+def _factors(edit: Edit) -> tuple[Tensor, Tensor, Tensor]:
+    """`read writeᵀ` as two orthonormal bases and the small matrix between them."""
+    read, upper = torch.linalg.qr(edit.read)
+    write, lower = torch.linalg.qr(edit.write)
+    return read, write, upper @ lower.mT
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Requests whose edits one method derives together, with one ridge."""
+
+    method: str
+    ridge: float | None
+    requests: tuple[int, ...]
+
+
+class Run:
+    """The features, the prototypes and the requests of a sweep, ready to be measured."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        features: Features,
+        classifier: Float[Tensor, "classes dim"],
+        texts: Texts,
+    ) -> None:
+        """Check that every request can be measured, and measure the untouched model.
+
+        Args:
+            sweep: The grid.
+            features: Embeddings of the untouched model.
+            classifier: `[classes, dim]` what the images are named by; any scale of a row.
+            texts: What edits are made from.
+
+        Raises:
+            ValueError: If no image is of what a request forgets, or none of what it keeps, or a
+                request in some domains has no prototypes that name them.
+        """
+        self.sweep, self.texts = sweep, texts
+        classes, domains = features.class_names, features.domain_names or EVERYWHERE
+        self.shape = (len(classes), len(domains))
+        self.masks = torch.stack([one.mask(classes, domains) for one in sweep.requests])
+        self.classifier = unit(classifier.double())
+        self.embeddings, self.labels = features.embeddings, features.labels
+        self.domains = (
+            torch.zeros_like(features.labels) if features.domains is None else features.domains
+        )
+        if texts.cells is None and any(one.domains for one in sweep.requests):
+            raise ValueError(
+                "a request in some domains needs prompts that name the domain, and there is no "
+                "model to make them with: give --model"
+            )
+        struck = self.masks.all(-1).sum(-1)
+        self.untouched = Untouched.of(
+            self.embeddings, self.classifier, self.labels, self.domains, self.shape,
+            most=max(1, int(struck.max())),
+        )  # fmt: skip
+        seen = self.untouched.count > 0
+        for what, some in (("forgotten", self.masks), ("kept", ~self.masks)):
+            bare = ~(some & seen).any(-1).any(-1)
+            if bare.any():
+                name = _named(sweep.requests[int(bare.nonzero()[0])])
+                raise ValueError(f"there are no images of {what} cells in the request {name}")
+
+    def chunks(self) -> Iterator[_Chunk]:
+        """The chunks, in an order that depends on the sweep and the sizes alone."""
+        sweep = self.sweep
+        for method in sweep.methods:
+            alike: dict[Any, list[int]] = {}
+            # gated reads the aliases' prototypes too, so a batch must have the same ones.
+            for i in sorted(sweep.taken(method), key=self._rows_forgotten):
+                key = tuple(sweep.requests[i].aliases.items()) if method == "gated" else ()
+                alike.setdefault(key, []).append(i)
+            for ridge, some in product(sweep.ridges_of(method), alike.values()):
+                largest = self._rows_forgotten(some[-1])
+                each = 4 * largest * len(self.texts.names) + len(sweep.strengths) * (
+                    2 * largest * self.classifier.shape[1] + 8 * math.prod(self.shape)
+                )
+                size = max(1, min(_MOST, _NUMBERS // each))
+                for start in range(0, len(some), size):
+                    yield _Chunk(method, ridge, tuple(some[start : start + size]))
+
+    def measure(self, skip: int = 0, quiet: bool = False) -> Iterator[list[Row]]:
+        """Derive and measure, a chunk at a time.
+
+        Args:
+            skip: Chunks that were measured before.
+            quiet: Whether to leave out the progress bar on stderr.
+
+        Yields:
+            The rows of a chunk. A request that a method refuses (it finds nothing to remove, say)
+            has no figures but says why in "refused".
+        """
+        with tqdm(total=len(self.sweep), unit="row", disable=quiet, desc="sweeping") as bar:
+            for number, chunk in enumerate(self.chunks()):
+                if number >= skip:
+                    yield self._measure(chunk)
+                settings = len(self.sweep.strengths) * len(self.sweep.ranks)
+                bar.update(len(chunk.requests) * settings)
+
+    def _measure(self, chunk: _Chunk) -> list[Row]:
+        made, refused = self._derive(chunk, chunk.requests)
+        base = {i: self._base(i, chunk) for i in chunk.requests}
+        axes = list(product(self.sweep.ranks, self.sweep.strengths))
+        rows: list[Row] = [
+            {**base[i], "rank": asked, "strength": strength, "refused": why}
+            for (asked, strength), (i, why) in product(axes, refused.items())
+        ]
+        if made is None:
+            return rows
+        taken = [i for i in chunk.requests if i not in refused]
+        by_rank: dict[int, list[int | None]] = {}
+        for asked in self.sweep.ranks:
+            by_rank.setdefault(min(asked or made.rank, made.rank), []).append(asked)
+        for rank, asks in by_rank.items():
+            edit = cut(made, rank)
+            used = ranks_used(edit).tolist()
+            figures = grid_figures(
+                self._right(edit), self.untouched.count, self.masks[torch.tensor(taken)]
+            )
+            for asked, (s, strength), (b, i) in product(
+                asks, enumerate(self.sweep.strengths), enumerate(taken)
+            ):
+                found = {name: _value(figures[name][s, b]) for name in FIGURES}
+                said = {"rank": asked, "strength": strength, "rank_used": used[b]}
+                rows.append({**base[i], **said, **found})
+        return rows
+
+    def _right(self, edit: Edit) -> Int[Tensor, "strengths batch classes domains"]:
+        """Images named right in each cell, under each edit at each strength."""
+        many = len(self.sweep.strengths)
+        read = torch.cat([edit.scale(strength).read for strength in self.sweep.strengths])
+        batch = Edit(read, edit.write.repeat(many, 1, 1))
+        right = count_right(
+            self.embeddings, self.classifier, self.labels, self.domains, self.shape, batch
+        )
+        return right.reshape(many, -1, *self.shape)
+
+    def _base(self, i: int, chunk: _Chunk) -> Row:
+        """What the rows of a request have in common."""
+        request, mask = self.sweep.requests[i], self.masks[i]
+        models = {"before": self.untouched.right, "ideal": self.untouched.ideal(mask)}
+        figures = {
+            f"{model}_{name}": _value(value[0])
+            for model, right in models.items()
+            for name, value in grid_figures(right[None], self.untouched.count, mask[None]).items()
+        }
+        return {
+            **dict.fromkeys(COLUMNS),
+            "request": i,
+            "kind": request.paradigm,
+            "classes": ";".join(request.classes),
+            "domains": ";".join(request.domains),
+            "method": chunk.method,
+            "ridge": chunk.ridge,
+            "images": len(self.labels),
+            **figures,
+        }
+
+    def _derive(
+        self, chunk: _Chunk, requests: tuple[int, ...]
+    ) -> tuple[Edit | None, dict[int, str]]:
+        """The edits of some requests as one batch, and why those without one have none."""
+        try:
+            return self._erase(chunk.method, chunk.ridge, requests), {}
+        except ValueError as error:
+            if len(requests) == 1:
+                return None, {requests[0]: str(error)}
+        edits: list[Edit] = []
+        refused: dict[int, str] = {}
+        for i in requests:
+            edit, why = self._derive(chunk, (i,))
+            edits += [] if edit is None else [edit]
+            refused |= why
+        return (_together(edits) if edits else None), refused
+
+    def _erase(self, method: str, ridge: float | None, requests: tuple[int, ...]) -> Edit:
+        chosen = {} if ridge is None else {"ridge": ridge}
+        masks = self.masks[list(requests)]
+        match method:
+            case "hull":
+                gone = [self._forgotten(i) for i in requests]
+                vocabulary = self.texts.rows[: self.shape[0]]
+                keep = ~masks.all(-1)
+                return erasers.hull(_padded(gone), vocabulary, keep_mask=keep, **chosen)
+            case "gated":
+                return self._gated(masks, self.sweep.requests[requests[0]].aliases, chosen)
+            case "nullspace":
+                return erasers.nullspace(_padded([self._forgotten(i) for i in requests]))
+            case _:
+                make = erasers.ccup if method == "ccup" else erasers.leace
+                edits = [make(self._forgotten(i), self._kept(i)) for i in requests]
+                return _together([Edit(e.read[None], e.write[None], provenance=e.provenance)
+                                  for e in edits])  # fmt: skip
+
+    def _gated(
+        self,
+        masks: Bool[Tensor, "batch classes domains"],
+        aliases: Mapping[str, tuple[str, ...]],
+        numbers: Mapping[str, float],
+    ) -> Edit:
+        cells, (classes, wide) = self.texts.cells, self.shape
+        assert cells is not None  # checked on construction
+        rows = [cells[:classes].flatten(0, 1)]
+        labels = [torch.arange(classes).repeat_interleave(wide)]
+        for name, others in aliases.items():
+            rows.append(cells[self.texts.at(others)].flatten(0, 1))
+            labels.append(self.texts.at([name]).expand(len(others) * wide))
+        label = torch.cat(labels)
+        domain = torch.arange(wide).repeat(len(label) // wide)
+        return erasers.gated(
+            torch.cat(rows), label, domain, self.texts.rows[:classes], masks,
+            numbers=replace(erasers.TEXT, **numbers),
+        )  # fmt: skip
+
+    def _forgotten(self, i: int) -> Float[Tensor, "m dim"]:
+        request = self.sweep.requests[i]
+        if not request.domains:
+            aliases = self.texts.at(request.names[len(request.classes) :])
+            return self.texts.rows[torch.cat([self.masks[i].all(-1).nonzero()[:, 0], aliases])]
+        assert self.texts.cells is not None  # checked on construction
+        return self.texts.cells[: self.shape[0]][self.masks[i]]
+
+    def _kept(self, i: int) -> Float[Tensor, "n dim"]:
+        if not self.sweep.requests[i].domains:
+            return self.texts.rows[: self.shape[0]][~self.masks[i].all(-1)]
+        assert self.texts.cells is not None  # checked on construction
+        return self.texts.cells[: self.shape[0]][~self.masks[i]]
+
+    def _rows_forgotten(self, i: int) -> int:
+        """How many prototypes a request's edit is made from."""
+        request = self.sweep.requests[i]
+        if request.domains:
+            return int(self.masks[i].sum())
+        return int(self.masks[i].all(-1).sum()) + len(request.names) - len(request.classes)
+
+
+def _padded(rows: Sequence[Tensor]) -> Float[Tensor, "batch most dim"]:
+    """Rows `[m, dim]` of each request as one batch, the shorter ones filled up with zeros."""
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+
+
+def _together(edits: Sequence[Edit]) -> Edit:
+    """Batches of one method's edits as one, the lower ranks filled up with columns of zeros."""
+    rank = max(edit.rank for edit in edits)
+    read, write = (
+        torch.cat([torch.nn.functional.pad(part, (0, rank - part.shape[-1])) for part in parts])
+        for parts in ([edit.read for edit in edits], [edit.write for edit in edits])
+    )
+    return replace(edits[0], read=read, write=write)
+
+
+def _value(figure: Tensor) -> float | None:
+    value = float(figure)
+    return None if math.isnan(value) else value
+
+
+def _named(request: Forget) -> str:
+    """A request in a message."""
+    what = ", ".join(map(repr, request.classes[:5])) or "every class"
+    more = f" and {len(request.classes) - 5} more" if len(request.classes) > 5 else ""
+    return what + more + (f" in {', '.join(map(repr, request.domains))}" if request.domains else "")

@@ -1,0 +1,436 @@
+"""Sweeps against one request at a time: `erase` + `compare`, `metrics`, dense linear algebra."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import nullspace_unlearn as nsu
+from nullspace_unlearn import erasers
+from nullspace_unlearn.clip import Clip
+from nullspace_unlearn.edit import Edit
+from nullspace_unlearn.evaluate import sweep as module
+from nullspace_unlearn.evaluate.batched import FIGURES, Untouched, grid_figures
+from nullspace_unlearn.evaluate.compare import classifier, compare
+from nullspace_unlearn.evaluate.metrics import figures, ideal_grid
+from nullspace_unlearn.evaluate.pictures import embed_pictures
+from nullspace_unlearn.evaluate.sweep import (
+    COLUMNS,
+    SWEPT,
+    Row,
+    Run,
+    Sweep,
+    Texts,
+    cut,
+    ranks_used,
+    resolved,
+    texts_of,
+)
+from nullspace_unlearn.evaluate.zeroshot import Grid, accuracy_grid, predict
+from nullspace_unlearn.features import Features
+from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.linalg import unit
+from nullspace_unlearn.unlearn import plan
+from nullspace_unlearn.words import Words
+
+CLASSES, DOMAINS = ("cat", "dog", "car", "bus", "tree"), ("photo", "sketch", "cartoon")
+REQUESTS = (
+    Forget(["cat"]),
+    Forget(["cat", "bus"]),
+    Forget(["cat"], ["sketch"]),
+    Forget(["dog", "bus"], ["sketch", "photo"]),
+    Forget(domains=["sketch"]),
+)
+
+
+def world(seed: int = 0, n: int = 150, dim: int = 24) -> tuple[Features, Texts]:
+    """Images that lean to their class and domain, and prompts that say so."""
+    random = torch.Generator().manual_seed(seed)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random)
+
+    c, d = len(CLASSES), len(DOMAINS)
+    names, styles = randn(c, dim) + 1, 0.7 * randn(d, dim)
+    cells = torch.cat([torch.arange(c * d), torch.randint(c * d, (n - c * d,), generator=random)])
+    labels, domains = cells // d, cells % d
+    features = Features(
+        embeddings=names[labels] + styles[domains] + randn(n, dim),
+        labels=labels,
+        class_names=CLASSES,
+        domains=domains,
+        domain_names=DOMAINS,
+        text=names,
+    )
+    prompts = unit((names[:, None] + styles + 0.1 * randn(c, d, dim)).double())
+    return features, Texts(CLASSES, unit(names.double()), prompts)
+
+
+def measured(sweep: Sweep, features: Features, texts: Texts, **choices: Any) -> list[Row]:
+    assert features.text is not None
+    run = Run(sweep, features, features.text, texts)
+    return [row for rows in run.measure(quiet=True, **choices) for row in rows]
+
+
+# Against one request at a time.
+
+
+@pytest.fixture(scope="module")
+def bundled() -> tuple[Clip, Features]:
+    clip = nsu.load("nsu-mini")
+    return clip, embed_pictures(clip, each=2, quiet=True)
+
+
+def test_rows_are_what_erase_and_compare_say(bundled: tuple[Clip, Features]) -> None:
+    clip, features = bundled
+    words = clip.words
+    assert words is not None
+    asked = [
+        Forget(["car"]),
+        Forget(["flower"]),
+        Forget(["car"], ["sketch"]),
+        Forget(["dog", "tree"], ["sketch", "photo"]),
+        Forget(domains=["painting"]),
+    ]
+    requests = tuple(resolved(one, words) for one in asked)
+    sweep = Sweep(requests, SWEPT, strengths=(0.5, 1.0))
+    texts = texts_of(clip, features.class_names, requests, words)
+    run = Run(sweep, features, classifier(clip, features, words.class_templates), texts)
+    rows = [row for chunk in run.measure(quiet=True) for row in chunk]
+    assert len(rows) == len(sweep) == 2 * (2 + 3 + 3 * 5)
+    told = set()
+    for row in rows:
+        assert row["refused"] is None and list(row) == list(COLUMNS)
+        request, method = asked[row["request"]], row["method"]
+        edit = nsu.erase(
+            clip, request, method=method, strength=row["strength"], classes=words.classes
+        )
+        single = compare(clip, clip, edit, "visual", features, request, words.class_templates)
+        for model, prefix in (("before", "before_"), ("after", ""), ("ideal", "ideal_")):
+            for name in FIGURES:
+                said = single.figures[model][name]
+                assert row[prefix + name] == (None if said is None else pytest.approx(said)), row
+        told.add((row["kind"], method, row["forgotten"] < row["before_forgotten"]))
+    assert {(kind, True) for kind in ("global", "cell", "domain")} <= {(k, t) for k, _, t in told}
+
+
+def test_requests_are_resolved_as_erase_resolves_them(bundled: tuple[Clip, Features]) -> None:
+    clip, _ = bundled
+    words = clip.words
+    assert words is not None
+    for name in words.classes:
+        for request in (Forget([name]), Forget([name], ["sketch"], aliases={name: ("thing",)})):
+            assert resolved(request, words) == plan(clip, request, classes=words.classes).forget
+    assert resolved(Forget(["car"]), words).aliases  # the control: some class has one
+    other = replace(words, domains={"drawings": "sketch", "photos": "photo"})
+    assert resolved(Forget(["car"], ["sketch"]), other).domains == ("drawings",)
+
+
+def single(features: Features, edit: Edit, request: Forget) -> dict[str, Any]:
+    """The figures of one edit, by a plain loop: edit, predict, count."""
+    z = edit.apply(features.embeddings.double())
+    assert features.text is not None
+    named = (z @ unit(features.text.double()).mT).argmax(-1)
+    grid = accuracy_grid(named, features.labels, features.domains, len(CLASSES), len(DOMAINS))
+    return asdict(figures(grid, request.mask(CLASSES, DOMAINS)))
+
+
+def test_every_axis_means_what_it_says() -> None:
+    features, texts = world()
+    sweep = Sweep(REQUESTS, ("hull", "gated", "ccup"), (0.3, 1.0, 1.7), (1, None), (0.003, 0.3))
+    rows = measured(sweep, features, texts)
+    assert len(rows) == len(sweep) == 2 * 3 * 2 * 2 + 3 * 3 * 2 * 2 + 5 * 3 * 2
+    assert texts.cells is not None
+    by_figures = set()
+    for row in rows:
+        request = REQUESTS[row["request"]]
+        mask = request.mask(CLASSES, DOMAINS)
+        everywhere = not request.domains
+        gone = texts.rows[mask.all(1)] if everywhere else texts.cells[mask]
+        kept = texts.rows[~mask.all(1)] if everywhere else texts.cells[~mask]
+        if row["method"] == "hull":
+            edit = erasers.hull(gone, texts.rows, keep_mask=~mask.all(1), ridge=row["ridge"])
+        elif row["method"] == "gated":
+            c, d = torch.ones(mask.shape).nonzero().T
+            numbers = replace(erasers.TEXT, ridge=row["ridge"])
+            cells = texts.cells.flatten(0, 1)
+            edit = erasers.gated(cells, c, d, texts.rows, mask, numbers=numbers)
+        else:
+            assert row["ridge"] is None
+            edit = erasers.ccup(gone, kept)
+        if row["rank"] is not None:
+            dense = torch.linalg.svd(edit.read @ edit.write.mT)
+            k = row["rank"]
+            edit = Edit(dense.U[:, :k] * dense.S[:k], dense.Vh[:k].mT)
+        assert row["rank_used"] == torch.linalg.matrix_rank(edit.read @ edit.write.mT)
+        expected = single(features, edit.scale(row["strength"]), request)
+        found = {name: row[name] for name in FIGURES}
+        assert found == pytest.approx(expected, nan_ok=True), row
+        by_figures.add((row["method"], row["strength"], row["rank"], row["forgotten"], row["kept"]))
+    assert len(by_figures) > 20  # the control: settings do differ
+
+
+# Parts.
+
+
+def grids(data: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts, some of them right, and requests that leave images on both sides."""
+    c, d = data.draw(st.integers(2, 5)), data.draw(st.integers(1, 4))
+    random = np.random.default_rng(data.draw(st.integers(0, 10**6)))
+    count = random.integers(0, 4, (c, d))
+    count[0, 0], count[-1, -1] = 3, 2
+    masks = random.random((6, c, d)) < 0.4
+    masks[0] = np.arange(c)[:, None] < c - 1
+    masks[1] = np.arange(d) < 1 if d > 1 else masks[0]
+    masks[:, 0, 0], masks[:, -1, -1] = True, False
+    right = random.integers(0, count + 1, (3, 6, c, d))
+    right[0, 0] = 0
+    return tuple(torch.from_numpy(part) for part in (right, count, masks))  # type: ignore[return-value]
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_figures_of_many_grids_are_those_of_each(data: Any) -> None:
+    right, count, masks = grids(data)
+    many = grid_figures(right, count, masks)
+    for s in range(3):
+        for b in range(6):
+            one = figures(Grid(right[s, b] / count.clamp(min=1).double(), count), masks[b])
+            for name, value in asdict(one).items():
+                found = float(many[name][s, b])
+                assert found == pytest.approx(float("nan") if value is None else value, nan_ok=True)
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 10**6))
+def test_the_ideal_is_that_of_the_metrics(seed: int) -> None:
+    features, _ = world(seed, n=90, dim=6)
+    assert features.text is not None and features.domains is not None
+    text = features.text.clone()
+    text[3] = text[1]  # two classes that tie on every image
+    shape = (len(CLASSES), len(DOMAINS))
+    given = (features.embeddings, unit(text.double()), features.labels, features.domains)
+    base = Untouched.of(*given, shape, most=len(CLASSES) - 1)
+    named = predict(features.embeddings, text)
+    before = accuracy_grid(named, features.labels, features.domains, *shape)
+    tied = torch.tensor([False, True, False, True, False])  # either may be named
+    assert torch.equal(base.right[~tied], (before.accuracy * before.count).round().long()[~tied])
+    masks = [one.mask(CLASSES, DOMAINS) for one in (*REQUESTS, Forget(["car", "dog", "tree"]))]
+    better = 0
+    for mask in masks:
+        assert torch.equal(base.count, before.count)
+        expected = ideal_grid(*given[:1], text, *given[2:], mask)
+        counted = (expected.accuracy * expected.count).round().long()
+        assert torch.equal(base.ideal(mask)[~tied], counted[~tied])
+        better += int((base.ideal(mask) > base.right).sum())
+    assert better  # the control: striking a class off does help some image
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3, 9])
+def test_a_cut_edit_is_the_nearest_of_its_rank(rank: int) -> None:
+    read, write = torch.randn(2, 5, 12, 4, dtype=torch.float64).unbind(0)
+    edit = Edit(read, write)
+    less = cut(edit, rank)
+    assert less.rank == min(rank, 4) and ranks_used(less).tolist() == [min(rank, 4)] * 5
+    full, found = (one.read @ one.write.mT for one in (edit, less))
+    tail = torch.linalg.svdvals(full)[:, rank:].square().sum(-1).sqrt()  # Eckart and Young
+    assert torch.linalg.matrix_norm(full - found) == pytest.approx(tail, abs=1e-12)
+    first = read[..., :rank] @ write[..., :rank].mT
+    assert rank > 3 or (torch.linalg.matrix_norm(full - first) > tail + 0.1).all()
+
+
+def test_a_cut_projection_is_the_method_at_that_rank() -> None:
+    rows = torch.randn(4, 10, dtype=torch.float64) * torch.tensor([[9.0], [1], [5], [3]]).double()
+    less = cut(erasers.nullspace(rows), 2)
+    _, _, right = torch.linalg.svd(rows)
+    expected = torch.eye(10, dtype=torch.float64) - right[:2].mT @ right[:2]
+    assert torch.allclose(less.operator(), expected)
+    assert not torch.allclose(cut(erasers.nullspace(rows), 3).operator(), expected)
+
+
+def test_columns_of_zeros_are_no_rank() -> None:
+    read = torch.randn(2, 8, 3)
+    read[1, :, 1:] = 0
+    assert ranks_used(Edit(read, torch.randn(2, 8, 3))).tolist() == [3, 1]
+
+
+# Work is shared and done once; chunks do not show in the result.
+
+
+def test_no_edit_is_measured_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, texts = world()
+    edits = 0
+    original = module.count_right
+
+    def counted(*given: Any) -> Tensor:
+        nonlocal edits
+        edits += len(given[-1].read)
+        return original(*given)
+
+    monkeypatch.setattr(module, "count_right", counted)
+    everywhere = tuple(Forget([name]) for name in CLASSES)
+    methods = ("hull", "ccup", "nullspace")
+    sweep = Sweep(everywhere, methods, (0.5, 1.0), (1, 2, 4, None), (0.01, 0.1))
+    rows = measured(sweep, features, texts)
+    assert len(rows) == 5 * 2 * 4 * (2 + 1 + 1)
+    assert edits == 5 * 2 * 1 * (2 + 1 + 1)  # one class: every rank is rank 1
+    assert {row["rank_used"] for row in rows} == {1}
+
+
+def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, texts = world()
+    sweep = Sweep(REQUESTS, SWEPT, (0.5, 1.0), (1, None), (0.01, 0.1))
+
+    def in_order(rows: list[Row]) -> list[str]:
+        return sorted(repr({**row, "h4": round(row["h4"], 12)}) for row in rows)
+
+    assert features.text is not None
+    run = Run(sweep, features, features.text, texts)
+    whole = [row for rows in run.measure(quiet=True) for row in rows]
+    few = len(list(run.chunks()))
+    monkeypatch.setattr(module, "_MOST", 2)
+    chunks = list(run.chunks())
+    assert len(chunks) > few
+    jobs = [(one.method, one.ridge, i) for one in chunks for i in one.requests]
+    assert len(jobs) == len(set(jobs)) == len(sweep) // 4
+    parts = list(run.measure(quiet=True))
+    assert [len(rows) for rows in parts] == [4 * len(one.requests) for one in chunks]
+    assert in_order([row for rows in parts for row in rows]) == in_order(whole)
+    assert list(run.measure(skip=3, quiet=True)) == parts[3:]
+
+
+def test_chunks_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, texts = world()
+    assert features.text is not None
+    run = Run(Sweep(REQUESTS, ("nullspace",)), features, features.text, texts)
+    assert [len(one.requests) for one in run.chunks()] == [5]
+    monkeypatch.setattr(module, "_NUMBERS", 1)
+    assert [len(one.requests) for one in run.chunks()] == [1] * 5
+
+
+def test_a_refused_request_says_why_and_leaves_the_others_alone() -> None:
+    features, texts = world()
+    assert texts.cells is not None
+    cells = texts.cells.clone()
+    cells[0] = cells[1]  # prompts for cats that the model takes for dogs
+    muddled = replace(texts, cells=cells)
+    requests = tuple(Forget([name], ["sketch"]) for name in CLASSES)
+    rows = measured(Sweep(requests, ("gated",), (0.5, 1.0)), features, muddled)
+    refused = [row for row in rows if row["refused"] is not None]
+    assert [row["classes"] for row in refused] == ["cat", "cat"] and len(rows) == 10
+    assert all("would remove nothing" in row["refused"] for row in refused)
+    assert all(row[name] is None for row in refused for name in ("forgotten", "h4", "rank_used"))
+    assert all(row["before_kept"] is not None and list(row) == list(COLUMNS) for row in refused)
+    others = [row for row in rows if row["refused"] is None]
+    alone = measured(Sweep(requests[1:], ("gated",), (0.5, 1.0)), features, muddled)
+    assert [row["forgotten"] for row in others] == [row["forgotten"] for row in alone]
+    whole = measured(Sweep(requests[:1], ("gated",)), features, muddled)
+    assert [row["refused"] is None for row in whole] == [False]
+
+
+def test_two_classes_of_one_name_go_together() -> None:
+    features, texts = world()
+    names = ("cat", "dog", "car", "bus", "cat")
+    features = replace(features, class_names=names)
+    rows = measured(
+        Sweep((Forget(["cat"]),), ("nullspace",)), features, replace(texts, names=names)
+    )
+    assert rows[0]["rank_used"] == 2
+
+
+def test_features_without_domains_have_one() -> None:
+    features, texts = world()
+    flat = replace(features, domains=None, domain_names=())
+    request = (Forget(["cat"]),)
+    row = measured(Sweep(request, ("hull",)), flat, replace(texts, cells=None))[0]
+    assert row["same_class"] is None and row["domains"] == "" and row["kept"] > 0.5
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"methods": ("hul",)},
+            "'hul' cannot be swept .did you mean 'hull'..; allowed: hull, gated",
+        ),
+        ({"methods": ("avert",)}, "method 'avert' cannot be swept"),
+        ({"methods": ()}, "at least one of its methods"),
+        ({"requests": ()}, "at least one of its requests"),
+        ({"methods": ("hull", "hull")}, "methods hold 'hull' twice"),
+        ({"requests": (Forget(["cat"]), Forget(["cat"]))}, "requests hold 'cat' twice"),
+        ({"strengths": (0.5, 0.5)}, "strengths hold 0.5 twice"),
+        ({"strengths": (0.0,)}, r"strength must lie in \(0, 2\], got 0"),
+        ({"strengths": (2.5,)}, r"strength must lie in \(0, 2\], got 2.5"),
+        ({"strengths": (float("nan"),)}, "strength must lie in"),
+        ({"requests": (Forget(["cat"], keep=["boat"]),)}, "leave out keep"),
+        ({"ranks": (0,)}, "rank must be at least 1, got 0"),
+        ({"ridges": (0.0,)}, "ridge must be finite and above 0, got 0"),
+        ({"ridges": (float("inf"),)}, "ridge must be finite"),
+        (
+            {"methods": ("gated",)},
+            r"takes none of the requests \(global\); allowed here: hull, null",
+        ),
+    ],
+)
+def test_grids_that_cannot_be(changes: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"requests": (Forget(["cat"]),), "methods": ("hull",), **changes}
+    with pytest.raises(ValueError, match=message):
+        Sweep(**given)
+
+
+def test_an_absent_package_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    Sweep(REQUESTS, ("leace",))  # the control
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=r"pip install 'nullspace-unlearn\[leace\]'"):
+        Sweep(REQUESTS, ("leace",))
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Forget(["cta"]), "unknown class 'cta' .did you mean 'cat'..; there are 5"),
+        (Forget(CLASSES), "forgets every class everywhere"),
+        (Forget(["cat"], ["clipart"]), "unknown domain 'clipart'"),
+        (Forget(["cat"], DOMAINS), "every known domain"),
+    ],
+)
+def test_requests_that_cannot_be(request_: Forget, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolved(request_, Words(CLASSES, {name: name for name in DOMAINS}))
+    with pytest.raises(ValueError, match="names no domains"):
+        resolved(Forget(["cat"], ["photo"]), Words(CLASSES))
+
+
+def test_requests_that_cannot_be_measured(
+    unchecked: Callable[[], AbstractContextManager[None]],
+) -> None:
+    features, texts = world()
+    assert features.text is not None
+    some = features.labels != 0
+    assert features.domains is not None
+    without_cats = replace(
+        features,
+        embeddings=features.embeddings[some],
+        labels=features.labels[some],
+        domains=features.domains[some],
+    )
+    with pytest.raises(ValueError, match="no images of forgotten cells in the request 'cat'"):
+        Run(Sweep(REQUESTS[:1], ("hull",)), without_cats, features.text, texts)
+    rest = Forget(["dog", "car", "bus", "tree"])
+    with pytest.raises(ValueError, match="no images of kept cells in the request 'dog', 'car'"):
+        Run(Sweep((rest,), ("hull",)), without_cats, features.text, texts)
+    with pytest.raises(ValueError, match="needs prompts that name the domain.*give --model"):
+        bare = replace(texts, cells=None)
+        Run(Sweep(REQUESTS[2:3], ("gated",)), features, features.text, bare)

@@ -1,0 +1,163 @@
+"""The front against its definition, means against plain loops, and the picture."""
+
+from __future__ import annotations
+
+import builtins
+import random
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from nullspace_unlearn.evaluate.sweep import COLUMNS
+from nullspace_unlearn.files import OutputExists
+from nullspace_unlearn.report.pareto import Kind, Means, pareto_front, pareto_plot, summarise
+
+BLUE, ORANGE = (0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00)
+SHARE = st.integers(0, 4).map(lambda k: k / 4)
+
+
+@given(st.lists(st.tuples(SHARE, SHARE), max_size=8))
+def test_the_front_is_what_nothing_beats(points: list[tuple[float, float]]) -> None:
+    def beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+        return one[0] <= other[0] and one[1] >= other[1] and one != other
+
+    best = {i for i, one in enumerate(points) if not any(beats(other, one) for other in points)}
+    assert pareto_front(points) == best
+
+
+def table(kinds: tuple[str, ...] = ("global", "cell"), requests: int = 5) -> list[dict[str, Any]]:
+    """Rows of two methods, in no order, one of which refuses a request."""
+    draw = random.Random(0)
+    rows: list[dict[str, Any]] = []
+    for kind in kinds:
+        for request in range(requests):
+            before = {
+                name: draw.random() for name in COLUMNS if name.startswith(("before", "ideal"))
+            }
+            for method, ridge in (("nullspace", None), ("hull", 0.1)):
+                for strength in (0.5, 1.0):
+                    row = dict.fromkeys(COLUMNS) | before
+                    row |= {"request": request, "kind": kind, "method": method}
+                    row |= {"strength": strength, "ridge": ridge}
+                    if method == "hull" and request == 0 and kind == "global":
+                        row["refused"] = "it would remove nothing"
+                    else:
+                        row |= {n: draw.random() for n in ("forgotten", "kept", "worst_kept", "h4")}
+                    rows.append(row)
+    draw.shuffle(rows)
+    return rows
+
+
+def test_means_are_over_requests() -> None:
+    rows = table()
+    kinds = {kind.kind: kind for kind in summarise(iter(rows))}
+    assert set(kinds) == {"global", "cell"}
+    for name, kind in kinds.items():
+        assert len(kind.outcomes) == 4
+        for outcome in kind.outcomes:
+            key = (name, outcome.method, outcome.strength)
+            mine = [r for r in rows if (r["kind"], r["method"], r["strength"]) == key]
+            told = [r for r in mine if r["refused"] is None]
+            refused = int(name == "global" and outcome.method == "hull")
+            assert (outcome.measured, outcome.refused) == (5 - refused, refused)
+            assert outcome.means is not None
+            for figure in ("forgotten", "kept", "worst_kept", "h4"):
+                mean = statistics.fmean(r[figure] for r in told)
+                assert getattr(outcome.means, figure) == pytest.approx(mean)
+        by_request = {r["request"]: r for r in rows if r["kind"] == name}.values()
+        for means, prefix in ((kind.untouched, "before"), (kind.ideal, "ideal")):
+            mean = statistics.fmean(r[f"{prefix}_kept"] for r in by_request)
+            assert means.kept == pytest.approx(mean)
+        points = [(o.means.forgotten, o.means.kept) for o in kind.outcomes if o.means]
+        assert {i for i, o in enumerate(kind.outcomes) if o.on_front} == pareto_front(points)
+    assert kinds["global"].untouched != kinds["cell"].untouched
+
+
+def test_a_method_that_refused_everything_has_no_means() -> None:
+    rows = [r | {"refused": "no", "kept": None} for r in table() if r["method"] == "hull"]
+    (kind, _) = summarise(rows)
+    assert all(o.means is None and not o.on_front and o.refused == 5 for o in kind.outcomes)
+    assert kind.to_json()["outcomes"][0]["means"] is None
+
+
+def drawn(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def area(picture: np.ndarray, colour: tuple[int, ...]) -> int:
+    return int((np.abs(picture - np.array(colour)).max(-1) <= 2).sum())
+
+
+def test_the_picture_shows_each_method_and_kind(tmp_path: Path) -> None:
+    both, one = summarise(table()), summarise(table(("cell",)))
+    pareto_plot(both, tmp_path / "both.png")
+    pareto_plot(one, tmp_path / "one.png")
+    alone = summarise([row for row in table(("cell",)) if row["method"] == "hull"])
+    pareto_plot(alone, tmp_path / "alone.png")
+    wide, narrow = drawn(tmp_path / "both.png"), drawn(tmp_path / "one.png")
+    assert wide.shape[1] > 1.5 * narrow.shape[1]
+    assert all(
+        area(picture, colour) > 60 for picture in (wide, narrow) for colour in (BLUE, ORANGE)
+    )
+    assert not area(drawn(tmp_path / "alone.png"), ORANGE)  # the control: the second method
+
+
+def test_untouched_and_ideal_are_marked(tmp_path: Path) -> None:
+    def black(untouched: Means, ideal: Means) -> int:
+        kind = summarise(table(("cell",)))[0]
+        kind = Kind(kind.kind, untouched, ideal, kind.outcomes)
+        pareto_plot([kind], tmp_path / "a.png", overwrite=True)
+        picture = drawn(tmp_path / "a.png")
+        height, width = picture.shape[:2]
+        # Left of the axis and below it there is black text too; above and right of it the legend.
+        inner = picture[
+            int(0.12 * height) : int(0.8 * height), int(0.15 * width) : int(0.7 * width)
+        ]
+        return area(inner, (0, 0, 0))
+
+    middle, corner = Means(0.5, 0.5, 0, 0), Means(0.0, 1.0, 0, 0)
+    assert black(middle, middle) > black(corner, corner) + 50
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".PDF"])
+def test_formats(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    kinds = summarise(table(("domain",), 1))
+    pareto_plot(kinds, path)
+    assert suffix[1:].lower().encode() in path.read_bytes()[:500].lower()
+    with pytest.raises(OutputExists):
+        pareto_plot(kinds, path)
+    pareto_plot(kinds, path, overwrite=True)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = summarise(table())
+    with pytest.raises(ValueError, match=r"ends in '.bmp'; allowed: .png .svg .pdf"):
+        pareto_plot(kinds, tmp_path / "a.bmp")
+    with pytest.raises(ValueError, match="nothing to draw"):
+        pareto_plot(summarise([]), tmp_path / "a.png")
+    original = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return original(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ValueError, match=r"pip install 'nullspace-unlearn\[report\]'"):
+        pareto_plot(kinds, tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_importing_it_imports_no_matplotlib() -> None:
+    code = "import sys, nullspace_unlearn.report.pareto; sys.exit('matplotlib' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
