@@ -1,0 +1,254 @@
+"""One method on one request: a closed form or a training, then the comparison it gives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nullspace_unlearn import erasers, train, unlearn
+from nullspace_unlearn.bench.datasets import Pool
+from nullspace_unlearn.bench.recipe import Method
+from nullspace_unlearn.clip import Clip
+from nullspace_unlearn.edit import Edit
+from nullspace_unlearn.evaluate.compare import (
+    EVERYWHERE,
+    Comparison,
+    accuracy,
+    cells_of,
+    classifier,
+    compare,
+    compare_models,
+)
+from nullspace_unlearn.evaluate.metrics import figures, ideal_grid, report
+from nullspace_unlearn.features import Features
+from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.linalg import unit
+from nullspace_unlearn.prototypes import Visual, from_text
+from nullspace_unlearn.train import Settings, Shots, Task
+from nullspace_unlearn.words import Words
+
+_ON_ROWS: Mapping[str, Callable[[Tensor, Tensor], Edit]] = {
+    "hull": erasers.hull,
+    "nullspace": lambda forget, keep: erasers.nullspace(forget),
+    "ccup": erasers.ccup,
+    "leace": erasers.leace,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """The untouched model on one data set.
+
+    Attributes:
+        pool: The data set.
+        clip: The model; None where a feature file stands for it.
+        features: Its embeddings of the images to report on.
+        words: Classes, domains and templates of the data set.
+    """
+
+    pool: Pool
+    clip: Clip | None
+    features: Features
+    words: Words
+
+    @cached_property
+    def shown(self) -> Features:
+        """The features with the untouched classifier, which need not be made again."""
+        if self.clip is None:
+            return self.features
+        text = classifier(self.clip, self.features, self.words.class_templates)
+        return replace(self.features, text=text.cpu())
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a method made of a request.
+
+    Attributes:
+        comparison: On the data set of the request.
+        others: Every other data set -> accuracy before and after.
+        seconds: Time to make the edit or to train, drawing and reading of images not counted.
+        images: Labelled images it was given.
+        log: What else there is to say; plain JSON values.
+    """
+
+    comparison: Comparison
+    others: Mapping[str, tuple[float, float]]
+    seconds: float
+    images: int
+    log: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run_method(
+    method: Method, forget: Forget, own: Subject, others: Sequence[Subject], seed: int
+) -> Outcome:
+    """Run one method on one request and measure it.
+
+    Args:
+        method: The method.
+        forget: The request.
+        own: The model on the data set that the request speaks of.
+        others: The same model on every other data set.
+        seed: Of the images that are drawn, and of training.
+
+    Returns:
+        The outcome.
+
+    Raises:
+        ValueError: If the method cannot do it.
+    """
+    if own.clip is None:
+        return _on_rows(method, forget, own)
+    if method.trained:
+        return _train(method, forget, own, others, seed)
+    return _erase(method, forget, own, others, seed)
+
+
+def _on_rows(method: Method, forget: Forget, own: Subject) -> Outcome:
+    """A closed form from the text prototypes of a feature file."""
+    text = own.features.text
+    assert text is not None  # `datasets` has seen to it
+    gone = torch.tensor([name in forget.classes for name in own.words.classes])
+    rows = unit(text.double())
+    started = time.perf_counter()
+    edit = _ON_ROWS[method.name](rows[gone], rows[~gone])
+    edit = edit if method.strength == 1 else edit.scale(method.strength)
+    seconds = time.perf_counter() - started
+    again = replace(own.features, embeddings=edit.apply(own.features.embeddings))
+    return Outcome(_compared(own.features, again, forget), {}, seconds, 0)
+
+
+def _erase(
+    method: Method, forget: Forget, own: Subject, others: Sequence[Subject], seed: int
+) -> Outcome:
+    clip, words = own.clip, own.words
+    assert clip is not None and method.side is not None
+    # Whoever forgets a class of one data set wants the names of the others to stay as well.
+    names: dict[str, str] = {}
+    for name in (name for one in (own, *others) for name in one.words.classes):
+        names.setdefault(name.casefold(), name)
+    shots = _shots(method, own, 0, seed)[0] if method.drawn else None
+    started = time.perf_counter()
+    plan = unlearn.plan(
+        clip,
+        forget,
+        classes=tuple(names.values()),
+        domains=words.domains,
+        templates=words.class_templates,
+        method=method.name,
+        side=method.side,
+    )
+    visual = None
+    if shots is not None:
+        visual = _seen(clip, shots, words, deeper=method.reading == "mlp")
+    elif method.prototypes == "closed":
+        visual = from_text(clip, *unlearn.cells_needed(plan), plan.words.cell_templates)
+    elif method.prototypes == "pixels":
+        visual = unlearn.synthesise_for(clip, plan, deeper=method.reading == "mlp", quiet=True)
+    edit = unlearn.erase(
+        clip, plan, strength=method.strength, visual=visual, reading=method.reading
+    )
+    edited = edit.fold(clip, method.side)
+    seconds = time.perf_counter() - started
+
+    def after(one: Subject) -> Features:
+        if edit.space == "mlp":
+            return one.pool.embed(edited, False, True)
+        if method.side == "text":
+            return one.features
+        return replace(one.features, embeddings=edit.apply(one.features.embeddings,
+                                                           one.features.hidden))  # fmt: skip
+
+    again = after(own) if edit.space == "mlp" else None
+    before = own.features if method.side == "text" else own.shown
+    comparison = compare(
+        clip, edited, edit, method.side, before, plan.forget, words.class_templates, again
+    )
+    elsewhere = {
+        one.pool.name: _accuracies(one, after(one), edited if method.side == "text" else None)
+        for one in others
+    }
+    numbers = edit.provenance.get("numbers", {})
+    return Outcome(
+        comparison, elsewhere, seconds, 0 if shots is None else len(shots), {"numbers": numbers}
+    )
+
+
+def _train(
+    method: Method, forget: Forget, own: Subject, others: Sequence[Subject], seed: int
+) -> Outcome:
+    assert own.clip is not None
+    shots, validation = _shots(method, own, method.validation, seed)
+    made = train.configure(method.name, method.numbers(forget.paradigm))
+    task = Task(own.clip, forget, own.words, shots, validation, seed)
+    trained = train.train(made, task, Settings(), quiet=True)
+    templates = own.words.class_templates
+    again = own.pool.embed(trained.clip, False, True)
+    comparison = compare_models(own.clip, trained.clip, own.shown, again, forget, templates)
+    elsewhere = {
+        one.pool.name: _accuracies(one, one.pool.embed(trained.clip, False, True), trained.clip)
+        for one in others
+    }
+    log = {"epochs": len(trained.log), "diverged": trained.diverged}
+    given = len(shots) + len(validation)
+    return Outcome(comparison, elsewhere, trained.seconds, given, log)
+
+
+def _shots(method: Method, own: Subject, validation: int, seed: int) -> tuple[Shots, Shots]:
+    assert own.pool.draw is not None and own.clip is not None  # `runner` has seen to it
+    return own.pool.draw(own.clip, method.shots, validation, seed)
+
+
+def _seen(clip: Clip, shots: Shots, words: Words, deeper: bool) -> Visual:
+    """Images that a method is given, as visual prototypes."""
+    hidden, embeddings, mlp = [], [], []
+    for batch in torch.arange(len(shots)).split(64):
+        images = shots.read(batch)
+        h, z = clip.encode_both(images)
+        hidden.append(h.cpu())
+        embeddings.append(z.cpu())
+        if deeper:
+            part = clip.mlp_image(images)
+            mlp.append((part.mlp / part.deviation[:, None]).cpu())
+    features = Features(
+        embeddings=torch.cat(embeddings),
+        hidden=torch.cat(hidden),
+        labels=shots.labels,
+        class_names=words.classes,
+        domains=shots.domains,
+        domain_names=tuple(words.domains),
+        provenance=shots.source,
+    )
+    return Visual(features, numbers=None, mlp=torch.cat(mlp) if deeper else None)
+
+
+def _compared(before: Features, after: Features, forget: Forget) -> Comparison:
+    """Features before and after an edit, compared by the text they bring along."""
+    assert before.text is not None
+    mask = cells_of(forget, before.class_names, before.domain_names)
+    grids = [accuracy(None, one, ())[0] for one in (before, after)]
+    ideal = ideal_grid(before.embeddings, before.text, before.labels, before.domains, mask)
+    return Comparison(
+        classes=before.class_names,
+        domains=before.domain_names or EVERYWHERE,
+        mask=mask,
+        before=grids[0],
+        after=grids[1],
+        ideal=ideal,
+        figures=report(*(figures(grid, mask) for grid in (*grids, ideal))),
+    )
+
+
+def _accuracies(one: Subject, again: Features, clip: Clip | None) -> tuple[float, float]:
+    """Accuracy before and after over all images of a data set; with `clip`, by its own text."""
+    templates = one.words.class_templates
+    before, _ = accuracy(None, one.shown, templates)
+    text = one.shown.text if clip is None else classifier(clip, again, templates)
+    after, _ = accuracy(None, replace(again, text=text), templates)
+    return before.acc1, after.acc1

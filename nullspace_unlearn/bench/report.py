@@ -1,0 +1,82 @@
+"""Tables and pictures of a benchmark, written beside its cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nullspace_unlearn.bench import table
+from nullspace_unlearn.bench.recipe import Recipe
+from nullspace_unlearn.files import new_file
+from nullspace_unlearn.report.bench_plots import Point, kept_against_forgotten
+from nullspace_unlearn.report.plots import check_picture, grid_heatmap
+
+
+def write_report(
+    recipe: Recipe, runs: Sequence[Mapping[str, Any]], output: Path, failed: int = 0
+) -> tuple[str, dict[str, Any]]:
+    """Write table.md, table.csv, table.json and, where matplotlib is there, pictures.
+
+    Pictures are kept-GROUP.png, every method as a point, and grid-GROUP.png, the cells before and
+    after the first method on the first request. All follow from the cells, so they are written anew
+    each time.
+
+    Args:
+        recipe: The recipe.
+        runs: The JSON of its cells.
+        output: The folder of the benchmark.
+        failed: How many cells have no result.
+
+    Returns:
+        The Markdown and the JSON.
+    """
+    found = table.summary(recipe, runs)
+    text, said = table.to_markdown(recipe, found, failed), table.to_json(recipe, found)
+    for name, content in (
+        ("table.md", text),
+        ("table.csv", table.to_csv(found)),
+        ("table.json", table.dump(said)),
+    ):
+        with new_file(output / name, overwrite=True) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    if _can_draw():
+        for group, parts in found.items():
+            title = table.title_of(group)
+            points = [_point(label, row) for label, row in parts["all"].items()]
+            kept_against_forgotten(points, title, output / f"kept-{group}.png", overwrite=True)
+            first = next(run for run in runs if table.group_of(run) == group)
+            _draw_grid(first, output / f"grid-{group}.png")
+    return text, said
+
+
+def _can_draw() -> bool:
+    try:
+        check_picture("kept.png")
+    except ValueError:  # no matplotlib
+        return False
+    return True
+
+
+def _point(label: str, row: Any) -> Point:
+    return Point(
+        label=label,
+        forgotten=(row["for"].mean, row["for"].std),
+        kept=(row["kept"].mean, row["kept"].std),
+        bound=label in table.BOUNDS,
+    )
+
+
+def _draw_grid(run: Mapping[str, Any], path: Path) -> None:
+    grids = run["grids"]
+    grid_heatmap(
+        table.grid_of(grids["before"]),
+        table.grid_of(grids["after"]),
+        torch.tensor(run["forgotten"]),
+        grids["before"]["classes"],
+        grids["before"]["domains"],
+        path,
+        overwrite=True,
+    )

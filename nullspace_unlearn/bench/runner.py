@@ -1,0 +1,348 @@
+"""The cells of a benchmark: listed, run, kept one JSON each, gone on with where a run stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from nullspace_unlearn import __version__
+from nullspace_unlearn.bench.choices import choices
+from nullspace_unlearn.bench.datasets import Pool
+from nullspace_unlearn.bench.methods import Outcome, Subject, run_method
+from nullspace_unlearn.bench.recipe import Method, Model, Recipe
+from nullspace_unlearn.clip import Clip
+from nullspace_unlearn.evaluate.zeroshot import grid_to_json
+from nullspace_unlearn.features import Features
+from nullspace_unlearn.files import OutputExists, new_file, refuse_existing
+from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.words import Words
+
+FORMAT = "nullspace-unlearn benchmark cell 1"
+RECIPE = "recipe.yaml"
+_SHOWN = 16  # characters of a hash in a file's name
+_MARK = "# Results of nsu bench, recipe"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one request with one draw of images.
+
+    Attributes:
+        method: The method.
+        forget: The request.
+        dataset: The data set it speaks of, where there are several.
+        seed: Of the draw.
+    """
+
+    method: Method
+    forget: Forget
+    dataset: str
+    seed: int
+
+    @property
+    def what(self) -> str:
+        """The request in a few words, as tables and file names say it."""
+        names = ", ".join(self.forget.classes) or "every class"
+        where = ", ".join(self.forget.domains) or self.dataset or "everywhere"
+        return f"{names} in {where}" if where != "everywhere" else f"{names} everywhere"
+
+    def made_of(self, recipe: Recipe, digests: Sequence[str], weights: str | None) -> str:
+        """A hash of all that the result follows from; a cell of another hash is another cell."""
+        numbers = self.method.numbers(self.forget.paradigm)
+        method = asdict(replace(self.method, set=numbers, by_kind={}, kinds=(), label="-"))
+        parts = {
+            "format": FORMAT,
+            "version": __version__,
+            "model": asdict(recipe.model) if recipe.model else None,
+            "weights": weights,
+            "data": {**asdict(recipe.data), "where": ""},
+            "images": list(digests),
+            "method": method,
+            "request": self.forget.to_json(),
+            "dataset": self.dataset,
+            "seed": self.seed,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def cells_of(recipe: Recipe, pools: Sequence[Pool]) -> list[Cell]:
+    """Every cell of a recipe: methods in its order, then draws, then requests.
+
+    A method that is given no images has one cell a request, of seed 0, whatever the seeds.
+
+    Args:
+        recipe: The recipe.
+        pools: Its data.
+
+    Returns:
+        The cells.
+
+    Raises:
+        ValueError: If a request cannot be met, or a method is to be given images and the data keep
+            none for that.
+    """
+    by_name = {pool.name: pool for pool in pools}
+    asked: list[tuple[Forget, str]] = []
+    for number, request in enumerate(recipe.requests):
+        try:
+            found = choices(request, by_name[request.dataset])
+        except ValueError as error:
+            raise ValueError(f"recipe {recipe.name!r}: requests[{number}]: {error}") from None
+        asked += [(forget, request.dataset) for forget in found]
+    unique = {json.dumps([forget.to_json(), name]): (forget, name) for forget, name in asked}
+    for method in recipe.methods:
+        if method.drawn and any(pool.draw is None for pool in pools):
+            raise ValueError(
+                f"{method.label} is given images, and the data keep none for that: give data.draw "
+                "or data.held_out"
+            )
+    return [
+        Cell(method, forget, name, seed)
+        for method in recipe.methods
+        for seed in (recipe.seeds if method.drawn else (0,))
+        for forget, name in unique.values()
+        if method.takes(forget.paradigm)
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class Done:
+    """What a run left behind.
+
+    Attributes:
+        runs: The JSON of every cell that has a result, in the recipe's order.
+        failed: The cells that failed and why.
+        found: How many results were there already.
+    """
+
+    runs: list[dict[str, Any]]
+    failed: list[tuple[Cell, str]]
+    found: int
+
+
+def check_output(output: Path, recipe: Recipe, overwrite: bool) -> None:
+    """Refuse an output that is not this benchmark's, before any work is spent.
+
+    Args:
+        output: The folder.
+        recipe: The recipe.
+        overwrite: Whether results that are there may be removed.
+
+    Raises:
+        OutputExists: If it holds something else than results, or those of a recipe of another name
+            while `overwrite` is false.
+        ValueError: If it cannot be written to.
+    """
+    refuse_existing(output, overwrite=True)
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    kept = output / RECIPE
+    first = kept.read_text(encoding="utf-8").split("\n")[0] if kept.is_file() else ""
+    if not first.startswith(_MARK):
+        raise OutputExists(f"output {str(output)!r} exists and is no benchmark's; name another")
+    if first != _first_line(recipe) and not overwrite:
+        raise OutputExists(
+            f"output {str(output)!r} holds the results of another recipe than {recipe.name!r}; "
+            "name another or pass --overwrite"
+        )
+
+
+def claim(output: Path, recipe: Recipe, text: str, overwrite: bool) -> None:
+    """Make the folder of a benchmark, or go on in it.
+
+    Args:
+        output: The folder.
+        recipe: The recipe.
+        text: Its file, kept beside the results.
+        overwrite: Whether to begin anew.
+
+    Raises:
+        ValueError: As `check_output`.
+    """
+    check_output(output, recipe, overwrite)
+    if overwrite and output.exists():
+        shutil.rmtree(output)
+    output.mkdir(parents=True, exist_ok=True)
+    with new_file(output / RECIPE, overwrite=True) as temporary:
+        temporary.write_text(f"{_first_line(recipe)}\n{text}", encoding="utf-8")
+
+
+def run(
+    recipe: Recipe,
+    pools: Sequence[Pool],
+    clip: Clip | None,
+    cells: Sequence[Cell],
+    output: Path,
+    *,
+    only: Sequence[str] = (),
+    quiet: bool = False,
+    note: Callable[[str], None] = lambda line: None,
+) -> Done:
+    """Run the cells that have no result yet.
+
+    A cell that fails is recorded with its error and the run goes on; the next one tries it again.
+    So it does with a result that is damaged. Results of another version, model, image set or number
+    lie in files of their own and are left alone.
+
+    Args:
+        recipe: The recipe.
+        pools: Its data.
+        clip: The model; None where a feature file stands for it.
+        cells: The cells, from `cells_of`.
+        output: The folder, claimed.
+        only: Labels of the methods to run; empty: all. Results of the others count all the same.
+        quiet: Whether to leave out progress bars.
+        note: Called with a line about each cell that failed.
+
+    Returns:
+        All results.
+    """
+    digests = [pool.digest for pool in pools]
+    weights = clip.source.sha256 if clip else None
+    made = [cell.made_of(recipe, digests, weights) for cell in cells]
+    files = [_file(output, cell, of) for cell, of in zip(cells, made, strict=True)]
+    results = [_whole(file) for file in files]
+    there = sum(found is not None for found in results)
+    left = [
+        i
+        for i, (cell, found) in enumerate(zip(cells, results, strict=True))
+        if found is None and (not only or cell.method.label in only)
+    ]
+    failed: list[tuple[Cell, str]] = []
+    subjects: dict[str, Subject] = {}
+    if left:
+        hidden = any(cell.method.reading == "hidden" for cell in cells)
+        subjects = {
+            pool.name: _subject(recipe, pool, clip, output, hidden, weights, quiet)
+            for pool in pools
+        }
+    for i in tqdm(left, "cells", unit="cell", disable=quiet):
+        cell = cells[i]
+        others = [one for name, one in subjects.items() if name != cell.dataset]
+        said = _head(recipe, cell, made[i], clip, weights)
+        try:
+            own = subjects[cell.dataset]
+            said |= _result(run_method(cell.method, cell.forget, own, others, cell.seed))
+        except Exception as error:  # whatever went wrong in one cell, the others are wanted
+            said["error"] = " ".join(f"{type(error).__name__}: {error}".split())
+            failed.append((cell, said["error"]))
+            note(f"{cell.method.label}, {cell.what}, seed {cell.seed} failed: {said['error']}")
+        with new_file(files[i], overwrite=True) as temporary:
+            temporary.write_text(json.dumps(said, allow_nan=False), encoding="utf-8")
+        results[i] = _whole(files[i])  # None where it failed
+    return Done([found for found in results if found is not None], failed, there)
+
+
+def model_name(model: Model, root: Path) -> str:
+    """The model's name as `load` takes it: a relative folder is below the data root."""
+    scheme, _, rest = model.name.partition(":")
+    return f"local-dir:{root / rest}" if scheme == "local-dir" else model.name
+
+
+def _subject(
+    recipe: Recipe,
+    pool: Pool,
+    clip: Clip | None,
+    output: Path,
+    hidden: bool,
+    weights: str | None,
+    quiet: bool,
+) -> Subject:
+    """The untouched model on a data set; its embeddings are kept with the results."""
+    own = (clip.words if clip else None) or Words()
+    given = recipe.model.templates if recipe.model else ()
+    words = Words(
+        classes=pool.classes,
+        domains=pool.domains,
+        class_templates=given or own.class_templates,
+        cell_templates=own.cell_templates,
+    )
+    if clip is None:
+        return Subject(pool, None, pool.embed(None, hidden, quiet), words)
+    of = hashlib.sha256(json.dumps([pool.digest, asdict(recipe.data), weights, hidden]).encode())
+    file = (
+        output
+        / "embeddings"
+        / f"{_slug(pool.name or 'images')}-{of.hexdigest()[:_SHOWN]}.safetensors"
+    )
+    try:
+        features = Features.load(file)
+    except ValueError:
+        features = pool.embed(clip, hidden, quiet)
+        features.save(file, overwrite=True)
+    return Subject(pool, clip, features, words)
+
+
+def _first_line(recipe: Recipe) -> str:
+    return f"{_MARK} {recipe.name}, which said:"
+
+
+def _file(output: Path, cell: Cell, made_of: str) -> Path:
+    kind = cell.forget.paradigm
+    request = f"{kind}-{_slug(cell.what)}-seed{cell.seed}-{made_of[:_SHOWN]}.json"
+    return output / "cells" / _slug(cell.method.label) / request
+
+
+def _slug(text: str) -> str:
+    safe = re.sub(r"^\.|[^\w.=-]+", "_", text)  # no name of a folder above, and none hidden
+    return safe.encode()[:80].decode(errors="ignore")
+
+
+def _whole(file: Path) -> dict[str, Any] | None:
+    """A result that is there and whole; None where the cell is to be run."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(found, dict) and found.get("format") == FORMAT and "grids" in found
+    return found if whole and str(found.get("made_of"))[:_SHOWN] == file.stem[-_SHOWN:] else None
+
+
+def _head(
+    recipe: Recipe, cell: Cell, made_of: str, clip: Clip | None, weights: str | None
+) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "made_of": made_of,
+        "recipe": recipe.name,
+        "label": cell.method.label,
+        "method": asdict(cell.method),
+        "kind": cell.forget.paradigm,
+        "what": cell.what,
+        "request": cell.forget.to_json(),
+        "dataset": cell.dataset,
+        "seed": cell.seed,
+        "weights_sha256": weights,
+        "device": str(clip.device) if clip else "cpu",
+        "versions": {
+            "nullspace_unlearn": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _result(outcome: Outcome) -> dict[str, Any]:
+    one = outcome.comparison
+    return {
+        "seconds": outcome.seconds,
+        "images": outcome.images,
+        "log": dict(outcome.log),
+        "forgotten": one.mask.tolist(),
+        "grids": {
+            name: grid_to_json(grid, one.classes, one.domains)
+            for name, grid in (("before", one.before), ("after", one.after), ("ideal", one.ideal))
+        },
+        "others": {name: list(both) for name, both in outcome.others.items()},
+        "figures": one.figures,
+    }

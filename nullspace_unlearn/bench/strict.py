@@ -1,0 +1,147 @@
+"""YAML into frozen dataclasses, refusing whatever they do not know, with its place."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+_T = TypeVar("_T")
+
+
+def read_yaml(kind: type[_T], path: str | Path) -> _T:
+    """Read a file into a dataclass, its fields by their types.
+
+    Fields may be text, numbers, truth values, literals, tuples of one type, mappings from text,
+    dataclasses, and unions; in a union of dataclasses the key `kind` says which, by their class
+    attribute of that name.
+
+    Args:
+        kind: The dataclass.
+        path: The file.
+
+    Returns:
+        The dataclass.
+
+    Raises:
+        ValueError: Naming the file, the place in it, what is wrong and what is allowed.
+    """
+    try:
+        given = yaml.load(Path(path).read_text(encoding="utf-8"), _OnceLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        said = " ".join(str(error).split()) or "it is nested too deep"
+        raise ValueError(f"recipe {str(path)!r} cannot be read: {said}") from None
+    try:
+        made: _T = _read(kind, given, "")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return made
+
+
+def instead(given: str, known: Iterable[str]) -> str:
+    """The nearest of the names that are known, or all of them where none is near.
+
+    Args:
+        given: A name that is not known.
+        known: Those that are.
+    """
+    names = list(known)
+    found = difflib.get_close_matches(given, names, 1)
+    return f"did you mean {found[0]!r}?" if found else f"allowed: {', '.join(names)}"
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """YAML without the last of two equal keys winning in silence."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key.value!r} is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _read(kind: Any, given: Any, where: str) -> Any:
+    """A dataclass from a mapping, its fields by their types."""
+    here = f"{where}: " if where else ""
+    own = {one.name: one for one in fields(kind)}
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{here}expected keys among {', '.join(own)}, got {given!r}")
+    for key in given:
+        if key not in own:
+            raise ValueError(f"{here}unknown key {str(key)!r}; {instead(str(key), own)}")
+    for name, one in own.items():
+        if name not in given and one.default is MISSING and one.default_factory is MISSING:
+            raise ValueError(f"{here}the key {name!r} is missing")
+    hints = typing.get_type_hints(kind)
+    values = {
+        key: _value(hints[key], value, f"{where}.{key}" if where else key)
+        for key, value in given.items()
+    }
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ValueError(f"{here}{error}") from None
+
+
+def _value(hint: Any, given: Any, where: str) -> Any:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if is_dataclass(hint):
+        return _read(hint, given, where)
+    if origin in (typing.Union, types.UnionType):
+        if all(is_dataclass(one) and hasattr(one, "kind") for one in inner):
+            return _one_of({one.kind: one for one in inner}, given, where)
+        return _either(inner, given, where)
+    if origin is Literal:
+        if given not in inner:
+            raise ValueError(f"{where}: {given!r} is not known; {instead(str(given), inner)}")
+        return given
+    if origin is tuple:
+        if not isinstance(given, list):
+            raise ValueError(f"{where}: expected a list, got {given!r}")
+        return tuple(_value(inner[0], one, f"{where}[{i}]") for i, one in enumerate(given))
+    if origin is not None:  # a mapping
+        if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+            raise ValueError(f"{where}: expected words and their values, got {given!r}")
+        return {key: _value(inner[1], one, f"{where}.{key}") for key, one in given.items()}
+    if hint is float and isinstance(given, int) and not isinstance(given, bool):
+        return float(given)
+    if not isinstance(given, hint) or (hint is int and isinstance(given, bool)):
+        what = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+        raise ValueError(f"{where}: expected {what[hint]}, got {given!r}")
+    return given
+
+
+def _either(inner: tuple[Any, ...], given: Any, where: str) -> Any:
+    refused = []
+    for one in inner:
+        if one is type(None):
+            if given is None:
+                return None
+            continue
+        try:
+            return _value(one, given, where)
+        except ValueError as error:
+            refused.append(str(error).removeprefix(f"{where}: "))
+    raise ValueError(f"{where}: {', or '.join(refused)}")
+
+
+def _one_of(kinds: Mapping[str, Any], given: Any, where: str) -> Any:
+    """The dataclass whose kind is given."""
+    if not isinstance(given, Mapping) or "kind" not in given:
+        raise ValueError(f"{where}: the key 'kind' is missing; it is one of {', '.join(kinds)}")
+    kind = str(given["kind"])
+    if kind not in kinds:
+        raise ValueError(f"{where}.kind: {kind!r} is not known; {instead(kind, kinds)}")
+    return _read(kinds[kind], {k: v for k, v in given.items() if k != "kind"}, where)
