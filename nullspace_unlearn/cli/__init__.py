@@ -8,13 +8,17 @@ import warnings
 import click
 
 from nullspace_unlearn import __version__
+from nullspace_unlearn.cli.bench import bench
 from nullspace_unlearn.cli.certify import certify
+from nullspace_unlearn.cli.embed import embed
 from nullspace_unlearn.cli.erase import erase
 from nullspace_unlearn.cli.evaluate import evaluate
 from nullspace_unlearn.cli.inspect import inspect
 from nullspace_unlearn.cli.models import models
 from nullspace_unlearn.cli.prototypes import prototypes
+from nullspace_unlearn.cli.recipes import recipes
 from nullspace_unlearn.cli.revert import revert
+from nullspace_unlearn.cli.sweep import sweep
 from nullspace_unlearn.cli.train import train
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
@@ -33,7 +37,20 @@ def nsu(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (erase, train, evaluate, inspect, certify, revert, models, prototypes):
+for command in (
+    erase,
+    train,
+    embed,
+    evaluate,
+    sweep,
+    inspect,
+    certify,
+    revert,
+    models,
+    prototypes,
+    bench,
+    recipes,
+):
     nsu.add_command(command)
 
 
