@@ -17,15 +17,13 @@ from nullspace_unlearn.bench.recipe import Method
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.edit import Edit
 from nullspace_unlearn.evaluate.compare import (
-    EVERYWHERE,
     Comparison,
     accuracy,
-    cells_of,
     classifier,
     compare,
     compare_models,
+    compared,
 )
-from nullspace_unlearn.evaluate.metrics import figures, ideal_grid, report
 from nullspace_unlearn.features import Features
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.linalg import unit
@@ -120,8 +118,9 @@ def _on_rows(method: Method, forget: Forget, own: Subject) -> Outcome:
     edit = _ON_ROWS[method.name](rows[gone], rows[~gone])
     edit = edit if method.strength == 1 else edit.scale(method.strength)
     seconds = time.perf_counter() - started
-    again = replace(own.features, embeddings=edit.apply(own.features.embeddings))
-    return Outcome(_compared(own.features, again, forget), {}, seconds, 0)
+    shown = own.features.embeddings
+    comparison = compared(own.features, forget, (shown, text), (edit.apply(shown), text))
+    return Outcome(comparison, {}, seconds, 0)
 
 
 def _erase(
@@ -226,23 +225,6 @@ def _seen(clip: Clip, shots: Shots, words: Words, deeper: bool) -> Visual:
         provenance=shots.source,
     )
     return Visual(features, numbers=None, mlp=torch.cat(mlp) if deeper else None)
-
-
-def _compared(before: Features, after: Features, forget: Forget) -> Comparison:
-    """Features before and after an edit, compared by the text they bring along."""
-    assert before.text is not None
-    mask = cells_of(forget, before.class_names, before.domain_names)
-    grids = [accuracy(None, one, ())[0] for one in (before, after)]
-    ideal = ideal_grid(before.embeddings, before.text, before.labels, before.domains, mask)
-    return Comparison(
-        classes=before.class_names,
-        domains=before.domain_names or EVERYWHERE,
-        mask=mask,
-        before=grids[0],
-        after=grids[1],
-        ideal=ideal,
-        figures=report(*(figures(grid, mask) for grid in (*grids, ideal))),
-    )
 
 
 def _accuracies(one: Subject, again: Features, clip: Clip | None) -> tuple[float, float]:

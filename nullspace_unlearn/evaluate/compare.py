@@ -105,7 +105,7 @@ def compare(
         after = edit.apply(features.embeddings, features.hidden), untouched
     else:
         after = features.embeddings, classifier(edited, features, templates)
-    return _compared(features, forget, (features.embeddings, untouched), after)
+    return compared(features, forget, (features.embeddings, untouched), after)
 
 
 def compare_models(
@@ -137,7 +137,7 @@ def compare_models(
     same = [_same(getattr(features, name), getattr(again, name)) for name in ("labels", "domains")]
     if names[0] != names[1] or not all(same):
         raise ValueError("the features of the two models are not of the same images")
-    return _compared(
+    return compared(
         features,
         forget,
         (features.embeddings, classifier(clip, features, templates)),
@@ -176,13 +176,26 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
     return torch.equal(one, other)
 
 
-def _compared(
+def compared(
     features: Features,
     forget: Forget,
     before: tuple[Tensor, Tensor],
     after: tuple[Tensor, Tensor],
 ) -> Comparison:
-    """Compare two models, each given by its embeddings `[n, dim]` and its classifier."""
+    """Compare two models by what they make of the same images.
+
+    Args:
+        features: Labels, domains and names of the images.
+        forget: The request, its domains by key.
+        before: Embeddings `[n, dim]` and classifier `[classes, dim]` of the untouched model.
+        after: The same of the changed one.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        ValueError: If the data has not the classes or domains of the request.
+    """
     mask = cells_of(forget, features.class_names, features.domain_names)
     grids = [
         accuracy_grid(predict(*model), features.labels, features.domains, *mask.shape)
