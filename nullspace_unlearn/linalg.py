@@ -17,7 +17,7 @@ _CHUNK = 1 << 22
 # Numbers gathered at once.
 _CACHE = 1 << 18
 # Vertices that join a hull problem at once: many make its inner products costly, few make rounds.
-_FRESH = 12
+_FRESH = 8
 # Newton steps of a one-sided regression, and halvings of one; it takes some ten, and hardly any.
 _ROUNDS, _HALVINGS = 200, 40
 
@@ -498,10 +498,12 @@ def _nearest(points: Tensor, vertices: Tensor, allowed: Tensor | None, tol: floa
         # A vertex already among those in use cannot enter: what is left of its gap is rounding.
         known = ((among == entering[:, :1]) & usable).any(-1)
         going = (gap[todo] > tol) & ~known
-        todo, entering = todo[going], entering[going]
-        usable = excess[going] > 0
+        todo, usable = todo[going], excess[going] > 0
         if not len(todo):
             break
+        # Best first, so those that no problem has a use for stand at the end.
+        usable = usable[:, : int(usable.sum(-1).max())]
+        entering = entering[going, : usable.shape[-1]]
     if (gap > max(tol, 1e-8)).any():
         raise RuntimeError(f"nearest point of the hull not reached: gap {float(gap.max()):.1e}")
     return HullPoint(index, weight, point, gap)

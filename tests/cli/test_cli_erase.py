@@ -64,6 +64,7 @@ def test_a_class_in_a_domain():
     assert said["figures"]["after"]["h4"] > 0.9 * said["figures"]["ideal"]["h4"]
 
 
+@pytest.mark.slow
 def test_a_whole_domain():
     said = nsu("erase", "--all-classes", "--domain", "sketch", "--json").json
     assert said["output"] == "nsu-mini-without-all-sketch"

@@ -63,6 +63,7 @@ def test_real_images_are_read_and_named(images):
     assert json.loads(Path("out/report.json").read_text())["figures"] == report["figures"]
 
 
+@pytest.mark.slow
 def test_each_reading_changes_its_own_tensor_and_is_undone(images):
     for options, tensor in (
         ((), "visual.proj"),
