@@ -74,11 +74,11 @@ class Processes:
         except WorkerLost:
             raise
         except Exception:
-            if self._failed(True)[0] == self.rank:
+            if (first := self._failed(True)[0]) == self.rank:
                 raise
-            raise SystemExit(1) from None
-        if self._failed(False):
-            raise SystemExit(1)
+            self._leave_after(first)
+        if failed := self._failed(False):
+            self._leave_after(failed[0])
         return result
 
     def from_lead(self, values: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
@@ -94,6 +94,12 @@ class Processes:
             with _noticing():
                 dist.broadcast(values, 0)
         return values
+
+    def _leave_after(self, rank: int) -> NoReturn:
+        """Go once the process that says why has gone: torchrun ends all when the first goes."""
+        with contextlib.suppress(WorkerLost), _noticing():
+            dist.broadcast(torch.zeros(1), rank)  # which it never sends
+        raise SystemExit(1)
 
     def _failed(self, here: bool) -> list[int]:
         """The ranks in which the step failed."""

@@ -45,8 +45,15 @@ def test_one_process_needs_no_others() -> None:
 
 
 def test_a_failure_is_told_by_the_first_that_failed(
-    others: Callable[[int, dict[int, bool]], None],
+    others: Callable[[int, dict[int, bool]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    waited_for: list[int] = []
+
+    def closed(_: object, rank: int) -> None:
+        waited_for.append(rank)
+        raise RuntimeError("Connection closed by peer")  # as when that process has gone
+
+    monkeypatch.setattr(processes.dist, "broadcast", closed)
     others(1, {0: False, 2: False})
     assert Processes(1, 3).step(lambda: 3) == 3
     with pytest.raises(ValueError, match="it failed here"):
@@ -57,6 +64,8 @@ def test_a_failure_is_told_by_the_first_that_failed(
             with pytest.raises(SystemExit) as stop:  # quietly
                 Processes(1, 3).step(work)
             assert stop.value.code == 1
+    # The others wait for the one that says why: torchrun ends all when the first has gone.
+    assert waited_for == [0] * 4
     others(1, {0: False, 2: True})
     with pytest.raises(ValueError, match="it failed here"):
         Processes(1, 3).step(fail)

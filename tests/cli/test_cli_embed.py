@@ -294,5 +294,6 @@ def fail(parts, part, batches):
         raise ValueError("it failed here")
 embedding._embed_part = fail
 """
-    done = torchrun("embed", "--data", photos, "--output", "a", code=script, cwd=tmp_path)
+    request = ("embed", "--data", photos, "--output", "a", "--quiet")
+    done = torchrun(*request, code=script, cwd=tmp_path)
     assert done.returncode != 0 and "nsu: it failed here" in ours(done)[0]
