@@ -10,6 +10,7 @@ class could reach is bounded. Images of which the bound says too little get all 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -118,6 +119,31 @@ def _check(embeddings: Tensor, prototypes: Tensor, edit: Edit, hidden: Tensor | 
         )
 
 
+@dataclass(frozen=True, eq=False)
+class _Moves:
+    """What a tile of edits does to the scores of the classes, whatever the images.
+
+    Attributes:
+        moves: `[classes, edits, rank]`.
+        most: `[j, edits]`, the classes that each edit moves most.
+        low: `[edits, rank]`, the least of the moves of all other classes; inf where there are none.
+        high: `[edits, rank]`, the largest of them; -inf where there are none.
+    """
+
+    moves: Tensor
+    most: Tensor
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def of(cls, moves: Tensor) -> _Moves:
+        size = torch.linalg.vector_norm(moves, dim=-1)
+        most = size.topk(min(_MOVED, len(moves)), dim=0).indices
+        others = torch.ones_like(size, dtype=torch.bool).scatter_(0, most, False)[..., None]
+        low = moves.masked_fill(~others, torch.inf).amin(0)
+        return cls(moves, most, low, moves.masked_fill(~others, -torch.inf).amax(0))
+
+
 def _tiles(
     embeddings: Tensor, prototypes: Tensor, edit: Edit, hidden: Tensor | None
 ) -> Iterator[tuple[slice, slice, Tensor]]:
@@ -125,30 +151,35 @@ def _tiles(
     device = embeddings.device
     rows = unit(prototypes.to(device, torch.float64))
     source = embeddings if hidden is None or edit.space == "joint" else hidden
-    many = max(1, _WRITES // (len(rows) * max(edit.rank, 1)))
+    looked, rank = min(_NEAREST, len(rows)), max(edit.rank, 1)
+    wide = max(1, _TILE // (_IMAGES * looked * rank))
+    many = wide * max(1, _WRITES // (len(rows) * rank * wide))
     for first in range(0, edit.batch_shape[0], many):
         part = edit[first : first + many]
         read, write = (m.to(device, torch.float64) for m in (part.read, part.write))
-        moves = torch.einsum("cd,edr->cer", rows, write)
+        tiles = [
+            (slice(first + start, first + start + len(r)), r, _Moves.of(_moves(rows, w)))
+            for start, r, w in zip(
+                range(0, len(read), wide), read.split(wide), write.split(wide), strict=True
+            )
+        ]
         for start in range(0, len(embeddings), _IMAGES):
             images = slice(start, min(start + _IMAGES, len(embeddings)))
-            scores = embeddings[images].double() @ rows.mT
-            looked = min(_NEAREST, len(rows))
+            scores, seen = embeddings[images].double() @ rows.mT, source[images].double()
             top = scores.topk(min(looked + 1, len(rows)))
             rest = top.values[:, looked:]
             if not rest.numel():
                 rest = torch.full_like(scores[:, :1], -torch.inf)
-            wide = max(1, _TILE // (len(scores) * looked * max(edit.rank, 1)))
-            for begin in range(0, len(read), wide):
-                tile = slice(begin, min(begin + wide, len(read)))
-                amount = torch.einsum("nd,edr->ner", source[images].double(), read[tile])
-                named = _named(
-                    scores, top.indices[:, :looked], rest, amount, moves[:, tile].contiguous()
-                )
-                yield slice(first + tile.start, first + tile.stop), images, named
+            for edits, reads, moves in tiles:
+                amount = torch.einsum("nd,edr->ner", seen, reads)
+                yield edits, images, _named(scores, top.indices[:, :looked], rest, amount, moves)
 
 
-def _named(scores: Tensor, nearest: Tensor, rest: Tensor, amount: Tensor, moves: Tensor) -> Tensor:
+def _moves(rows: Tensor, write: Tensor) -> Tensor:
+    return torch.einsum("cd,edr->cer", rows, write).contiguous()
+
+
+def _named(scores: Tensor, nearest: Tensor, rest: Tensor, amount: Tensor, tile: _Moves) -> Tensor:
     """Arg max of `scores_ik - amount_ie · moves_ke` over k, `[images, edits]`.
 
     Args:
@@ -156,28 +187,25 @@ def _named(scores: Tensor, nearest: Tensor, rest: Tensor, amount: Tensor, moves:
         nearest: `[n, k]`, the classes that score highest.
         rest: `[n, 1]`, the highest score of the others.
         amount: `[n, edits, rank]`.
-        moves: `[classes, edits, rank]`.
+        tile: The edits.
     """
-    size = torch.linalg.vector_norm(moves, dim=-1)
-    moved = size.topk(min(_MOVED, len(moves)), dim=0).indices  # [j, edits]
-    others = torch.ones_like(size, dtype=torch.bool).scatter_(0, moved, False)[..., None]
-    low = moves.masked_fill(~others, torch.inf).amin(0)
-    high = moves.masked_fill(~others, -torch.inf).amax(0)
+    moves = tile.moves
     # No class but those looked at can gain more: each factor at its worst.
-    gain = torch.maximum(-amount * low, -amount * high).nan_to_num(neginf=-torch.inf).sum(-1)
+    gain = torch.maximum(-amount * tile.low, -amount * tile.high)
+    gain = gain.nan_to_num(neginf=-torch.inf).sum(-1)
 
     best = scores.gather(1, nearest)[..., None] - (amount[:, None] * moves[nearest]).sum(-1)
     value = best.amax(1)
     # Names that are one vector to the model tie exactly; the first is taken, as argmax does.
     named = torch.where(best == value[:, None], nearest[..., None], len(moves)).amin(1)
-    for k in moved:  # one class an edit
+    for k in tile.most:  # one class an edit
         move = moves.gather(0, k[None, :, None].expand(1, -1, moves.shape[-1]))[0]
         new = scores[:, k] - (amount * move).sum(-1)
         better = (new > value) | ((new == value) & (k < named))
         value, named = torch.where(better, new, value), torch.where(better, k, named)
-    open_ = rest + gain >= value
-    for e in open_.any(0).nonzero()[:, 0].tolist():
-        images = open_[:, e].nonzero()[:, 0]
+    unproven = rest + gain >= value
+    for e in unproven.any(0).nonzero()[:, 0].tolist():
+        images = unproven[:, e].nonzero()[:, 0]
         full = torch.addmm(scores[images], amount[images, e], moves[:, e].mT, alpha=-1)
         named[images, e] = full.argmax(-1)
     return named
