@@ -30,6 +30,7 @@ from nullspace_unlearn.prototypes import (
     near_synonyms,
     synthesise,
 )
+from nullspace_unlearn.spelling import listed
 from nullspace_unlearn.words import Words, check_names
 
 MAX_STRENGTH = 2.0
@@ -247,7 +248,7 @@ def cells_of_images(
     missing = [name for name in made.forget.classes if name not in both]
     if missing or len(both) == len(made.forget.classes):
         what = ", ".join(map(repr, missing)) or "any name that stays"
-        raise ValueError(f"there is no image of {what}; there are images of {_some(classes)}")
+        raise ValueError(f"there is no image of {what}; there are images of {listed(classes)}")
     return both, tuple(domains)
 
 
@@ -430,17 +431,12 @@ def _check_known(classes: Sequence[str], names: Sequence[str]) -> None:
     unknown = [name for name in classes if name not in names]
     if unknown:
         raise ValueError(
-            f"class {', '.join(map(repr, unknown))} is not in the class list: {_some(names)}"
+            f"class {', '.join(map(repr, unknown))} is not in the class list: {listed(names)}"
         )
 
 
 def _where(names: Sequence[str], mask: Bool[Tensor, " n"]) -> tuple[str, ...]:
     return tuple(name for name, marked in zip(names, mask.tolist(), strict=True) if marked)
-
-
-def _some(names: Sequence[str], most: int = 20) -> str:
-    more = f", ... ({len(names)} in all)" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def with_domain_keys(forget: Forget, words: Words) -> Forget:

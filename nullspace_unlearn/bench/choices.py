@@ -11,6 +11,7 @@ import numpy as np
 from nullspace_unlearn.bench.datasets import Pool
 from nullspace_unlearn.bench.recipe import Request
 from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.spelling import listed
 
 _MOST = 10_000
 
@@ -52,7 +53,7 @@ def _among(
 ) -> Sequence[str]:
     for name in asked:
         if name not in known:
-            raise ValueError(f"the data have no {what} {name!r}; they have {_some(known)}")
+            raise ValueError(f"the data have no {what} {name!r}; they have {listed(known)}")
         if name not in able:
             raise ValueError(f"{what} {name!r} has no image to report on in some domain")
     return asked or able
@@ -98,8 +99,3 @@ def _cells(request: Request, classes: Sequence[str], domains: Sequence[str]) -> 
         domain = domains[int(random.integers(len(domains)))]
         found[tuple(classes[i] for i in drawn), domain] = None
     return [Forget(names, (domain,)) for names, domain in found]
-
-
-def _some(names: Sequence[str], most: int = 20) -> str:
-    more = f", ... ({len(names)} in all)" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from nullspace_unlearn import erasers, train
-from nullspace_unlearn.bench.strict import instead, read_yaml
+from nullspace_unlearn.bench.strict import read_yaml
 from nullspace_unlearn.forget import Paradigm
+from nullspace_unlearn.spelling import instead, listed
 from nullspace_unlearn.unlearn import MAX_STRENGTH
 from nullspace_unlearn.words import check_template
 
@@ -285,7 +286,7 @@ class Method:
         (self._check_trained if self.trained else self._check_closed)()
         able = self.paradigms
         if wrong := [kind for kind in (*self.kinds, *self.by_kind) if kind not in able]:
-            raise ValueError(f"{self.name} takes requests of kind {_some(able)}, not {wrong[0]}")
+            raise ValueError(f"{self.name} takes requests of kind {listed(able)}, not {wrong[0]}")
         object.__setattr__(self, "label", self.label or self._made_label())
 
     @property
@@ -331,10 +332,10 @@ class Method:
             raise ValueError(f"strength must lie in (0, {MAX_STRENGTH:g}], got {self.strength}")
         object.__setattr__(self, "side", self.side or method.sides[0])
         if self.side not in method.sides:
-            raise ValueError(f"{self.name} edits the {_some(method.sides)} side, not {self.side}")
+            raise ValueError(f"{self.name} edits the {listed(method.sides)} side, not {self.side}")
         if self.prototypes != "text" and not method.visual:
             able = [name for name, one in erasers.METHODS.items() if one.visual]
-            raise ValueError(f"{self.name} takes text alone; {_some(able)} take other prototypes")
+            raise ValueError(f"{self.name} takes text alone; {listed(able)} take other prototypes")
         if self.prototypes == "text" and (self.name == "two_sided" or self.reading != "embedding"):
             raise ValueError(f"{self.name} must be shown images here: prototypes pixels or images")
         if self.reading != "embedding" and self.name != "gated":
@@ -393,7 +394,7 @@ class Recipe:
             if not any(method.takes(request.kind) for request in self.requests):
                 raise ValueError(
                     f"{method.label} is run on requests of kind "
-                    f"{_some(method.kinds or method.paradigms)}, and there are none"
+                    f"{listed(method.kinds or method.paradigms)}, and there are none"
                 )
         self._check_data()
 
@@ -411,7 +412,7 @@ class Recipe:
                 raise ValueError(f"data of kind {kind} have no domains: requests must be global")
             if isinstance(self.data, Sets) and request.dataset not in self.data.sets:
                 raise ValueError(
-                    f"a request must name its dataset, one of {_some(self.data.sets)}; got "
+                    f"a request must name its dataset, one of {listed(self.data.sets)}; got "
                     f"{request.dataset!r}"
                 )
             if request.dataset and not isinstance(self.data, Sets):
@@ -471,7 +472,3 @@ def read_recipe(path: str | Path) -> Recipe:
 def _share(value: float) -> None:
     if not 0 <= value < 1:
         raise ValueError(f"held_out is a share from 0 to below 1, got {value}")
-
-
-def _some(names: Iterable[str]) -> str:
-    return ", ".join(names)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
+
+from nullspace_unlearn.spelling import instead
 
 _T = TypeVar("_T")
 
@@ -42,18 +43,6 @@ def read_yaml(kind: type[_T], path: str | Path) -> _T:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return made
-
-
-def instead(given: str, known: Iterable[str]) -> str:
-    """The nearest of the names that are known, or all of them where none is near.
-
-    Args:
-        given: A name that is not known.
-        known: Those that are.
-    """
-    names = list(known)
-    found = difflib.get_close_matches(given, names, 1)
-    return f"did you mean {found[0]!r}?" if found else f"allowed: {', '.join(names)}"
 
 
 class _OnceLoader(yaml.SafeLoader):

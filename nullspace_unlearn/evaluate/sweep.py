@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from nullspace_unlearn.features import Features
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.linalg import unit
 from nullspace_unlearn.prototypes import cell_prototypes, class_prototypes
+from nullspace_unlearn.spelling import did_you_mean, listed
 from nullspace_unlearn.unlearn import MAX_STRENGTH, with_aliases, with_domain_keys
 from nullspace_unlearn.words import Words
 
@@ -95,11 +95,9 @@ class Sweep:
                 seen.add(key)
         for method in self.methods:
             if method not in SWEPT:
-                near = difflib.get_close_matches(method, SWEPT, 1)
                 raise ValueError(
-                    f"method {method!r} cannot be swept"
-                    + (f" (did you mean {near[0]!r}?)" if near else "")
-                    + f"; allowed: {', '.join(SWEPT)}"
+                    f"method {method!r} cannot be swept{did_you_mean(method, SWEPT)}; "
+                    f"allowed: {listed(SWEPT)}"
                 )
         for strength in self.strengths:
             if not 0 < strength <= MAX_STRENGTH:
@@ -209,11 +207,9 @@ def resolved(request: Forget, words: Words) -> Forget:
     """
     for name in request.classes:
         if name not in words.classes:
-            near = difflib.get_close_matches(name, words.classes, 1)
             raise ValueError(
-                f"unknown class {name!r}"
-                + (f" (did you mean {near[0]!r}?)" if near else "")
-                + f"; there are {len(words.classes)}"
+                f"unknown class {name!r}{did_you_mean(name, words.classes)}; "
+                f"there are {len(words.classes)}"
             )
     if request.domains and not words.domains:
         raise ValueError("the data names no domains, so nothing can be forgotten in some of them")

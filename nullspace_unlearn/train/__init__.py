@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from nullspace_unlearn.spelling import did_you_mean, listed
 from nullspace_unlearn.train.adaptation import SpaceAdaptation
 from nullspace_unlearn.train.adu import Adu
 from nullspace_unlearn.train.cliperase import ClipErase
@@ -67,7 +67,9 @@ def configure(name: str, numbers: Mapping[str, str]) -> Method:
             out of range.
     """
     if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}{_near(name, METHODS)}; known: {_some(METHODS)}")
+        raise ValueError(
+            f"unknown method {name!r}{did_you_mean(name, METHODS)}; known: {listed(METHODS)}"
+        )
     method: Any = METHODS[name]
     types = typing.get_type_hints(method)
     fields = [field.name for field in dataclasses.fields(method)]
@@ -75,7 +77,8 @@ def configure(name: str, numbers: Mapping[str, str]) -> Method:
     for field, text in numbers.items():
         if field not in fields:
             raise ValueError(
-                f"{name} has no number {field!r}{_near(field, fields)}; it has: {_some(fields)}"
+                f"{name} has no number {field!r}{did_you_mean(field, fields)}; "
+                f"it has: {listed(fields)}"
             )
         values[field] = _parse(f"{field} of {name}", types[field], text)
     made: Method = method(**values)
@@ -91,7 +94,7 @@ def _parse(what: str, kind: Any, text: str) -> Any:
     if typing.get_origin(kind) is Literal:
         allowed = typing.get_args(kind)
         if text not in allowed:
-            raise ValueError(f"{what} must be one of {_some(allowed)}, got {text!r}")
+            raise ValueError(f"{what} must be one of {listed(allowed)}, got {text!r}")
         return text
     if kind is bool:
         if text.lower() not in ("true", "false"):
@@ -104,12 +107,3 @@ def _parse(what: str, kind: Any, text: str) -> Any:
     if not 0 <= value < math.inf:
         raise ValueError(f"{what} must be finite and not negative, got {text!r}")
     return value
-
-
-def _near(given: str, known: typing.Iterable[str]) -> str:
-    found = difflib.get_close_matches(given, list(known), 1)
-    return f" (did you mean {found[0]!r}?)" if found else ""
-
-
-def _some(names: typing.Iterable[str]) -> str:
-    return ", ".join(names)
