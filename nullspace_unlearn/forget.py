@@ -113,17 +113,19 @@ class Forget:
         }
 
 
-def groups(mask: Bool[Tensor, "classes domains"]) -> list[Bool[Tensor, "classes domains"]]:
+def groups(
+    mask: Bool[Tensor, "*requests classes domains"],
+) -> list[Bool[Tensor, "*requests classes domains"]]:
     """The four groups of cells that a request is judged by.
 
     Args:
-        mask: True where a cell is forgotten.
+        mask: `[*requests, classes, domains]`, True where a cell is forgotten.
 
     Returns:
         The forgotten cells, the same classes in other domains, other classes in the same domains,
         and the rest; any of the last three may be empty.
     """
-    row, column = mask.any(1, keepdim=True), mask.any(0, keepdim=True)
+    row, column = mask.any(-1, keepdim=True), mask.any(-2, keepdim=True)
     return [mask, ~mask & row, ~row & column, ~row & ~column]
 
 

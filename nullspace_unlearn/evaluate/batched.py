@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nullspace_unlearn.evaluate.metrics import Figures
+from nullspace_unlearn.forget import groups
 
 FIGURES = tuple(field.name for field in fields(Figures))
 """The names of the figures, in order."""
@@ -34,9 +35,7 @@ def grid_figures(
     """
     seen = count > 0
     accuracy = right / count.clamp(min=1).double()
-    row, column = masks.any(-1, keepdim=True), masks.any(-2, keepdim=True)
-    groups = torch.stack([masks, ~masks & row, ~row & column, ~row & ~column, ~masks])
-    cells = (groups & seen).to(accuracy.dtype)
+    cells = (torch.stack([*groups(masks), ~masks]) & seen).to(accuracy.dtype)
     total = torch.einsum("...bcd,gbcd->g...b", accuracy, cells)
     number = cells.sum((-2, -1)).reshape(len(cells), *(1 for _ in right.shape[:-3]), -1)
     forgotten, same_class, same_domain, rest, kept = total / number
@@ -92,20 +91,20 @@ class Untouched:
         """
         cells, kept, above = [], [], []
         cell = labels * shape[1] + domains
-        columns = torch.arange(most)
+        classes = torch.arange(shape[0])
         for part in torch.arange(len(labels)).split(_IMAGES):
             scores = embeddings[part].double() @ classifier.double().mT
-            # Stable: of equal scores the first class wins, as for arg max.
-            order = scores.argsort(dim=-1, descending=True, stable=True)
-            place = (order == labels[part, None]).int().argmax(-1)
-            near = place <= most
+            own = scores.gather(1, labels[part, None])
+            # Of equal scores the first class wins, as for arg max.
+            wins = (scores > own) | ((scores == own) & (classes < labels[part, None]))
+            near = wins.sum(-1) <= most
             cells.append(cell[part][near])
             kept.append(labels[part][near])
-            ahead = torch.full((int(near.sum()), most), shape[0])
-            taken = order[near, :most]
-            first = columns[: taken.shape[1]] < place[near, None]
-            ahead[:, : taken.shape[1]] = torch.where(first, taken, shape[0])
-            above.append(ahead.to(torch.int32))
+            wins = wins[near]
+            image, winner = wins.nonzero(as_tuple=True)
+            ahead = torch.full((len(wins), most), shape[0], dtype=torch.int32)
+            ahead[image, wins.cumsum(-1)[image, winner] - 1] = winner.int()
+            above.append(ahead)
         found = cls(
             count=torch.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape),
             right=torch.zeros(shape, dtype=torch.int64),
