@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +30,14 @@ from nullspace_unlearn.bench.recipe import (
 )
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.data import mini
-from nullspace_unlearn.data.folders import SUFFIXES, ImageFile, ImageSet, few, find_images
+from nullspace_unlearn.data.folders import (
+    SUFFIXES,
+    ImageFile,
+    ImageSet,
+    few,
+    find_images,
+    shuffled_cells,
+)
 from nullspace_unlearn.evaluate import pictures
 from nullspace_unlearn.evaluate.compare import EVERYWHERE
 from nullspace_unlearn.features import Features, embed, read_features
@@ -402,15 +408,8 @@ def _parted(images: ImageSet, held_out: float) -> tuple[ImageSet, ImageSet | Non
     if not held_out:
         return images, None
     report: list[int] = []
-    cells = images.class_index * len(images.domains) + images.domain_index
-    for cell in cells.unique().tolist():
-        of_cell = (cells == cell).nonzero()[:, 0]
-        c, d = divmod(cell, len(images.domains))
-        name = f"{images.classes[c]}/{images.domains[d]}"
-        # A checksum of the names, unlike hash(), is the same in every process.
-        random = np.random.default_rng([zlib.crc32(name.encode()), 2])
-        some = random.permutation(len(of_cell))[: max(1, round(held_out * len(of_cell)))]
-        report += of_cell[torch.from_numpy(some)].tolist()
+    for cell in shuffled_cells(images, 0, 2):
+        report += cell[: max(1, round(held_out * len(cell)))].tolist()
     others = sorted(set(range(len(images))) - set(report))
     return images.subset(torch.tensor(sorted(report))), images.subset(torch.tensor(others))
 

@@ -12,7 +12,8 @@ from nullspace_unlearn.bench import table
 from nullspace_unlearn.bench.recipe import Recipe
 from nullspace_unlearn.files import new_file
 from nullspace_unlearn.report.bench_plots import Point, kept_against_forgotten
-from nullspace_unlearn.report.plots import check_picture, grid_heatmap
+from nullspace_unlearn.report.picture import check_picture
+from nullspace_unlearn.report.plots import grid_heatmap
 
 
 def write_report(

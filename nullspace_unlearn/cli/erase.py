@@ -73,7 +73,8 @@ def erase(
     from nullspace_unlearn.erasers import METHODS
     from nullspace_unlearn.evaluate.compare import compare
     from nullspace_unlearn.prototypes.text_cache import cached_text
-    from nullspace_unlearn.report.plots import check_picture, grid_heatmap
+    from nullspace_unlearn.report.picture import check_picture
+    from nullspace_unlearn.report.plots import grid_heatmap
 
     if heatmap:
         if found is None:

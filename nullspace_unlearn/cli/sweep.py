@@ -410,7 +410,7 @@ def _write(
     from nullspace_unlearn.evaluate.sweep import COLUMNS
     from nullspace_unlearn.files import new_folder
     from nullspace_unlearn.report.pareto import pareto_plot
-    from nullspace_unlearn.report.plots import check_picture
+    from nullspace_unlearn.report.picture import check_picture
     from nullspace_unlearn.report.tidy import check_parquet, write_csv, write_parquet
 
     with new_folder(target, overwrite) as folder:

@@ -342,7 +342,8 @@ def train(
     found = images.find(domain_words, model)
 
     from nullspace_unlearn.clip import check_outputs, save_adapter
-    from nullspace_unlearn.report.plots import check_picture, grid_heatmap, training_curve
+    from nullspace_unlearn.report.picture import check_picture
+    from nullspace_unlearn.report.plots import grid_heatmap, training_curve
     from nullspace_unlearn.train import Task
 
     for picture in (heatmap, curve):

@@ -194,16 +194,29 @@ def few(image_set: ImageSet, each: int, seed: int = 0) -> ImageSet:
     """
     if each < 1:
         raise ValueError(f"at least 1 image a cell must be drawn, got {each}")
-    drawn: list[int] = []
+    drawn = [place for cell in shuffled_cells(image_set, seed) for place in cell[:each].tolist()]
+    return image_set.subset(torch.tensor(sorted(drawn)))
+
+
+def shuffled_cells(image_set: ImageSet, seed: int, *purpose: int) -> Iterator[Int[Tensor, " n"]]:
+    """The images of each cell that has any, in an order drawn by the seed and the cell's name.
+
+    Args:
+        image_set: The images.
+        seed: Another seed shuffles otherwise; one cell's order does not depend on the other cells.
+        purpose: Numbers that make a draw independent of those for other purposes by one seed.
+
+    Yields:
+        `[n]` places in the set, cell by cell.
+    """
     cells = image_set.class_index * len(image_set.domains) + image_set.domain_index
     for cell in cells.unique().tolist():
         of_cell = (cells == cell).nonzero()[:, 0]
-        name = f"{image_set.classes[cell // len(image_set.domains)]}/"
-        name += image_set.domains[cell % len(image_set.domains)]
+        c, d = divmod(cell, len(image_set.domains))
+        name = f"{image_set.classes[c]}/{image_set.domains[d]}"
         # A checksum of the names, unlike hash(), is the same in every process.
-        random = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        drawn += of_cell[torch.from_numpy(random.permutation(len(of_cell))[:each])].tolist()
-    return image_set.subset(torch.tensor(sorted(drawn)))
+        random = np.random.default_rng([seed, zlib.crc32(name.encode()), *purpose])
+        yield of_cell[torch.from_numpy(random.permutation(len(of_cell)))]
 
 
 def load_batches(

@@ -6,13 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nullspace_unlearn.files import new_file, refuse_existing
-from nullspace_unlearn.report.plots import check_picture
-
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-"""Of Okabe and Ito, told apart with every kind of colour blindness."""
-
-_MARKS = "osD^v<>Ph"
+from nullspace_unlearn.report.picture import COLOURS, MARKS, picture
 
 
 @dataclass(frozen=True)
@@ -40,47 +34,38 @@ def kept_against_forgotten(
     Args:
         points: The methods.
         title: What was forgotten.
-        path: The picture to write; its ending, one of `plots.FORMATS`, says the format.
+        path: The picture to write; its ending, one of `picture.FORMATS`, says the format.
         overwrite: Whether an existing file may be replaced.
 
     Raises:
         OutputExists: If the file exists and `overwrite` is false.
         ValueError: If matplotlib is not installed, the ending is another, or there is no point.
     """
-    path = Path(path)
-    check_picture(path)
     if not points:
         raise ValueError("there is no method to draw")
-    refuse_existing(path, overwrite)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    number = 0
-    for point in points:
-        mark, colour = "*", "0.35"
-        if not point.bound:
-            mark, colour = _MARKS[number % len(_MARKS)], _COLOURS[number % len(_COLOURS)]
-            number += 1
-        axes.errorbar(
-            point.forgotten[0],
-            point.kept[0],
-            xerr=point.forgotten[1],
-            yerr=point.kept[1],
-            fmt=mark,
-            color=colour,
-            markersize=10 if point.bound else 6,
-            elinewidth=0.8,
-            capsize=2,
-            label=point.label.replace("$", r"\$"),
-        )
-    axes.set_xlabel("1 - accuracy on what was to be forgotten")
-    axes.set_ylabel("accuracy on what stays")
-    axes.set_title(title)
-    axes.set_xlim(-0.05, 1.05)
-    axes.set_ylim(-0.05, 1.05)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    with new_file(path, overwrite) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=150)
+    with picture(path, (7.2, 4.2), overwrite) as figure:
+        axes = figure.subplots()
+        number = 0
+        for point in points:
+            mark, colour = "*", "0.35"
+            if not point.bound:
+                mark, colour = MARKS[number % len(MARKS)], COLOURS[number % len(COLOURS)]
+                number += 1
+            axes.errorbar(
+                point.forgotten[0],
+                point.kept[0],
+                xerr=point.forgotten[1],
+                yerr=point.kept[1],
+                fmt=mark,
+                color=colour,
+                markersize=10 if point.bound else 6,
+                elinewidth=0.8,
+                capsize=2,
+                label=point.label.replace("$", r"\$"),
+            )
+        axes.set_xlabel("1 - accuracy on what was to be forgotten")
+        axes.set_ylabel("accuracy on what stays")
+        axes.set_title(title)
+        axes.set_xlim(-0.05, 1.05)
+        axes.set_ylim(-0.05, 1.05)
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nullspace_unlearn.files import new_file, refuse_existing
-from nullspace_unlearn.report.plots import check_picture
+from nullspace_unlearn.report.picture import COLOURS, MARKS, picture
 
 _MEANS = ("forgotten", "kept", "worst_kept", "h4")
 
@@ -18,10 +17,6 @@ _KINDS = {
     "cell": "classes in some domains",
     "domain": "whole domains",
 }
-
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-"""Okabe and Ito's, told apart with every kind of colour blindness; shapes tell them apart too."""
-_MARKERS = "osD^vP"
 
 _Setting = tuple[str, float, "int | None", "float | None"]
 
@@ -156,7 +151,7 @@ def pareto_plot(kinds: Sequence[Kind], path: str | Path, overwrite: bool = False
 
     Args:
         kinds: From `summarise`.
-        path: The picture to write; its ending, one of `plots.FORMATS`, says the format.
+        path: The picture to write; its ending, one of `picture.FORMATS`, says the format.
         overwrite: Whether an existing file may be replaced.
 
     Raises:
@@ -164,27 +159,18 @@ def pareto_plot(kinds: Sequence[Kind], path: str | Path, overwrite: bool = False
         ValueError: If matplotlib is not installed, the ending is another, or there is nothing to
             draw.
     """
-    path = Path(path)
-    check_picture(path)
     if not kinds:
         raise ValueError("there is nothing to draw: no rows were measured")
-    refuse_existing(path, overwrite)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.2 * len(kinds) + 1.6, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
     methods = list(dict.fromkeys(o.method for kind in kinds for o in kind.outcomes))
     handles: dict[str, Any] = {}
-    for ax, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
-        _draw(ax, kind, methods, handles)
-    names = [name for name in (*methods, "front", "untouched", "ideal") if name in handles]
-    figure.legend(
-        [handles[name] for name in names], names, loc="outside right upper", frameon=False,
-        title="larger: stronger", title_fontsize=8,
-    )  # fmt: skip
-    with new_file(path, overwrite) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=150)
+    with picture(path, (5.2 * len(kinds) + 1.6, 4.4), overwrite) as figure:
+        for ax, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+            _draw(ax, kind, methods, handles)
+        names = [name for name in (*methods, "front", "untouched", "ideal") if name in handles]
+        figure.legend(
+            [handles[name] for name in names], names, loc="outside right upper", frameon=False,
+            title="larger: stronger", title_fontsize=8,
+        )  # fmt: skip
 
 
 def _draw(ax: Any, kind: Kind, methods: Sequence[str], handles: dict[str, Any]) -> None:
@@ -195,12 +181,12 @@ def _draw(ax: Any, kind: Kind, methods: Sequence[str], handles: dict[str, Any]) 
         line.append((o.strength, means.forgotten, means.kept))
     for (method, _, _), points in lines.items():
         number = methods.index(method)
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = COLOURS[number % len(COLOURS)]
         strength, across, up = zip(*sorted(points), strict=True)
         ax.plot(across, up, color=colour, linewidth=0.8, alpha=0.7)
         handles[method] = ax.scatter(
             across, up, s=[12 + 24 * one for one in strength], color=colour,
-            marker=_MARKERS[number % len(_MARKERS)], edgecolors="w", linewidths=0.4, zorder=3,
+            marker=MARKS[number % len(MARKS)], edgecolors="w", linewidths=0.4, zorder=3,
         )  # fmt: skip
     front = sorted({(m.forgotten, m.kept) for o, m in drawn if o.on_front})
     if front:

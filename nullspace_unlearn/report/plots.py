@@ -6,46 +6,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jaxtyping import Bool
 from torch import Tensor
 
 from nullspace_unlearn.evaluate.zeroshot import Grid
-from nullspace_unlearn.files import new_file, refuse_existing
+from nullspace_unlearn.report.picture import COLOURS, MARKS, picture
 from nullspace_unlearn.report.text import columns, padded, shortened
-
-FORMATS = (".png", ".svg", ".pdf")
-"""File names `grid_heatmap` can write."""
 
 _COLOURS = "cividis"
 """Reads the same with every kind of colour blindness, and in grey."""
 
-_OUTLINE = "#D55E00"
-"""Vermilion of Okabe and Ito, which stands out from blue and from yellow."""
+_OUTLINE = COLOURS[-1]
+"""Vermilion, which stands out from blue and from yellow."""
 
 _MOST_ROWS = 60
 """Above this many classes, names and numbers would no longer be legible."""
-
-
-def check_picture(path: str | Path) -> None:
-    """Refuse a picture that cannot be drawn, before any work is spent on it.
-
-    Args:
-        path: The picture to write.
-
-    Raises:
-        ValueError: If matplotlib is not installed, or the ending is not one of `FORMATS`.
-    """
-    path = Path(path)
-    if path.suffix.lower() not in FORMATS:
-        raise ValueError(
-            f"picture {str(path)!r} ends in {path.suffix!r}; allowed: {' '.join(FORMATS)}"
-        )
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise ValueError(
-            "pictures need matplotlib: pip install 'nullspace-unlearn[report]'"
-        ) from None
 
 
 def grid_heatmap(
@@ -65,69 +41,68 @@ def grid_heatmap(
         mask: True where a cell is forgotten.
         classes: Names of the rows.
         domains: Names of the columns.
-        path: The picture to write; its ending, one of `FORMATS`, says the format.
+        path: The picture to write; its ending, one of `picture.FORMATS`, says the format.
         overwrite: Whether an existing file may be replaced.
 
     Raises:
         OutputExists: If the file exists and `overwrite` is false.
         ValueError: If matplotlib is not installed, the ending is another, or the shapes differ.
     """
-    path = Path(path)
-    check_picture(path)
     _check(before, after, mask, classes, domains)
-    refuse_existing(path, overwrite)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
-
     rows, columns = mask.shape
     legible = rows <= _MOST_ROWS
-    names = [shortened(name, 24) for name in classes]
-    # pyplot would keep the figure, and might open a window; a bare Figure does neither.
-    figure = Figure(
-        figsize=(2 * (1.2 + 0.75 * columns) + 1.2, 1.5 + (0.36 * rows if legible else 9)),
-        layout="constrained",
-    )
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2, sharey=True)
-    image: Any = None
-    for ax, title, grid in zip(axes, ("before", "after"), (before, after), strict=True):
-        shown = grid.accuracy.masked_fill(grid.count == 0, float("nan")).numpy()
-        image = ax.imshow(shown, vmin=0, vmax=1, cmap=_COLOURS, aspect="auto", rasterized=True)
-        ax.set_facecolor("0.85")
-        ax.set_title(title)
-        ax.set_xticks(
-            range(columns),
-            [shortened(name, 24) for name in domains],
-            rotation=30,
-            ha="right",
-            rotation_mode="anchor",
-            parse_math=False,
+    size = (2 * (1.2 + 0.75 * columns) + 1.2, 1.5 + (0.36 * rows if legible else 9))
+    with picture(path, size, overwrite) as figure:
+        axes = figure.subplots(1, 2, sharey=True)
+        image: Any = None
+        for ax, title, grid in zip(axes, ("before", "after"), (before, after), strict=True):
+            shown = grid.accuracy.masked_fill(grid.count == 0, float("nan")).numpy()
+            image = ax.imshow(shown, vmin=0, vmax=1, cmap=_COLOURS, aspect="auto", rasterized=True)
+            ax.set_facecolor("0.85")
+            ax.set_title(title)
+            ax.set_xticks(
+                range(columns),
+                [shortened(name, 24) for name in domains],
+                rotation=30,
+                ha="right",
+                rotation_mode="anchor",
+                parse_math=False,
+            )
+            ax.tick_params(length=0)
+            if legible:
+                ax.set_yticks(
+                    range(rows), [shortened(name, 24) for name in classes], parse_math=False
+                )
+                _write_values(ax, grid)
+            else:
+                ax.set_ylabel(f"{rows} classes")
+            _outline(ax, mask)
+        figure.colorbar(image, ax=axes, label="accuracy", shrink=0.8)
+        figure.supxlabel("outlined: to be forgotten", fontsize=9, color=_OUTLINE)
+
+
+def _write_values(ax: Any, grid: Grid) -> None:
+    for (c, d), value in np.ndenumerate(grid.accuracy.numpy()):
+        there = bool(grid.count[c, d])
+        ax.text(
+            d,
+            c,
+            f"{value:.2f}" if there else "none",
+            ha="center",
+            va="center",
+            color="w" if there and value < 0.5 else "k",
+            fontsize=9,
         )
-        ax.tick_params(length=0)
-        if legible:
-            ax.set_yticks(range(rows), names, parse_math=False)
-        else:
-            ax.set_ylabel(f"{rows} classes")
-        for c in range(rows):
-            for d in range(columns):
-                if legible:
-                    value = float(grid.accuracy[c, d])
-                    text = f"{value:.2f}" if grid.count[c, d] else "none"
-                    dark = bool(grid.count[c, d]) and value < 0.5
-                    ax.text(
-                        d, c, text, ha="center", va="center", color="w" if dark else "k", fontsize=9
-                    )
-                if mask[c, d]:
-                    corner = (d - 0.5, c - 0.5)
-                    # Clipped, or below the frame, half of it would be lost at the grid's edge.
-                    box = Rectangle(corner, 1, 1, fill=False, ec=_OUTLINE, lw=2.5, zorder=3)
-                    box.set_clip_on(False)
-                    ax.add_patch(box)
-    figure.colorbar(image, ax=axes, label="accuracy", shrink=0.8)
-    figure.supxlabel("outlined: to be forgotten", fontsize=9, color=_OUTLINE)
-    with new_file(path, overwrite) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=150)
+
+
+def _outline(ax: Any, mask: Tensor) -> None:
+    from matplotlib.patches import Rectangle
+
+    for c, d in mask.nonzero().tolist():
+        # Clipped, or below the frame, half of it would be lost at the grid's edge.
+        box = Rectangle((d - 0.5, c - 0.5), 1, 1, fill=False, ec=_OUTLINE, lw=2.5, zorder=3)
+        box.set_clip_on(False)
+        ax.add_patch(box)
 
 
 def grid_table(
@@ -209,26 +184,16 @@ def training_curve(
     Args:
         log: One entry an epoch, as `train.Trained` holds it: "stage", "loss" by term and, where
             there were validation images, the figures under "validation".
-        path: The picture to write; its ending, one of `FORMATS`, says the format.
+        path: The picture to write; its ending, one of `picture.FORMATS`, says the format.
         overwrite: Whether an existing file may be replaced.
 
     Raises:
         OutputExists: If the file exists and `overwrite` is false.
         ValueError: If matplotlib is not installed, the ending is another, or the log is empty.
     """
-    path = Path(path)
-    check_picture(path)
     if not log:
         raise ValueError("the log is empty: no epoch has been trained")
-    refuse_existing(path, overwrite)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
     scored = any("validation" in one for one in log)
-    figure = Figure(figsize=(5.5 * (1 + scored), 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 1 + scored, squeeze=False)[0]
     losses: dict[str, list[tuple[int, float]]] = {}
     scores: dict[str, list[tuple[int, float]]] = {}
     for epoch, one in enumerate(log, 1):
@@ -241,19 +206,21 @@ def training_curve(
             for name, value in values.items():
                 scores.setdefault(name, []).append((epoch, value))
     parts = [("loss", losses), ("on validation images", scores)]
-    for ax, (title, lines) in zip(axes, parts, strict=False):
-        for number, (name, points) in enumerate(lines.items()):
-            mark = "osD^v<>"[number % 7]  # which tells lines apart without colour
-            ax.plot(*zip(*points, strict=True), marker=mark, markersize=3, label=name)
-        for epoch, (one, after) in enumerate(zip(log, log[1:], strict=False), 1):
-            if one["stage"] != after["stage"]:
-                ax.axvline(epoch + 0.5, color="0.6", linewidth=1, linestyle=":")
-        ax.set_title(title)
-        ax.set_xlabel("epoch")
-        ax.set_xlim(0.5, len(log) + 0.5)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        ax.legend(fontsize=8)
-    if scored:
-        axes[1].set_ylim(-0.02, 1.02)
-    with new_file(path, overwrite) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=150)
+    with picture(path, (5.5 * (1 + scored), 3.6), overwrite) as figure:
+        from matplotlib.ticker import MaxNLocator
+
+        axes = figure.subplots(1, 1 + scored, squeeze=False)[0]
+        for ax, (title, lines) in zip(axes, parts, strict=False):
+            for number, (name, points) in enumerate(lines.items()):
+                mark = MARKS[number % len(MARKS)]
+                ax.plot(*zip(*points, strict=True), marker=mark, markersize=3, label=name)
+            for epoch, (one, after) in enumerate(zip(log, log[1:], strict=False), 1):
+                if one["stage"] != after["stage"]:
+                    ax.axvline(epoch + 0.5, color="0.6", linewidth=1, linestyle=":")
+            ax.set_title(title)
+            ax.set_xlabel("epoch")
+            ax.set_xlim(0.5, len(log) + 0.5)
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            ax.legend(fontsize=8)
+        if scored:
+            axes[1].set_ylim(-0.02, 1.02)

@@ -6,18 +6,16 @@ Splits are drawn by seed and never share an image.
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.data import mini
-from nullspace_unlearn.data.folders import ImageSet, load_batches
+from nullspace_unlearn.data.folders import ImageSet, load_batches, shuffled_cells
 
 # Bundled pictures that training, its validation, and nothing else sees: a thousand for each seed.
 _SHOTS_FROM, _VALIDATION_FROM = 16_000_000, 17_000_000
@@ -111,14 +109,8 @@ def split(image_set: ImageSet, shots: int, validation: int = 0, seed: int = 0) -
             f"{validation} for validation are asked for"
         )
     parts: tuple[list[int], ...] = ([], [], [])
-    cells = image_set.class_index * len(image_set.domains) + image_set.domain_index
-    for cell in cells.unique().tolist():
-        of_cell = (cells == cell).nonzero()[:, 0]
-        c, d = divmod(cell, len(image_set.domains))
-        name = f"{image_set.classes[c]}/{image_set.domains[d]}"
-        # A checksum of the names, unlike hash(), is the same in every process.
-        random = np.random.default_rng([seed, zlib.crc32(name.encode()), 1])
-        drawn = of_cell[torch.from_numpy(random.permutation(len(of_cell)))].tolist()
+    for cell in shuffled_cells(image_set, seed, 1):
+        drawn = cell.tolist()
         for part, some in zip(
             parts, (drawn[:shots], drawn[shots:wanted], drawn[wanted:]), strict=True
         ):
