@@ -19,10 +19,9 @@ from nullspace_unlearn.data import mini
 from nullspace_unlearn.data.folders import few, find_images
 from nullspace_unlearn.evaluate.metrics import Figures, figures, ideal_grid
 from nullspace_unlearn.evaluate.zeroshot import Grid, accuracy_grid, predict
-from nullspace_unlearn.features import Features
 from nullspace_unlearn.forget import Forget
-from nullspace_unlearn.prototypes import Visual, class_prototypes
-from nullspace_unlearn.train.shots import Shots, from_bundled, from_images, from_tensors, split
+from nullspace_unlearn.prototypes import Visual, class_prototypes, from_batches
+from nullspace_unlearn.train.shots import Shots, from_bundled, from_images, split
 from nullspace_unlearn.words import Words
 
 SHOTS, VALIDATION = 8, 4
@@ -95,17 +94,9 @@ class World:
 
     def visual(self, shots: Shots) -> Visual:
         """The training images as visual prototypes of a closed form."""
-        images = shots.read(torch.arange(len(shots)))
-        parts = [self.clip.encode_both(batch) for batch in images.split(64)]
-        features = Features(
-            embeddings=torch.cat([z.cpu() for _, z in parts]),
-            hidden=torch.cat([h.cpu() for h, _ in parts]),
-            labels=shots.labels,
-            class_names=self.words.classes,
-            domains=shots.domains,
-            domain_names=tuple(self.words.domains),
-        )
-        return Visual(features, numbers=None)
+        batches = shots.read(torch.arange(len(shots))).split(64)
+        cells = (shots.labels, shots.domains, self.words.classes, tuple(self.words.domains))
+        return from_batches(self.clip, batches, *cells)
 
 
 def bundled(each: int = EACH, chosen: bool = False) -> World:
@@ -162,12 +153,6 @@ def pacs(shared: Path, each: int = EACH, chosen: bool = False) -> World:
 def embed(clip: Clip, images: Tensor) -> Tensor:
     """Embeddings of preprocessed images."""
     return torch.cat([clip.encode_image(batch).cpu() for batch in images.split(64)])
-
-
-def none() -> Shots:
-    """No images."""
-    empty = torch.empty(0, dtype=torch.int64)
-    return from_tensors(torch.empty(0, 3, 1, 1), empty, empty)
 
 
 def plain(value: Any) -> Any:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
 import platform
 import statistics
@@ -23,6 +22,7 @@ import click
 import matplotlib
 import numpy as np
 import torch
+from _processes import in_a_process, peak_mib
 from _tables import RESULTS, markdown, rounded
 from torch import Tensor
 
@@ -126,7 +126,7 @@ def edits(data: Path, device: str) -> None:
         differing += int((named[c] != plain[c]).sum())
 
     floor, rates = _floor(images, text)
-    memory = _in_a_process(_memory_of_edits, data)
+    memory = in_a_process(_memory_of_edits, data)
     result = {
         "edits": n, "images": len(images), "classes": n, "device": device,
         "ours_s": statistics.median(whole), "ours_all_s": whole,
@@ -192,7 +192,7 @@ def _memory_of_edits(data: Path) -> float:
 @click.option("--model", default="ViT-B-32", show_default=True)
 def erase(model: str) -> None:
     """Where the time of `nsu erase` goes on a full-size model with random weights."""
-    runs = [_in_a_process(_erase_once, model) for _ in range(REPEATS)]
+    runs = [in_a_process(_erase_once, model) for _ in range(REPEATS)]
     result = {
         "model": model,
         "runs": runs,
@@ -288,7 +288,7 @@ def curves(data: Path) -> None:
             at = AT | {axis: value}
             if axis == "images":
                 at["requests"] = 10
-            found[axis].append(_in_a_process(_hulls, data, *at.values()))
+            found[axis].append(in_a_process(_hulls, data, *at.values()))
     _draw(found)
     save("curves", {"points": found})
 
@@ -357,23 +357,6 @@ def everything(context: click.Context, data: Path) -> None:
     context.invoke(erase, model="ViT-B-32")
     context.invoke(curves, data=data)
     context.invoke(training)
-
-
-def peak_mib() -> float:
-    """Peak memory of this process; getrusage would tell its parent's where that was larger."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
-
-
-def _in_a_process(work: Callable[..., Any], *given: Any) -> Any:
-    """Run in a fresh process, whose peak memory is its own."""
-    with multiprocessing.get_context("spawn").Pool(1, _quiet, (torch.get_num_threads(),)) as pool:
-        return pool.apply(work, given)
-
-
-def _quiet(threads: int) -> None:
-    logging.getLogger().setLevel(logging.ERROR)
-    torch.set_num_threads(threads)
 
 
 # What is written.

@@ -11,7 +11,6 @@ import logging
 import multiprocessing
 import os
 import re
-import resource
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import _trained_tables as tables
 import _worlds as worlds
 import click
 import torch
+from _processes import in_a_process, peak_mib
 from tqdm import tqdm
 
 import nullspace_unlearn as nsu
@@ -198,8 +198,7 @@ def memory(world: str, work: Path, data: Path, workers: int, only: tuple[str, ..
     ]
     found = {}
     for label in tqdm(labels, "memory"):
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            found[label] = pool.apply(_memory, (world, label))
+        found[label] = in_a_process(_memory, world, label)
     path = work / world / "memory.json"
     held = json.loads(path.read_text()) if path.exists() else {}
     with new_file(path, overwrite=True) as temporary:
@@ -212,12 +211,12 @@ def _memory(name: str, label: str) -> float:
     kind = "domain" if label in peers.CLOSED else peers.PEERS[name][label].kinds[0]
     forget = world.requests(kind)[0]
     world.draw(0)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mib()
     if label in peers.CLOSED:
         peers.run_closed(world, label, forget, 0)
     else:
         peers.run_trained(world, peers.PEERS[name][label], forget, 0, epochs=1)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return peak_mib() - before
 
 
 @main.command()

@@ -27,7 +27,7 @@ from nullspace_unlearn.evaluate.compare import (
 from nullspace_unlearn.features import Features
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.linalg import unit
-from nullspace_unlearn.prototypes import Visual, from_text
+from nullspace_unlearn.prototypes import Visual, from_batches, from_text
 from nullspace_unlearn.train import Settings, Shots, Task
 from nullspace_unlearn.words import Words
 
@@ -206,25 +206,9 @@ def _shots(method: Method, own: Subject, validation: int, seed: int) -> tuple[Sh
 
 def _seen(clip: Clip, shots: Shots, words: Words, deeper: bool) -> Visual:
     """Images that a method is given, as visual prototypes."""
-    hidden, embeddings, mlp = [], [], []
-    for batch in torch.arange(len(shots)).split(64):
-        images = shots.read(batch)
-        h, z = clip.encode_both(images)
-        hidden.append(h.cpu())
-        embeddings.append(z.cpu())
-        if deeper:
-            part = clip.mlp_image(images)
-            mlp.append((part.mlp / part.deviation[:, None]).cpu())
-    features = Features(
-        embeddings=torch.cat(embeddings),
-        hidden=torch.cat(hidden),
-        labels=shots.labels,
-        class_names=words.classes,
-        domains=shots.domains,
-        domain_names=tuple(words.domains),
-        provenance=shots.source,
-    )
-    return Visual(features, numbers=None, mlp=torch.cat(mlp) if deeper else None)
+    batches = (shots.read(some) for some in torch.arange(len(shots)).split(64))
+    cells = (shots.labels, shots.domains, words.classes, tuple(words.domains))
+    return from_batches(clip, batches, *cells, deeper=deeper, source=shots.source)
 
 
 def _accuracies(one: Subject, again: Features, clip: Clip | None) -> tuple[float, float]:

@@ -116,11 +116,10 @@ def _bundled(
 ) -> None:
     """The bundled pictures are drawn in a moment, by one process and in memory."""
     from nullspace_unlearn.embedding import has_projection
-    from nullspace_unlearn.features import made_with
 
     kept = has_projection(clip) if hidden is None else hidden
     features = data.embed(clip, options.BUNDLED, quiet, hidden=kept)
-    provenance = {**features.provenance, **made_with(clip), "batch_size": data.batch_size}
+    provenance = {**features.provenance, "batch_size": data.batch_size}
     replace(features, provenance=provenance).save(output, overwrite)
 
 

@@ -72,7 +72,6 @@ def erase(
     from nullspace_unlearn import unlearn
     from nullspace_unlearn.erasers import METHODS
     from nullspace_unlearn.evaluate.compare import compare
-    from nullspace_unlearn.prototypes.text_cache import cached_text
     from nullspace_unlearn.report.picture import check_picture
     from nullspace_unlearn.report.plots import grid_heatmap
 
@@ -81,8 +80,7 @@ def erase(
             raise ValueError("--heatmap draws accuracies: give --data")
         check_picture(heatmap)
 
-    cache = options.cache_folder(visual.cache, visual.no_cache)
-    click.get_current_context().with_resource(cached_text(cache))
+    options.use_text_cache(visual.cache, visual.no_cache)
     started = time.perf_counter()
     clip = options.load_model(model, pretrained, device, precision)
     loaded = time.perf_counter()

@@ -50,12 +50,10 @@ def evaluate(
     from dataclasses import replace
 
     from nullspace_unlearn.evaluate.compare import EVERYWHERE, accuracy
-    from nullspace_unlearn.prototypes.text_cache import cached_text
     from nullspace_unlearn.report.plots import grid_table
     from nullspace_unlearn.words import Words
 
-    folder = options.cache_folder(cache, no_cache)
-    click.get_current_context().with_resource(cached_text(folder))
+    options.use_text_cache(cache, no_cache)
     clip = options.load_model(model, pretrained, device, precision, base)
     features = data.embed(clip, found, quiet or as_json)
     names = options.class_list(classes)

@@ -31,12 +31,10 @@ def inspect(
     import torch
 
     from nullspace_unlearn import unlearn
-    from nullspace_unlearn.prototypes.text_cache import cached_text
 
     request.forget()  # what contradicts itself need not wait for the model
     request.domain_words()
-    folder = options.cache_folder(cache, no_cache)
-    click.get_current_context().with_resource(cached_text(folder))
+    options.use_text_cache(cache, no_cache)
     clip = options.load_model(model, pretrained, device, precision)
     parameter = clip.projection(request.side)
     plan = request.plan(clip, None)

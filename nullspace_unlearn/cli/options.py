@@ -107,6 +107,14 @@ def cache_folder(cache: str | None, no_cache: bool) -> str | Path | None:
     return None if no_cache else cache or default_cache()
 
 
+def use_text_cache(cache: str | None, no_cache: bool) -> None:
+    """Encode no prompt twice while the command runs, nor again what `cache_options` say is kept."""
+    from nullspace_unlearn.prototypes.text_cache import cached_text
+
+    folder = cache_folder(cache, no_cache)
+    click.get_current_context().with_resource(cached_text(folder))
+
+
 def pairs(option: str, values: tuple[str, ...]) -> dict[str, str]:
     """Read KEY=VALUE options.
 

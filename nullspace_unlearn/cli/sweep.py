@@ -174,11 +174,9 @@ def sweep(
     from nullspace_unlearn.evaluate.sweep import COLUMNS, Run, Texts, resolved, texts_of
     from nullspace_unlearn.features import made_with
     from nullspace_unlearn.linalg import unit
-    from nullspace_unlearn.prototypes.text_cache import cached_text
     from nullspace_unlearn.report.pareto import summarise
 
-    folder = options.cache_folder(cache, no_cache)
-    click.get_current_context().with_resource(cached_text(folder))
+    options.use_text_cache(cache, no_cache)
     started = time.perf_counter()
     silent = quiet or as_json
     clip = None

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.data import mini
-from nullspace_unlearn.features import Features
+from nullspace_unlearn.features import Features, made_with
 
 # Seeds of training, of the model card and of the tests all lie below.
 _FIRST_SEED = 10_000_000
@@ -60,8 +60,7 @@ def embed_pictures(
         domains=torch.tensor([d for _, d, _ in jobs]),
         domain_names=mini.DOMAINS,
         provenance={
-            "model": clip.name,
-            "weights_sha256": clip.source.sha256,
+            **made_with(clip),
             "images": f"bundled pictures, seeds {seeds.start} to {seeds.stop - 1}",
             "skipped": [],
         },

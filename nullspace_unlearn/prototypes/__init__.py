@@ -2,7 +2,13 @@
 
 from nullspace_unlearn.prototypes.pixels import Recipe, Synthesis, synthesise
 from nullspace_unlearn.prototypes.text import cell_prototypes, class_prototypes, prompt_features
-from nullspace_unlearn.prototypes.visual import Visual, from_images, from_pictures, from_text
+from nullspace_unlearn.prototypes.visual import (
+    Visual,
+    from_batches,
+    from_images,
+    from_pictures,
+    from_text,
+)
 from nullspace_unlearn.prototypes.vocabulary import DOMAIN_WORDS, imagenet_names, near_synonyms
 
 __all__ = [
@@ -12,6 +18,7 @@ __all__ = [
     "Visual",
     "cell_prototypes",
     "class_prototypes",
+    "from_batches",
     "from_images",
     "from_pictures",
     "from_text",

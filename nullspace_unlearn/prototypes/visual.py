@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -127,7 +128,56 @@ def from_images(
     if not deeper:
         return Visual(features, numbers=None)
     batches = load_batches(drawn, clip.preprocess, batch_size, workers)
-    return Visual(features, None, _mlp(clip, [b.images for b in batches if len(b.indices)]))
+    mlp = [_mlp(clip, batch.images) for batch in batches if len(batch.indices)]
+    return Visual(features, None, torch.cat(mlp))
+
+
+def from_batches(
+    clip: Clip,
+    batches: Iterable[Float[Tensor, "n 3 rows columns"]],
+    labels: Int[Tensor, " images"],
+    domains: Int[Tensor, " images"],
+    class_names: Sequence[str],
+    domain_names: Sequence[str],
+    *,
+    deeper: bool = False,
+    source: Mapping[str, Any] | None = None,
+) -> Visual:
+    """Visual prototypes from preprocessed images in memory.
+
+    Args:
+        clip: The model.
+        batches: `[n, 3, rows, columns]` images, some at a time.
+        labels: `[images]` the class of each.
+        domains: `[images]` the domain of each.
+        class_names: What labels index.
+        domain_names: What domains index.
+        deeper: Whether to read the last MLP too, for an edit there.
+        source: Where the images come from, for the provenance.
+
+    Returns:
+        The prototypes, one an image.
+
+    Raises:
+        ValueError: If `deeper` is asked of a model whose last MLP cannot be reached.
+    """
+    hidden, embeddings, mlp = [], [], []
+    for batch in batches:
+        h, z = clip.encode_both(batch)
+        hidden.append(h.cpu())
+        embeddings.append(z.cpu())
+        if deeper:
+            mlp.append(_mlp(clip, batch))
+    features = Features(
+        embeddings=torch.cat(embeddings),
+        hidden=torch.cat(hidden),
+        labels=labels,
+        class_names=tuple(class_names),
+        domains=domains,
+        domain_names=tuple(domain_names),
+        provenance=source or {},
+    )
+    return Visual(features, numbers=None, mlp=torch.cat(mlp) if deeper else None)
 
 
 def from_pictures(clip: Clip, synthesis: Synthesis, *, deeper: bool = False) -> Visual:
@@ -146,8 +196,8 @@ def from_pictures(clip: Clip, synthesis: Synthesis, *, deeper: bool = False) -> 
     """
     if not deeper:
         return Visual(synthesis.features, IMAGES)
-    images = [clip.normalise(batch / 255) for batch in synthesis.images.split(_BATCH)]
-    return Visual(synthesis.features, IMAGES, _mlp(clip, images))
+    mlp = [_mlp(clip, clip.normalise(batch / 255)) for batch in synthesis.images.split(_BATCH)]
+    return Visual(synthesis.features, IMAGES, torch.cat(mlp))
 
 
 def from_text(
@@ -170,9 +220,9 @@ def from_text(
     return Visual(closed_prototypes(clip, classes, domains, templates), TEXT)
 
 
-def _mlp(clip: Clip, batches: Sequence[Tensor]) -> Float[Tensor, "n mlp_width"]:
-    parts = [clip.mlp_image(batch) for batch in batches]
-    return torch.cat([(part.mlp / part.deviation[:, None]).cpu() for part in parts])
+def _mlp(clip: Clip, images: Tensor) -> Float[Tensor, "n mlp_width"]:
+    part = clip.mlp_image(images)
+    return (part.mlp / part.deviation[:, None]).cpu()
 
 
 def _covered(

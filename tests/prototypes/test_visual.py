@@ -16,7 +16,14 @@ from nullspace_unlearn.data import mini
 from nullspace_unlearn.data.folders import ImageSet, few, find_images
 from nullspace_unlearn.features import Features, embed
 from nullspace_unlearn.linalg import unit
-from nullspace_unlearn.prototypes import Recipe, Visual, from_images, from_pictures, synthesise
+from nullspace_unlearn.prototypes import (
+    Recipe,
+    Visual,
+    from_batches,
+    from_images,
+    from_pictures,
+    synthesise,
+)
 
 CLASSES, DOMAINS = ("car", "dog", "house"), ("photo", "sketch")
 
@@ -162,6 +169,22 @@ def test_reading_deeper_gives_what_enters_the_last_mlp(clip: Clip, folder: Image
     assert not torch.allclose(visual.mlp, seen.mlp, rtol=1e-2)  # the control
     shallow = from_images(clip, folder, shots=2, quiet=True, batch_size=5)
     assert torch.equal(shallow.features.embeddings, visual.features.embeddings)
+
+
+def test_images_in_memory_are_read_as_those_in_files(clip: Clip, folder: ImageSet) -> None:
+    files = from_images(clip, folder, shots=64, deeper=True, quiet=True)
+    images = opened(clip, folder.root, list(files.features.provenance["files"]))
+    cells = (files.features.labels, files.features.domains, folder.classes, folder.domains)
+    made = from_batches(clip, images.split(3), *cells, deeper=True, source={"images": "mine"})
+    assert made.numbers is None and made.features.provenance == {"images": "mine"}
+    for name in ("embeddings", "hidden"):
+        ours, theirs = getattr(made.features, name), getattr(files.features, name)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert made.mlp is not None and files.mlp is not None
+    torch.testing.assert_close(made.mlp, files.mlp, rtol=1e-4, atol=1e-5)
+    assert from_batches(clip, [images], *cells).mlp is None
+    backwards = from_batches(clip, [images.flip(0)], *cells)
+    assert not torch.allclose(backwards.features.embeddings, files.features.embeddings, atol=1e-2)
 
 
 def test_a_file_that_is_no_image_is_left_out_of_everything(clip: Clip, tmp_path: Path) -> None:
