@@ -28,18 +28,15 @@ class Peer:
 
     Attributes:
         method: The trained method.
-        kinds: The kinds of request it is measured on.
         numbers: Its numbers, where they are not the defaults.
         on: Kind of request -> further numbers there.
         kinds: The kinds of request it is measured on.
-        real: Whether it looks at real images.
     """
 
     method: str
     numbers: Mapping[str, Any] = field(default_factory=dict)
     on: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     kinds: tuple[str, ...] = KINDS
-    real: bool = True
 
 
 def run_trained(
@@ -59,7 +56,7 @@ def run_trained(
     return {
         **asdict(world.measure(forget, trained.clip)),
         "seconds": seconds,
-        "images": len(shots) + len(validation) if peer.real else 0,
+        "images": len(shots) + len(validation) if method.sees_images else 0,
         "epochs": len(trained.log),
         "diverged": trained.diverged,
         "validation": [entry.get("validation", {}).get("h4") for entry in trained.log],
@@ -138,10 +135,8 @@ def _world(name: str) -> dict[str, Peer]:
         "subgroup": Peer("subgroup", {"epochs": 4}),
         "cliperase": Peer("cliperase", {"lr": 2e-4, "epochs": 6}, on={"global": global_lr}),
         "salun": Peer("salun", {"lr": 3e-4, "epochs": 5}, on={"global": global_lr}),
-        "lipschitz": Peer(
-            "lipschitz", {"share": 1.0, "noises": 2, "pictures": 4, "epochs": 1}, real=False
-        ),
-        "space_adaptation": Peer("space_adaptation", kinds=("global",), real=False),
+        "lipschitz": Peer("lipschitz", {"share": 1.0, "noises": 2, "pictures": 4, "epochs": 1}),
+        "space_adaptation": Peer("space_adaptation", kinds=("global",)),
         "ascent": Peer("ascent", {"lr": 1e-4, "epochs": 8}),
         "memorise_forget": Peer(
             "memorise_forget", {"lr": 3e-4, "epochs": 5}, on={"global": global_lr}

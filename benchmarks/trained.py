@@ -91,7 +91,7 @@ def run_job(given: tuple[Job, Path]) -> None:
         peer = peers.PEERS[job.world][job.label]
         if job.numbers is not None:
             numbers = {**peer.numbers, **peer.on.get(job.kind, {}), **dict(job.numbers)}
-            peer = peers.Peer(peer.method, numbers, real=peer.real)
+            peer = peers.Peer(peer.method, numbers)
         result = peers.run_trained(world, peer, forget, job.seed)
     path = job.file(work)
     with new_file(path, overwrite=True) as temporary:

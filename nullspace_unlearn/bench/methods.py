@@ -195,7 +195,7 @@ def _train(
         for one in others
     }
     log = {"epochs": len(trained.log), "diverged": trained.diverged}
-    given = len(shots) + len(validation)
+    given = (len(shots) + len(validation)) * made.sees_images
     return Outcome(comparison, elsewhere, trained.seconds, given, log)
 
 

@@ -378,8 +378,8 @@ def train(
             "weights_sha256": clip.source.sha256,
             "images": {
                 "shots": images.shots,
-                "train": len(shots),
-                "validation": len(validation),
+                "train": len(shots) * method.sees_images,
+                "validation": len(validation) * method.sees_images,
                 "test": int(comparison.before.count.sum()),
                 "left_out_of_test": found.left_out,
             },
@@ -494,15 +494,20 @@ def _report(result: dict[str, Any], forget: Forget, comparison: Comparison) -> s
     what = ", ".join(forget.names) or "every class"
     seconds, images = result["seconds"], result["images"]
     tensors, scores = len(result["parameter"]), result["scores"]
-    trained = f"{tensors} tensors" if tensors else "visual prompts"
+    trained = f"{tensors} tensor{'s' * (tensors > 1)}" if tensors else "visual prompts"
+    given = "It looked at no image"
+    if images["train"]:
+        given = (
+            f"It was given {images['train']} labelled images ({images['shots']} a cell) to train "
+            f"on and {images['validation']} to choose the epoch by"
+        )
     load = f"nsu.load({result['output']!r})" if not tensors else f"local-dir:{result['output']}"
     lines = [
         f"Forgot {what}{where} with {result['method']} ({result['paper']}): {trained} trained in "
         f"{seconds['train']:.1f} s, at most {result['peak_bytes'] / 2**30:.2f} GiB of memory.",
-        f"It was given {images['train']} labelled images ({images['shots']} a cell) to train on "
-        f"and {images['validation']} to choose the epoch by; reported on {images['test']} others"
+        f"{given}; reported on {images['test']} others"
         + (
-            f" ({images['left_out_of_test']} of --test were left out, since it was given them)."
+            f" ({images['left_out_of_test']} of --test were left out: they had been drawn)."
             if images["left_out_of_test"]
             else "."
         ),

@@ -74,6 +74,7 @@ class SpaceAdaptation:
     name: ClassVar[str] = "space_adaptation"
     paper: ClassVar[str] = "Kravets & Namboodiri, TMLR 2025"
     paradigms: ClassVar[tuple[Paradigm, ...]] = ("global",)
+    sees_images: ClassVar[bool] = False
 
     def stages(self, task: Task) -> Stages:
         """One stage without images.

@@ -64,6 +64,7 @@ class ClipErase:
     name: ClassVar[str] = "cliperase"
     paper: ClassVar[str] = "arXiv 2410.23330"
     paradigms: ClassVar[tuple[Paradigm, ...]] = ("global", "cell", "domain")
+    sees_images: ClassVar[bool] = True
 
     def stages(self, task: Task) -> Stages:
         """One stage on all images."""

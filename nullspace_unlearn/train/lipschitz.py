@@ -75,6 +75,7 @@ class Lipschitz:
     name: ClassVar[str] = "lipschitz"
     paper: ClassVar[str] = "arXiv 2407.07485"
     paradigms: ClassVar[tuple[Paradigm, ...]] = ("global", "cell", "domain")
+    sees_images: ClassVar[bool] = False
 
     def stages(self, task: Task) -> Stages:
         """A stage for each noise, until enough is forgotten."""

@@ -93,11 +93,13 @@ class Method(Protocol):
         name: What the command line calls it.
         paper: Where it comes from.
         paradigms: The kinds of request it takes.
+        sees_images: Whether it learns from the task's images, or chooses anything by them.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     paradigms: ClassVar[tuple[Paradigm, ...]]
+    sees_images: ClassVar[bool]
 
     @property
     def epochs(self) -> int:

@@ -37,6 +37,7 @@ class Ascent:
     name: ClassVar[str] = "ascent"
     paper: ClassVar[str] = "arXiv 1911.04933"
     paradigms: ClassVar[tuple[Paradigm, ...]] = ("global", "cell", "domain")
+    sees_images: ClassVar[bool] = True
 
     def stages(self, task: Task) -> Stages:
         """One stage on the forgotten images alone."""
@@ -82,6 +83,7 @@ class MemoriseForget:
     name: ClassVar[str] = "memorise_forget"
     paper: ClassVar[str] = "arXiv 2510.08132, baseline"
     paradigms: ClassVar[tuple[Paradigm, ...]] = ("global", "cell", "domain")
+    sees_images: ClassVar[bool] = True
 
     def stages(self, task: Task) -> Stages:
         """One stage on all images."""
@@ -124,6 +126,7 @@ class Finetune:
     name: ClassVar[str] = "finetune"
     paper: ClassVar[str] = "arXiv 1911.04933"
     paradigms: ClassVar[tuple[Paradigm, ...]] = ("global", "cell", "domain")
+    sees_images: ClassVar[bool] = True
 
     def stages(self, task: Task) -> Stages:
         """One stage on the kept images alone."""

@@ -100,6 +100,7 @@ class SalUn:
     name: ClassVar[str] = "salun"
     paper: ClassVar[str] = "arXiv 2310.12508"
     paradigms: ClassVar[tuple[Paradigm, ...]] = ("global", "cell", "domain")
+    sees_images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:

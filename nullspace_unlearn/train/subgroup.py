@@ -86,6 +86,7 @@ class Subgroup:
     name: ClassVar[str] = "subgroup"
     paper: ClassVar[str] = "arXiv 2506.03117"
     paradigms: ClassVar[tuple[Paradigm, ...]] = ("global", "cell", "domain")
+    sees_images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.forget_epochs < 1 or self.layers < 1 or self.rank < 1:

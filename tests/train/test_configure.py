@@ -74,6 +74,7 @@ class Switched:
     name: ClassVar[str] = "switched"
     paper: ClassVar[str] = "none"
     paradigms: ClassVar[tuple[Paradigm, ...]] = ("global",)
+    sees_images: ClassVar[bool] = True
 
     def stages(self, task: Task) -> Stages:
         raise NotImplementedError

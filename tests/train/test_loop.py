@@ -65,6 +65,7 @@ class Toy:
     name: ClassVar[str] = "toy"
     paper: ClassVar[str] = "none"
     paradigms: ClassVar[tuple[Paradigm, ...]] = ("global", "cell")
+    sees_images: ClassVar[bool] = True
 
     def stages(self, task: Task) -> Stages:
         hooks: Mapping[str, Any] = getattr(self, "hooks", {})
