@@ -13,7 +13,8 @@ from nullspace_unlearn.train.adaptation import SpaceAdaptation
 from nullspace_unlearn.train.adu import Adu
 from nullspace_unlearn.train.cliperase import ClipErase
 from nullspace_unlearn.train.lipschitz import Lipschitz
-from nullspace_unlearn.train.loop import Method, Settings, Stage, Trained, train
+from nullspace_unlearn.train.loop import Settings, Trained, train
+from nullspace_unlearn.train.method import Method, Stage
 from nullspace_unlearn.train.plain import Ascent, Finetune, MemoriseForget
 from nullspace_unlearn.train.salun import SalUn
 from nullspace_unlearn.train.shots import Shots, from_bundled, from_images, split

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.forget import Paradigm
-from nullspace_unlearn.train.loop import Stage, Stages
+from nullspace_unlearn.train.method import Stage, Stages
 from nullspace_unlearn.train.task import Batch, Task, with_weights
 from nullspace_unlearn.train.weights import Lora, encode_with
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from nullspace_unlearn.clip import Clip, attach, encode, new_prompts, with_prompts
 from nullspace_unlearn.forget import Paradigm
-from nullspace_unlearn.train.loop import Stage, Stages
 from nullspace_unlearn.train.losses import classify, confuse, mmd2
+from nullspace_unlearn.train.method import Stage, Stages
 from nullspace_unlearn.train.task import Batch, Student, Task
 
 

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nullspace_unlearn.forget import Paradigm
-from nullspace_unlearn.train.loop import Stage, Stages
 from nullspace_unlearn.train.losses import contrastive, divergence
+from nullspace_unlearn.train.method import Stage, Stages
 from nullspace_unlearn.train.task import Batch, Task, with_towers
 from nullspace_unlearn.train.weights import Towers
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from nullspace_unlearn.evaluate.zeroshot import predict
 from nullspace_unlearn.forget import Paradigm
 from nullspace_unlearn.prototypes import Recipe, synthesise
-from nullspace_unlearn.train.loop import Stage, Stages
+from nullspace_unlearn.train.method import Stage, Stages
 from nullspace_unlearn.train.shots import Shots, from_tensors
 from nullspace_unlearn.train.task import Batch, Student, Task, with_weights
 from nullspace_unlearn.train.weights import Towers, Weights, encode_with, tower_keys

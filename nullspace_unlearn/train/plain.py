@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from nullspace_unlearn.forget import Paradigm
-from nullspace_unlearn.train.loop import Stage, Stages
 from nullspace_unlearn.train.losses import classify, confuse
+from nullspace_unlearn.train.method import Stage, Stages
 from nullspace_unlearn.train.task import Batch, Task, with_towers
 from nullspace_unlearn.train.weights import Towers
 

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nullspace_unlearn.forget import Paradigm
-from nullspace_unlearn.train.loop import Stage, Stages
 from nullspace_unlearn.train.losses import classify
+from nullspace_unlearn.train.method import Stage, Stages
 from nullspace_unlearn.train.task import Batch, Student, Task, with_weights
 from nullspace_unlearn.train.weights import Towers, Weights, tower_keys
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from nullspace_unlearn.forget import Paradigm
 from nullspace_unlearn.train.alignment import align, stored
 from nullspace_unlearn.train.fisher import relative_fisher
-from nullspace_unlearn.train.loop import Stage, Stages, validate
 from nullspace_unlearn.train.losses import contrastive, divergence
+from nullspace_unlearn.train.method import Stage, Stages
 from nullspace_unlearn.train.shots import Shots, from_tensors
-from nullspace_unlearn.train.task import Batch, Student, Task, with_weights
+from nullspace_unlearn.train.task import Batch, Student, Task, validate, with_weights
 from nullspace_unlearn.train.weights import Lora, Towers, Weights, matrices
 
 Ranking = Literal["fisher", "random", "all"]

@@ -13,6 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from nullspace_unlearn.clip import Clip
+from nullspace_unlearn.evaluate.metrics import Figures, figures
+from nullspace_unlearn.evaluate.zeroshot import accuracy_grid, predict
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.prototypes import class_prototypes
 from nullspace_unlearn.train.shots import Shots
@@ -193,3 +195,26 @@ def with_towers(task: Task, towers: Towers) -> Student:
     """
     model = task.clip.model
     return with_weights(task, Weights(model, tower_keys(model, towers)))
+
+
+def validate(task: Task, student: Student, batch_size: int = 32) -> Figures:
+    """The figures of a student on the validation images; each cell counts once.
+
+    Args:
+        task: The task.
+        student: The student.
+        batch_size: Images per forward pass.
+
+    Returns:
+        The figures: `kept` is what ADU calls Mem, `1 - forgotten` For, and for whole domains `h4`
+        is H.
+    """
+    some = task.validation
+    with torch.no_grad():
+        text = student.text()
+        parts = [
+            predict(student.image(some.read(chosen).to(task.clip.device)), text).cpu()
+            for chosen in torch.arange(len(some)).split(batch_size)
+        ]
+    grid = accuracy_grid(torch.cat(parts), some.labels, some.domains, *task.mask.shape)
+    return figures(grid, task.mask)

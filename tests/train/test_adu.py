@@ -18,7 +18,8 @@ from nullspace_unlearn.clip import save_adapter
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.train import loop
 from nullspace_unlearn.train.adu import Adu
-from nullspace_unlearn.train.loop import Stage, train
+from nullspace_unlearn.train.loop import train
+from nullspace_unlearn.train.method import Stage
 from nullspace_unlearn.train.shots import from_bundled, from_tensors
 from nullspace_unlearn.train.task import Batch, Task
 from nullspace_unlearn.words import Words

@@ -9,7 +9,7 @@ import pytest
 
 from nullspace_unlearn.forget import Paradigm
 from nullspace_unlearn.train import METHODS, configure
-from nullspace_unlearn.train.loop import Stages
+from nullspace_unlearn.train.method import Stages
 from nullspace_unlearn.train.plain import MemoriseForget
 from nullspace_unlearn.train.task import Task
 

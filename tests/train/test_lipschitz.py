@@ -23,7 +23,8 @@ from nullspace_unlearn.train.lipschitz import (
     prompts,
     roughness,
 )
-from nullspace_unlearn.train.loop import Stage, Trained, train
+from nullspace_unlearn.train.loop import Trained, train
+from nullspace_unlearn.train.method import Stage
 from nullspace_unlearn.train.shots import Shots, from_bundled
 from nullspace_unlearn.train.task import Batch, Task
 from nullspace_unlearn.words import Words

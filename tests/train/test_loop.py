@@ -26,7 +26,8 @@ from nullspace_unlearn.evaluate.metrics import Figures, figures
 from nullspace_unlearn.evaluate.zeroshot import accuracy_grid, predict
 from nullspace_unlearn.forget import Forget, Paradigm
 from nullspace_unlearn.train import checkpoint, loop
-from nullspace_unlearn.train.loop import Settings, Stage, Stages, Trained, train
+from nullspace_unlearn.train.loop import Settings, Trained, train
+from nullspace_unlearn.train.method import Stage, Stages
 from nullspace_unlearn.train.plain import Finetune
 from nullspace_unlearn.train.shots import Shots, from_bundled, from_tensors
 from nullspace_unlearn.train.task import Batch, Student, Task, with_weights

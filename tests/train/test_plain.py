@@ -12,7 +12,8 @@ import torch
 from small import request
 from torch import Tensor
 
-from nullspace_unlearn.train.loop import Method, train
+from nullspace_unlearn.train.loop import train
+from nullspace_unlearn.train.method import Method
 from nullspace_unlearn.train.plain import Ascent, Finetune, MemoriseForget
 from nullspace_unlearn.train.shots import from_tensors
 from nullspace_unlearn.train.task import Task

@@ -17,7 +17,6 @@ from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.train import train
 from nullspace_unlearn.train.alignment import Moments, align, distance, moments, stored
-from nullspace_unlearn.train.loop import validate
 from nullspace_unlearn.train.shots import Shots, from_bundled
 from nullspace_unlearn.train.subgroup import (
     Subgroup,
@@ -25,7 +24,7 @@ from nullspace_unlearn.train.subgroup import (
     restored,
     soup,
 )
-from nullspace_unlearn.train.task import Task, with_weights
+from nullspace_unlearn.train.task import Task, validate, with_weights
 from nullspace_unlearn.train.weights import Lora, Weights, encode_with, matrices
 from nullspace_unlearn.words import Words
 
