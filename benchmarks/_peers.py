@@ -104,7 +104,7 @@ def sees_draw(world: str, label: str) -> bool:
     return label == "gated, 8 images" or label in PEERS[world]
 
 
-_ADU = {
+_ADU_PARTS: dict[str, dict[str, Any]] = {
     "adu": {},
     "adu, neither": {"generator": False, "gamma": 0, "lam": 0},
     "adu, generator only": {"gamma": 0, "lam": 0},
@@ -113,37 +113,54 @@ _ADU = {
     "adu, MMD only": {"generator": False, "gamma": 0},
 }
 
-_ADU_BEST: dict[str, dict[str, Any]] = {
-    "bundled": {"lr": 0.01, "epochs": 6},
-    "pacs": {"lr": 0.01, "epochs": 8},
+_BEST: dict[str, dict[str, dict[str, Any]]] = {
+    "bundled": {
+        "adu": {"lr": 0.01, "epochs": 6},
+        "subgroup": {"epochs": 4},
+        "cliperase": {"lr": 2e-4, "epochs": 6},
+        "salun": {"lr": 6e-4, "epochs": 8},
+        "ascent": {"lr": 5e-5, "epochs": 14},
+        "memorise_forget": {"lr": 1e-3, "epochs": 8},
+        "finetune": {"lr": 3e-4, "epochs": 4},
+    },
+    "pacs": {
+        "adu": {"lr": 0.01, "epochs": 8},
+        "subgroup": {"epochs": 4},
+        "cliperase": {"lr": 2e-4, "epochs": 6},
+        "salun": {"lr": 3e-4, "epochs": 5},
+        "ascent": {"lr": 1e-4, "epochs": 8},
+        "memorise_forget": {"lr": 3e-4, "epochs": 5},
+        "finetune": {"lr": 3e-4, "epochs": 4},
+    },
 }
 
 
 def _world(name: str) -> dict[str, Peer]:
-    adu = {
-        label: Peer("adu", {**_ADU_BEST[name], **off}, kinds=KINDS if not off else ("domain",))
-        for label, off in _ADU.items()
-    }
-    global_lr = {"lr": 1e-4}
+    best = _BEST[name]
+    gentle = {"global": {"lr": 1e-4}}
     return {
-        **adu,
+        **{
+            label: Peer("adu", {**best["adu"], **off}, kinds=("domain",) if off else KINDS)
+            for label, off in _ADU_PARTS.items()
+        },
         "adu, tuned": Peer(
             "adu",
             {"gamma": 3, "lam": 1, "forget": 3, "lr": 0.03, "epochs": 10},
             kinds=("domain",),
         ),
-        "subgroup": Peer("subgroup", {"epochs": 4}),
-        "cliperase": Peer("cliperase", {"lr": 2e-4, "epochs": 6}, on={"global": global_lr}),
-        "salun": Peer("salun", {"lr": 3e-4, "epochs": 5}, on={"global": global_lr}),
+        "subgroup": Peer("subgroup", best["subgroup"]),
+        "cliperase": Peer("cliperase", best["cliperase"], on=gentle),
+        "salun": Peer("salun", best["salun"], on=gentle),
         "lipschitz": Peer("lipschitz", {"share": 1.0, "noises": 2, "pictures": 4, "epochs": 1}),
         "space_adaptation": Peer("space_adaptation", kinds=("global",)),
-        "ascent": Peer("ascent", {"lr": 1e-4, "epochs": 8}),
-        "memorise_forget": Peer(
-            "memorise_forget", {"lr": 3e-4, "epochs": 5}, on={"global": global_lr}
+        "space_adaptation, opposite": Peer(
+            "space_adaptation", {"target": "opposite"}, kinds=("global",)
         ),
-        "finetune": Peer("finetune", {"lr": 3e-4, "epochs": 4}),
+        "ascent": Peer("ascent", best["ascent"]),
+        "memorise_forget": Peer("memorise_forget", best["memorise_forget"], on=gentle),
+        "finetune": Peer("finetune", best["finetune"]),
     }
 
 
-PEERS: dict[str, dict[str, Peer]] = {name: _world(name) for name in ("bundled", "pacs")}
+PEERS: dict[str, dict[str, Peer]] = {name: _world(name) for name in _BEST}
 """World -> label -> row."""
