@@ -116,15 +116,17 @@ _ADU_PARTS: dict[str, dict[str, Any]] = {
 _BEST: dict[str, dict[str, dict[str, Any]]] = {
     "bundled": {
         "adu": {"lr": 0.01, "epochs": 6},
+        "adu, tuned": {"lr": 0.0025, "epochs": 20},
         "subgroup": {"epochs": 4},
         "cliperase": {"lr": 2e-4, "epochs": 6},
         "salun": {"lr": 6e-4, "epochs": 8},
         "ascent": {"lr": 5e-5, "epochs": 14},
         "memorise_forget": {"lr": 1e-3, "epochs": 8},
-        "finetune": {"lr": 3e-4, "epochs": 4},
+        "finetune": {"lr": 1e-3, "epochs": 8},
     },
     "pacs": {
         "adu": {"lr": 0.01, "epochs": 8},
+        "adu, tuned": {"gamma": 3, "lam": 1, "forget": 3, "lr": 0.03, "epochs": 10},
         "subgroup": {"epochs": 4},
         "cliperase": {"lr": 2e-4, "epochs": 6},
         "salun": {"lr": 3e-4, "epochs": 5},
@@ -143,11 +145,7 @@ def _world(name: str) -> dict[str, Peer]:
             label: Peer("adu", {**best["adu"], **off}, kinds=("domain",) if off else KINDS)
             for label, off in _ADU_PARTS.items()
         },
-        "adu, tuned": Peer(
-            "adu",
-            {"gamma": 3, "lam": 1, "forget": 3, "lr": 0.03, "epochs": 10},
-            kinds=("domain",),
-        ),
+        "adu, tuned": Peer("adu", best["adu, tuned"], kinds=("domain",)),
         "subgroup": Peer("subgroup", best["subgroup"]),
         "cliperase": Peer("cliperase", best["cliperase"], on=gentle),
         "salun": Peer("salun", best["salun"], on=gentle),
