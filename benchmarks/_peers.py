@@ -119,6 +119,7 @@ _BEST: dict[str, dict[str, dict[str, Any]]] = {
         "adu, tuned": {"lr": 0.0025, "epochs": 20},
         "subgroup": {"epochs": 4},
         "cliperase": {"lr": 2e-4, "epochs": 6},
+        "cliperase, domain": {"lr": 5e-5, "epochs": 12},
         "salun": {"lr": 6e-4, "epochs": 8},
         "ascent": {"lr": 5e-5, "epochs": 14},
         "memorise_forget": {"lr": 1e-3, "epochs": 8},
@@ -129,6 +130,7 @@ _BEST: dict[str, dict[str, dict[str, Any]]] = {
         "adu, tuned": {"gamma": 3, "lam": 1, "forget": 3, "lr": 0.03, "epochs": 10},
         "subgroup": {"epochs": 4},
         "cliperase": {"lr": 2e-4, "epochs": 6},
+        "cliperase, domain": {},
         "salun": {"lr": 3e-4, "epochs": 5},
         "ascent": {"lr": 1e-4, "epochs": 8},
         "memorise_forget": {"lr": 3e-4, "epochs": 5},
@@ -147,7 +149,9 @@ def _world(name: str) -> dict[str, Peer]:
         },
         "adu, tuned": Peer("adu", best["adu, tuned"], kinds=("domain",)),
         "subgroup": Peer("subgroup", best["subgroup"]),
-        "cliperase": Peer("cliperase", best["cliperase"], on=gentle),
+        "cliperase": Peer(
+            "cliperase", best["cliperase"], on={**gentle, "domain": best["cliperase, domain"]}
+        ),
         "salun": Peer("salun", best["salun"], on=gentle),
         "lipschitz": Peer("lipschitz", {"share": 1.0, "noises": 2, "pictures": 4, "epochs": 1}),
         "space_adaptation": Peer("space_adaptation", kinds=("global",)),
