@@ -115,8 +115,7 @@ _ADU_PARTS: dict[str, dict[str, Any]] = {
 
 _BEST: dict[str, dict[str, dict[str, Any]]] = {
     "bundled": {
-        "adu": {"lr": 0.01, "epochs": 6},
-        "adu, tuned": {"lr": 0.0025, "epochs": 20},
+        "adu": {"lr": 0.0025, "epochs": 20},
         "subgroup": {"epochs": 4},
         "cliperase": {"lr": 2e-4, "epochs": 6},
         "cliperase, domain": {"lr": 5e-5, "epochs": 12},
@@ -147,7 +146,11 @@ def _world(name: str) -> dict[str, Peer]:
             label: Peer("adu", {**best["adu"], **off}, kinds=("domain",) if off else KINDS)
             for label, off in _ADU_PARTS.items()
         },
-        "adu, tuned": Peer("adu", best["adu, tuned"], kinds=("domain",)),
+        **{
+            label: Peer("adu", numbers, kinds=("domain",))
+            for label, numbers in best.items()
+            if label == "adu, tuned"
+        },
         "subgroup": Peer("subgroup", best["subgroup"]),
         "cliperase": Peer(
             "cliperase", best["cliperase"], on={**gentle, "domain": best["cliperase, domain"]}
