@@ -48,12 +48,12 @@ ABLATION = {
     "adu, generator only": "generator only",
     "adu, disentangling only": "disentangling only",
     "adu": "both",
-    "adu, CE only": "CE only",
-    "adu, MMD only": "MMD only",
+    "adu, CE only": "generator and CE",
+    "adu, MMD only": "generator and MMD",
 }
 PAPER = {
     "neither": 52.59, "generator only": 56.41, "disentangling only": 60.82, "both": 69.96,
-    "CE only": 64.01, "MMD only": 68.62,
+    "generator and CE": 64.01, "generator and MMD": 68.62,
 }  # fmt: skip
 
 
