@@ -35,7 +35,7 @@ SAW = (
     "were chosen on further images (last table). Closed forms use their defaults. Mem: accuracy on "
     "cells that stay, For: 1 - accuracy on forgotten ones, each cell counting once; H: their "
     "harmonic mean (H4 where a class goes in one domain); ± is the standard deviation over draws "
-    "of the mean over requests. Seconds of one thread on a machine shared with a second run."
+    "of the mean over requests. Seconds of one thread on a machine shared with other runs."
 )
 RETRAINED = (
     "nsu-mini trained from scratch on all pictures but those of the request, with the same seed "
