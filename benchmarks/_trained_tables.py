@@ -143,7 +143,7 @@ def _table(kind: str, rows: Mapping[str, Sequence[Run]], memory: Mapping[str, fl
                 f"{_mean(some, 'h4'):.3f} ± {_sd(some):.3f} ({worst:.3f})",
                 f"{_mean(some, 'h4') / ideal:.0%}",
                 f"{_mean(some, 'worst_kept'):.2f}",
-                "" if bound else f"{_mean(some, 'seconds'):.2g}",
+                "" if bound else f"{_mean(some, 'seconds'):#.3g}".rstrip("."),
                 f"{memory[label]:.0f}" if label in memory else "",
                 "" if bound else f"{_mean(some, 'images'):.0f}",
             ]
