@@ -105,7 +105,6 @@ def sees_draw(world: str, label: str) -> bool:
 
 
 _ADU_PARTS: dict[str, dict[str, Any]] = {
-    "adu": {},
     "adu, neither": {"generator": False, "gamma": 0, "lam": 0},
     "adu, generator only": {"gamma": 0, "lam": 0},
     "adu, disentangling only": {"generator": False},
@@ -114,68 +113,57 @@ _ADU_PARTS: dict[str, dict[str, Any]] = {
     "adu, MMD only": {"gamma": 0},
 }
 
-# Chosen on whole domains; "elsewhere" is for the other two kinds of request.
-_BEST: dict[str, dict[str, dict[str, Any]]] = {
-    "bundled": {
-        "adu": {"lr": 0.0025, "epochs": 20},
-        "adu, elsewhere": {"lr": 0.01, "epochs": 6},
-        "subgroup": {"epochs": 4},
-        "cliperase": {"lr": 5e-5, "epochs": 12},
-        "cliperase, elsewhere": {"lr": 2e-4, "epochs": 6},
-        "salun": {"lr": 6e-4, "epochs": 8},
-        "ascent": {"lr": 5e-5, "epochs": 14},
-        "memorise_forget": {"lr": 1e-3, "epochs": 8},
-        "finetune": {"lr": 1e-3, "epochs": 8},
-    },
-    "pacs": {
-        "adu": {"lr": 0.01, "epochs": 8},
-        "adu, tuned": {"gamma": 3, "lam": 1, "forget": 3, "lr": 0.03, "epochs": 10},
-        "subgroup": {"epochs": 4},
-        "cliperase": {"lr": 2e-4, "epochs": 6},
-        "salun": {"lr": 3e-4, "epochs": 5},
-        "ascent": {"lr": 1e-4, "epochs": 8},
-        "memorise_forget": {"lr": 3e-4, "epochs": 5},
-        "finetune": {"lr": 3e-4, "epochs": 4},
-    },
+_WITHOUT_IMAGES = {
+    "lipschitz": Peer("lipschitz", {"share": 1.0, "noises": 2, "pictures": 4, "epochs": 1}),
+    "space_adaptation": Peer("space_adaptation", kinds=("global",)),
+    "space_adaptation, opposite": Peer(
+        "space_adaptation", {"target": "opposite"}, kinds=("global",)
+    ),
 }
 
+_GENTLE = {"global": {"lr": 1e-4}}
 
-def _world(name: str) -> dict[str, Peer]:
-    best = _BEST[name]
-    gentle = {"global": {"lr": 1e-4}}
-    adu, cliperase = (best.get(f"{label}, elsewhere", {}) for label in ("adu", "cliperase"))
-    return {
-        **{
-            label: Peer(
-                "adu",
-                {**best["adu"], **off},
-                on={"cell": adu, "global": adu},
-                kinds=("domain",) if off else KINDS,
-            )
-            for label, off in _ADU_PARTS.items()
-        },
-        **{
-            label: Peer("adu", numbers, kinds=("domain",))
-            for label, numbers in best.items()
-            if label == "adu, tuned"
-        },
-        "subgroup": Peer("subgroup", best["subgroup"]),
+
+def _adu(numbers: Mapping[str, Any], elsewhere: Mapping[str, Any]) -> dict[str, Peer]:
+    """ADU and its ablation on whole domains; in full, with other numbers, on other requests."""
+    whole = Peer("adu", numbers, on={"cell": elsewhere, "global": elsewhere})
+    parts = {
+        label: Peer("adu", {**numbers, **off}, kinds=("domain",))
+        for label, off in _ADU_PARTS.items()
+    }
+    return {"adu": whole, **parts}
+
+
+# Chosen on whole domains, but for what is said under `on` and elsewhere.
+PEERS: dict[str, dict[str, Peer]] = {
+    "bundled": {
+        **_adu({"lr": 0.0025, "epochs": 20}, elsewhere={"lr": 0.01, "epochs": 6}),
+        "subgroup": Peer("subgroup", {"epochs": 4}),
         "cliperase": Peer(
             "cliperase",
-            best["cliperase"],
-            on={"cell": cliperase, "global": {**cliperase, **gentle["global"]}},
+            {"lr": 5e-5, "epochs": 12},
+            on={"cell": {"lr": 2e-4, "epochs": 6}, "global": {"lr": 1e-4, "epochs": 6}},
         ),
-        "salun": Peer("salun", best["salun"], on=gentle),
-        "lipschitz": Peer("lipschitz", {"share": 1.0, "noises": 2, "pictures": 4, "epochs": 1}),
-        "space_adaptation": Peer("space_adaptation", kinds=("global",)),
-        "space_adaptation, opposite": Peer(
-            "space_adaptation", {"target": "opposite"}, kinds=("global",)
+        "salun": Peer("salun", {"lr": 6e-4, "epochs": 8}, on=_GENTLE),
+        "ascent": Peer("ascent", {"lr": 5e-5, "epochs": 14}),
+        "memorise_forget": Peer("memorise_forget", {"lr": 1e-3, "epochs": 8}, on=_GENTLE),
+        "finetune": Peer("finetune", {"lr": 1e-3, "epochs": 8}),
+        **_WITHOUT_IMAGES,
+    },
+    "pacs": {
+        **_adu({"lr": 0.01, "epochs": 8}, elsewhere={}),
+        "adu, tuned": Peer(
+            "adu",
+            {"gamma": 3, "lam": 1, "forget": 3, "lr": 0.03, "epochs": 10},
+            kinds=("domain",),
         ),
-        "ascent": Peer("ascent", best["ascent"]),
-        "memorise_forget": Peer("memorise_forget", best["memorise_forget"], on=gentle),
-        "finetune": Peer("finetune", best["finetune"]),
-    }
-
-
-PEERS: dict[str, dict[str, Peer]] = {name: _world(name) for name in _BEST}
+        "subgroup": Peer("subgroup", {"epochs": 4}),
+        "cliperase": Peer("cliperase", {"lr": 2e-4, "epochs": 6}, on=_GENTLE),
+        "salun": Peer("salun", {"lr": 3e-4, "epochs": 5}, on=_GENTLE),
+        "ascent": Peer("ascent", {"lr": 1e-4, "epochs": 8}),
+        "memorise_forget": Peer("memorise_forget", {"lr": 3e-4, "epochs": 5}, on=_GENTLE),
+        "finetune": Peer("finetune", {"lr": 3e-4, "epochs": 4}),
+        **_WITHOUT_IMAGES,
+    },
+}
 """World -> label -> row."""
