@@ -136,7 +136,8 @@ class _Moves:
     high: Tensor
 
     @classmethod
-    def of(cls, moves: Tensor) -> _Moves:
+    def of(cls, rows: Tensor, write: Tensor) -> _Moves:
+        moves = torch.einsum("cd,edr->cer", rows, write).contiguous()
         size = torch.linalg.vector_norm(moves, dim=-1)
         most = size.topk(min(_MOVED, len(moves)), dim=0).indices
         others = torch.ones_like(size, dtype=torch.bool).scatter_(0, most, False)[..., None]
@@ -158,7 +159,7 @@ def _tiles(
         part = edit[first : first + many]
         read, write = (m.to(device, torch.float64) for m in (part.read, part.write))
         tiles = [
-            (slice(first + start, first + start + len(r)), r, _Moves.of(_moves(rows, w)))
+            (slice(first + start, first + start + len(r)), r, _Moves.of(rows, w))
             for start, r, w in zip(
                 range(0, len(read), wide), read.split(wide), write.split(wide), strict=True
             )
@@ -173,10 +174,6 @@ def _tiles(
             for edits, reads, moves in tiles:
                 amount = torch.einsum("nd,edr->ner", seen, reads)
                 yield edits, images, _named(scores, top.indices[:, :looked], rest, amount, moves)
-
-
-def _moves(rows: Tensor, write: Tensor) -> Tensor:
-    return torch.einsum("cd,edr->cer", rows, write).contiguous()
 
 
 def _named(scores: Tensor, nearest: Tensor, rest: Tensor, amount: Tensor, tile: _Moves) -> Tensor:
