@@ -21,7 +21,7 @@ from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.linalg import unit
 from nullspace_unlearn.prototypes import (
     DOMAIN_WORDS,
-    Recipe,
+    Synthesis,
     Visual,
     cell_prototypes,
     class_prototypes,
@@ -255,7 +255,7 @@ def cells_of_images(
 def synthesise_for(
     clip: Clip,
     made: Plan,
-    recipe: Recipe | None = None,
+    synthesis: Synthesis | None = None,
     *,
     cache: str | Path | None = None,
     deeper: bool = False,
@@ -266,7 +266,7 @@ def synthesise_for(
     Args:
         clip: The model.
         made: The plan.
-        recipe: The numbers of the synthesis.
+        synthesis: The numbers of the synthesis.
         cache: As for `prototypes.synthesise`.
         deeper: Whether to read the last MLP too, for `erase(..., reading="mlp")`.
         quiet: Whether to leave out the progress bar on stderr.
@@ -280,7 +280,7 @@ def synthesise_for(
     """
     classes, domains = cells_needed(made)
     found = synthesise(
-        clip, classes, domains, made.words.cell_templates, recipe, cache=cache, quiet=quiet
+        clip, classes, domains, made.words.cell_templates, synthesis, cache=cache, quiet=quiet
     )
     mask = made.forget.mask(classes, tuple(domains))
     reached = found.reached.reshape(*mask.shape, -1).any(-1)

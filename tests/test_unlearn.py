@@ -24,7 +24,7 @@ from nullspace_unlearn.evaluate.pictures import embed_pictures
 from nullspace_unlearn.evaluate.zeroshot import predict
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.prototypes import (
-    Recipe,
+    Synthesis,
     Visual,
     class_prototypes,
     from_images,
@@ -518,13 +518,13 @@ def test_pictures_made_by_the_model_itself_forget_a_cell(clip, fresh, tmp_path):
         "domains": {"drawn": "sketch", "taken": "photo"},
     }
     made = plan(clip, Forget(["car"], ["taken"]), **choices)
-    recipe = Recipe(each=2)
-    visual = synthesise_for(clip, made, recipe, quiet=True, cache=tmp_path, deeper=True)
+    synthesis = Synthesis(each=2)
+    visual = synthesise_for(clip, made, synthesis, quiet=True, cache=tmp_path, deeper=True)
     f = visual.features
     assert (f.class_names, f.domain_names) == cells_shown(made) and len(f) == 12
     assert visual.numbers == IMAGES and visual.mlp is not None
     edit = erase(clip, made, visual=visual)
-    assert edit.provenance["prototypes"]["recipe"]["each"] == 2
+    assert edit.provenance["prototypes"]["synthesis"]["each"] == 2
     places = [mini.CLASSES.index(name) for name in made.words.classes]
     columns = [mini.DOMAINS.index(word) for word in made.words.domains.values()]
     text = class_prototypes(clip, made.words.classes, made.words.class_templates)
@@ -548,7 +548,7 @@ def cells_shown(made) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def test_pictures_that_are_none_to_the_model_are_refused_or_said(clip):
     """Without a step of ascent the pictures of every cell are the same."""
     choices = {"classes": ["cat", "car", "dog"], "domains": {"sketch": "sketch", "photo": "photo"}}
-    starts, refused = Recipe(each=1, steps=0), []
+    starts, refused = Synthesis(each=1, steps=0), []
     for class_ in choices["classes"]:
         for domain in choices["domains"]:
             made = plan(clip, Forget([class_], [domain]), **choices)

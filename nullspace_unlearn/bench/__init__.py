@@ -1,1 +1,1 @@
-"""Benchmarks: a recipe says what is compared on which images; each cell of it leaves one JSON."""
+"""Benchmarks: a recipe says what is compared on which images; each trial of it leaves one JSON."""

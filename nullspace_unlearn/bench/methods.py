@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nullspace_unlearn import erasers, train, unlearn
 from nullspace_unlearn.bench.datasets import Pool
-from nullspace_unlearn.bench.recipe import Method
+from nullspace_unlearn.bench.recipe import Entry
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.edit import Edit
 from nullspace_unlearn.evaluate.compare import (
@@ -84,12 +84,12 @@ class Outcome:
 
 
 def run_method(
-    method: Method, forget: Forget, own: Subject, others: Sequence[Subject], seed: int
+    entry: Entry, forget: Forget, own: Subject, others: Sequence[Subject], seed: int
 ) -> Outcome:
     """Run one method on one request and measure it.
 
     Args:
-        method: The method.
+        entry: The method, with its numbers.
         forget: The request.
         own: The model on the data set that the request speaks of.
         others: The same model on every other data set.
@@ -102,21 +102,21 @@ def run_method(
         ValueError: If the method cannot do it.
     """
     if own.clip is None:
-        return _on_rows(method, forget, own)
-    if method.trained:
-        return _train(method, forget, own, others, seed)
-    return _erase(method, forget, own, others, seed)
+        return _on_rows(entry, forget, own)
+    if entry.trained:
+        return _train(entry, forget, own, others, seed)
+    return _erase(entry, forget, own, others, seed)
 
 
-def _on_rows(method: Method, forget: Forget, own: Subject) -> Outcome:
+def _on_rows(entry: Entry, forget: Forget, own: Subject) -> Outcome:
     """A closed form from the text prototypes of a feature file."""
     text = own.features.text
     assert text is not None  # `datasets` has seen to it
     gone = torch.tensor([name in forget.classes for name in own.words.classes])
     rows = unit(text.double())
     started = time.perf_counter()
-    edit = _ON_ROWS[method.name](rows[gone], rows[~gone])
-    edit = edit if method.strength == 1 else edit.scale(method.strength)
+    edit = _ON_ROWS[entry.name](rows[gone], rows[~gone])
+    edit = edit if entry.strength == 1 else edit.scale(entry.strength)
     seconds = time.perf_counter() - started
     shown = own.features.embeddings
     comparison = compared(own.features, forget, (shown, text), (edit.apply(shown), text))
@@ -124,15 +124,15 @@ def _on_rows(method: Method, forget: Forget, own: Subject) -> Outcome:
 
 
 def _erase(
-    method: Method, forget: Forget, own: Subject, others: Sequence[Subject], seed: int
+    entry: Entry, forget: Forget, own: Subject, others: Sequence[Subject], seed: int
 ) -> Outcome:
     clip, words = own.clip, own.words
-    assert clip is not None and method.side is not None
+    assert clip is not None and entry.side is not None
     # Whoever forgets a class of one data set wants the names of the others to stay as well.
     names: dict[str, str] = {}
     for name in (name for one in (own, *others) for name in one.words.classes):
         names.setdefault(name.casefold(), name)
-    shots = _shots(method, own, 0, seed)[0] if method.drawn else None
+    shots = _shots(entry, own, 0, seed)[0] if entry.drawn else None
     started = time.perf_counter()
     plan = unlearn.plan(
         clip,
@@ -140,37 +140,35 @@ def _erase(
         classes=tuple(names.values()),
         domains=words.domains,
         templates=words.class_templates,
-        method=method.name,
-        side=method.side,
+        method=entry.name,
+        side=entry.side,
     )
     visual = None
     if shots is not None:
-        visual = _seen(clip, shots, words, deeper=method.reading == "mlp")
-    elif method.prototypes == "closed":
+        visual = _seen(clip, shots, words, deeper=entry.reading == "mlp")
+    elif entry.prototypes == "closed":
         visual = from_text(clip, *unlearn.cells_needed(plan), plan.words.cell_templates)
-    elif method.prototypes == "pixels":
-        visual = unlearn.synthesise_for(clip, plan, deeper=method.reading == "mlp", quiet=True)
-    edit = unlearn.erase(
-        clip, plan, strength=method.strength, visual=visual, reading=method.reading
-    )
-    edited = edit.fold(clip, method.side)
+    elif entry.prototypes == "pixels":
+        visual = unlearn.synthesise_for(clip, plan, deeper=entry.reading == "mlp", quiet=True)
+    edit = unlearn.erase(clip, plan, strength=entry.strength, visual=visual, reading=entry.reading)
+    edited = edit.fold(clip, entry.side)
     seconds = time.perf_counter() - started
 
     def after(one: Subject) -> Features:
         if edit.space == "mlp":
             return one.pool.embed(edited, False, True)
-        if method.side == "text":
+        if entry.side == "text":
             return one.features
         return replace(one.features, embeddings=edit.apply(one.features.embeddings,
                                                            one.features.hidden))  # fmt: skip
 
     again = after(own) if edit.space == "mlp" else None
-    before = own.features if method.side == "text" else own.shown
+    before = own.features if entry.side == "text" else own.shown
     comparison = compare(
-        clip, edited, edit, method.side, before, plan.forget, words.class_templates, again
+        clip, edited, edit, entry.side, before, plan.forget, words.class_templates, again
     )
     elsewhere = {
-        one.pool.name: _accuracies(one, after(one), edited if method.side == "text" else None)
+        one.pool.name: _accuracies(one, after(one), edited if entry.side == "text" else None)
         for one in others
     }
     numbers = edit.provenance.get("numbers", {})
@@ -180,11 +178,11 @@ def _erase(
 
 
 def _train(
-    method: Method, forget: Forget, own: Subject, others: Sequence[Subject], seed: int
+    entry: Entry, forget: Forget, own: Subject, others: Sequence[Subject], seed: int
 ) -> Outcome:
     assert own.clip is not None
-    shots, validation = _shots(method, own, method.validation, seed)
-    made = train.configure(method.name, method.numbers(forget.paradigm))
+    shots, validation = _shots(entry, own, entry.validation, seed)
+    made = train.configure(entry.name, entry.numbers(forget.paradigm))
     task = Task(own.clip, forget, own.words, shots, validation, seed)
     trained = train.train(made, task, Settings(), quiet=True)
     templates = own.words.class_templates
@@ -199,9 +197,9 @@ def _train(
     return Outcome(comparison, elsewhere, trained.seconds, given, log)
 
 
-def _shots(method: Method, own: Subject, validation: int, seed: int) -> tuple[Shots, Shots]:
+def _shots(entry: Entry, own: Subject, validation: int, seed: int) -> tuple[Shots, Shots]:
     assert own.pool.draw is not None and own.clip is not None  # `runner` has seen to it
-    return own.pool.draw(own.clip, method.shots, validation, seed)
+    return own.pool.draw(own.clip, entry.shots, validation, seed)
 
 
 def _seen(clip: Clip, shots: Shots, words: Words, deeper: bool) -> Visual:

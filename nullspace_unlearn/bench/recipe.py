@@ -245,7 +245,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Method:
+class Entry:
     """A row of the table: a closed form or a trained method, with its numbers.
 
     Attributes:
@@ -371,7 +371,7 @@ class Recipe:
     name: str
     data: Data
     requests: tuple[Request, ...]
-    methods: tuple[Method, ...]
+    methods: tuple[Entry, ...]
     model: Model | None = None
     about: str = ""
     seeds: tuple[int, ...] = (0,)
@@ -385,16 +385,16 @@ class Recipe:
                 raise ValueError(f"{what} is empty")
         if len(set(self.seeds)) < len(self.seeds) or not all(0 <= s <= 999 for s in self.seeds):
             raise ValueError(f"seeds must be different numbers from 0 to 999, got {self.seeds}")
-        labels = [method.label for method in self.methods]
+        labels = [entry.label for entry in self.methods]
         if twice := [label for label in labels if labels.count(label) > 1]:
             raise ValueError(f"two methods are labelled {twice[0]!r}: give one a label")
         if taken := {"untouched", "ideal"} & set(labels):
             raise ValueError(f"no method can be labelled {taken.pop()!r}: that row is always there")
-        for method in self.methods:
-            if not any(method.takes(request.kind) for request in self.requests):
+        for entry in self.methods:
+            if not any(entry.takes(request.kind) for request in self.requests):
                 raise ValueError(
-                    f"{method.label} is run on requests of kind "
-                    f"{listed(method.kinds or method.paradigms)}, and there are none"
+                    f"{entry.label} is run on requests of kind "
+                    f"{listed(entry.kinds or entry.paradigms)}, and there are none"
                 )
         self._check_data()
 
@@ -417,11 +417,11 @@ class Recipe:
                 )
             if request.dataset and not isinstance(self.data, Sets):
                 raise ValueError(f"data of kind {kind} are one data set: leave out dataset")
-        for method in self.methods:
-            text = not method.trained and method.prototypes == "text" and method.side == "visual"
+        for entry in self.methods:
+            text = not entry.trained and entry.prototypes == "text" and entry.side == "visual"
             if file and not text:
                 raise ValueError(
-                    f"{method.label} needs a model, and a feature file has none: only closed forms "
+                    f"{entry.label} needs a model, and a feature file has none: only closed forms "
                     "made from text, on the visual side, do without"
                 )
 

@@ -1,4 +1,4 @@
-"""Tables and pictures of a benchmark, written beside its cells."""
+"""Tables and pictures of a benchmark, written beside its trials."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def write_report(
     """Write table.md, table.csv, table.json and, where matplotlib is there, pictures.
 
     Pictures are kept-GROUP.png, every method as a point, and grid-GROUP.png, the cells before and
-    after the first method on the first request. All follow from the cells, so they are written anew
-    each time.
+    after the first method on the first request. All follow from the trials, so they are written
+    anew each time.
 
     Args:
         recipe: The recipe.
-        runs: The JSON of its cells.
+        runs: The JSON of its trials.
         output: The folder of the benchmark.
-        failed: How many cells have no result.
+        failed: How many trials have no result.
 
     Returns:
         The Markdown and the JSON.

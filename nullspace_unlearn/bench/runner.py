@@ -1,4 +1,4 @@
-"""The cells of a benchmark: listed, run, kept one JSON each, gone on with where a run stopped."""
+"""The trials of a benchmark: listed, run, kept one JSON each, gone on with where a run stopped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nullspace_unlearn import __version__
 from nullspace_unlearn.bench.choices import choices
 from nullspace_unlearn.bench.datasets import Pool
 from nullspace_unlearn.bench.methods import Outcome, Subject, run_method
-from nullspace_unlearn.bench.recipe import Method, Model, Recipe
+from nullspace_unlearn.bench.recipe import Entry, Model, Recipe
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.evaluate.zeroshot import grid_to_json
 from nullspace_unlearn.features import Features
@@ -27,24 +27,24 @@ from nullspace_unlearn.files import OutputExists, new_file, refuse_existing
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.words import Words
 
-FORMAT = "nullspace-unlearn benchmark cell 1"
+FORMAT = "nullspace-unlearn benchmark trial 1"
 RECIPE = "recipe.yaml"
 _SHOWN = 16  # characters of a hash in a file's name
 _MARK = "# Results of nsu bench, recipe"
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One method on one request with one draw of images.
 
     Attributes:
-        method: The method.
+        entry: The method, with its numbers.
         forget: The request.
         dataset: The data set it speaks of, where there are several.
         seed: Of the draw.
     """
 
-    method: Method
+    entry: Entry
     forget: Forget
     dataset: str
     seed: int
@@ -57,9 +57,9 @@ class Cell:
         return f"{names} in {where}" if where != "everywhere" else f"{names} everywhere"
 
     def made_of(self, recipe: Recipe, digests: Sequence[str], weights: str | None) -> str:
-        """A hash of all that the result follows from; a cell of another hash is another cell."""
-        numbers = self.method.numbers(self.forget.paradigm)
-        method = asdict(replace(self.method, set=numbers, by_kind={}, kinds=(), label="-"))
+        """A hash of all that the result follows from; a trial of another hash is another trial."""
+        numbers = self.entry.numbers(self.forget.paradigm)
+        method = asdict(replace(self.entry, set=numbers, by_kind={}, kinds=(), label="-"))
         parts = {
             "format": FORMAT,
             "version": __version__,
@@ -75,17 +75,17 @@ class Cell:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def cells_of(recipe: Recipe, pools: Sequence[Pool]) -> list[Cell]:
-    """Every cell of a recipe: methods in its order, then draws, then requests.
+def trials_of(recipe: Recipe, pools: Sequence[Pool]) -> list[Trial]:
+    """Every trial of a recipe: methods in its order, then draws, then requests.
 
-    A method that is given no images has one cell a request, of seed 0, whatever the seeds.
+    A method that is given no images has one trial a request, of seed 0, whatever the seeds.
 
     Args:
         recipe: The recipe.
         pools: Its data.
 
     Returns:
-        The cells.
+        The trials.
 
     Raises:
         ValueError: If a request cannot be met, or a method is to be given images and the data keep
@@ -100,18 +100,18 @@ def cells_of(recipe: Recipe, pools: Sequence[Pool]) -> list[Cell]:
             raise ValueError(f"recipe {recipe.name!r}: requests[{number}]: {error}") from None
         asked += [(forget, request.dataset) for forget in found]
     unique = {json.dumps([forget.to_json(), name]): (forget, name) for forget, name in asked}
-    for method in recipe.methods:
-        if method.drawn and any(pool.draw is None for pool in pools):
+    for entry in recipe.methods:
+        if entry.drawn and any(pool.draw is None for pool in pools):
             raise ValueError(
-                f"{method.label} is given images, and the data keep none for that: give data.draw "
+                f"{entry.label} is given images, and the data keep none for that: give data.draw "
                 "or data.held_out"
             )
     return [
-        Cell(method, forget, name, seed)
-        for method in recipe.methods
-        for seed in (recipe.seeds if method.drawn else (0,))
+        Trial(entry, forget, name, seed)
+        for entry in recipe.methods
+        for seed in (recipe.seeds if entry.drawn else (0,))
         for forget, name in unique.values()
-        if method.takes(forget.paradigm)
+        if entry.takes(forget.paradigm)
     ]
 
 
@@ -120,13 +120,13 @@ class Done:
     """What a run left behind.
 
     Attributes:
-        runs: The JSON of every cell that has a result, in the recipe's order.
-        failed: The cells that failed and why.
+        runs: The JSON of every trial that has a result, in the recipe's order.
+        failed: The trials that failed and why.
         found: How many results were there already.
     """
 
     runs: list[dict[str, Any]]
-    failed: list[tuple[Cell, str]]
+    failed: list[tuple[Trial, str]]
     found: int
 
 
@@ -181,16 +181,16 @@ def run(
     recipe: Recipe,
     pools: Sequence[Pool],
     clip: Clip | None,
-    cells: Sequence[Cell],
+    trials: Sequence[Trial],
     output: Path,
     *,
     only: Sequence[str] = (),
     quiet: bool = False,
     note: Callable[[str], None] = lambda line: None,
 ) -> Done:
-    """Run the cells that have no result yet.
+    """Run the trials that have no result yet.
 
-    A cell that fails is recorded with its error and the run goes on; the next one tries it again.
+    A trial that fails is recorded with its error and the run goes on; the next one tries it again.
     So it does with a result that is damaged. Results of another version, model, image set or number
     lie in files of their own and are left alone.
 
@@ -198,45 +198,45 @@ def run(
         recipe: The recipe.
         pools: Its data.
         clip: The model; None where a feature file stands for it.
-        cells: The cells, from `cells_of`.
+        trials: The trials, from `trials_of`.
         output: The folder, claimed.
         only: Labels of the methods to run; empty: all. Results of the others count all the same.
         quiet: Whether to leave out progress bars.
-        note: Called with a line about each cell that failed.
+        note: Called with a line about each trial that failed.
 
     Returns:
         All results.
     """
     digests = [pool.digest for pool in pools]
     weights = clip.source.sha256 if clip else None
-    made = [cell.made_of(recipe, digests, weights) for cell in cells]
-    files = [_file(output, cell, of) for cell, of in zip(cells, made, strict=True)]
+    made = [trial.made_of(recipe, digests, weights) for trial in trials]
+    files = [_file(output, trial, of) for trial, of in zip(trials, made, strict=True)]
     results = [_whole(file) for file in files]
     there = sum(found is not None for found in results)
     left = [
         i
-        for i, (cell, found) in enumerate(zip(cells, results, strict=True))
-        if found is None and (not only or cell.method.label in only)
+        for i, (trial, found) in enumerate(zip(trials, results, strict=True))
+        if found is None and (not only or trial.entry.label in only)
     ]
-    failed: list[tuple[Cell, str]] = []
+    failed: list[tuple[Trial, str]] = []
     subjects: dict[str, Subject] = {}
     if left:
-        hidden = any(cell.method.reading == "hidden" for cell in cells)
+        hidden = any(trial.entry.reading == "hidden" for trial in trials)
         subjects = {
             pool.name: _subject(recipe, pool, clip, output, hidden, weights, quiet)
             for pool in pools
         }
-    for i in tqdm(left, "cells", unit="cell", disable=quiet):
-        cell = cells[i]
-        others = [one for name, one in subjects.items() if name != cell.dataset]
-        said = _head(recipe, cell, made[i], clip, weights)
+    for i in tqdm(left, "trials", unit="trial", disable=quiet):
+        trial = trials[i]
+        others = [one for name, one in subjects.items() if name != trial.dataset]
+        said = _head(recipe, trial, made[i], clip, weights)
         try:
-            own = subjects[cell.dataset]
-            said |= _result(run_method(cell.method, cell.forget, own, others, cell.seed))
-        except Exception as error:  # whatever went wrong in one cell, the others are wanted
+            own = subjects[trial.dataset]
+            said |= _result(run_method(trial.entry, trial.forget, own, others, trial.seed))
+        except Exception as error:  # whatever went wrong in one trial, the others are wanted
             said["error"] = " ".join(f"{type(error).__name__}: {error}".split())
-            failed.append((cell, said["error"]))
-            note(f"{cell.method.label}, {cell.what}, seed {cell.seed} failed: {said['error']}")
+            failed.append((trial, said["error"]))
+            note(f"{trial.entry.label}, {trial.what}, seed {trial.seed} failed: {said['error']}")
         with new_file(files[i], overwrite=True) as temporary:
             temporary.write_text(json.dumps(said, allow_nan=False), encoding="utf-8")
         results[i] = _whole(files[i])  # None where it failed
@@ -287,10 +287,10 @@ def _first_line(recipe: Recipe) -> str:
     return f"{_MARK} {recipe.name}, which said:"
 
 
-def _file(output: Path, cell: Cell, made_of: str) -> Path:
-    kind = cell.forget.paradigm
-    request = f"{kind}-{_slug(cell.what)}-seed{cell.seed}-{made_of[:_SHOWN]}.json"
-    return output / "cells" / _slug(cell.method.label) / request
+def _file(output: Path, trial: Trial, made_of: str) -> Path:
+    kind = trial.forget.paradigm
+    request = f"{kind}-{_slug(trial.what)}-seed{trial.seed}-{made_of[:_SHOWN]}.json"
+    return output / "trials" / _slug(trial.entry.label) / request
 
 
 def _slug(text: str) -> str:
@@ -299,7 +299,7 @@ def _slug(text: str) -> str:
 
 
 def _whole(file: Path) -> dict[str, Any] | None:
-    """A result that is there and whole; None where the cell is to be run."""
+    """A result that is there and whole; None where the trial is to be run."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -309,19 +309,19 @@ def _whole(file: Path) -> dict[str, Any] | None:
 
 
 def _head(
-    recipe: Recipe, cell: Cell, made_of: str, clip: Clip | None, weights: str | None
+    recipe: Recipe, trial: Trial, made_of: str, clip: Clip | None, weights: str | None
 ) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "made_of": made_of,
         "recipe": recipe.name,
-        "label": cell.method.label,
-        "method": asdict(cell.method),
-        "kind": cell.forget.paradigm,
-        "what": cell.what,
-        "request": cell.forget.to_json(),
-        "dataset": cell.dataset,
-        "seed": cell.seed,
+        "label": trial.entry.label,
+        "method": asdict(trial.entry),
+        "kind": trial.forget.paradigm,
+        "what": trial.what,
+        "request": trial.forget.to_json(),
+        "dataset": trial.dataset,
+        "seed": trial.seed,
         "weights_sha256": weights,
         "device": str(clip.device) if clip else "cpu",
         "versions": {

@@ -1,4 +1,4 @@
-"""What the cells of a benchmark come to: figures over requests and draws, as tables."""
+"""What the trials of a benchmark come to: figures over requests and draws, as tables."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ class Spread:
     n: int
 
 
-Row = Mapping[str, Spread | None]
+Spreads = Mapping[str, Spread | None]
 
 
 def scores(run: Mapping[str, Any], which: str) -> dict[str, float | None]:
-    """The figures of one model in one cell, from its grids.
+    """The figures of one model in one trial, from its grids.
 
     Args:
-        run: The cell's JSON.
+        run: The trial's JSON.
         which: "before", "after" or "ideal".
 
     Returns:
@@ -106,7 +106,7 @@ def summary(recipe: Recipe, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]
 
     Args:
         recipe: The recipe.
-        runs: The JSON of its cells.
+        runs: The JSON of its trials.
 
     Returns:
         Group (see `group_of`) -> "all" and "by" -> method -> metric -> `Spread`; "by" first names
@@ -128,10 +128,10 @@ def summary(recipe: Recipe, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]
 
 
 def group_of(run: Mapping[str, Any]) -> str:
-    """The table that a cell belongs to: its kind of request, and how much goes at once.
+    """The table that a trial belongs to: its kind of request, and how much goes at once.
 
     Args:
-        run: The cell's JSON.
+        run: The trial's JSON.
     """
     size = len(_names(run))
     return run["kind"] if size == 1 else f"{run['kind']}-{size}"
@@ -187,12 +187,12 @@ def to_markdown(recipe: Recipe, found: Mapping[str, Any], failed: int = 0) -> st
     Args:
         recipe: The recipe.
         found: What `summary` gave.
-        failed: How many cells have no result.
+        failed: How many trials have no result.
     """
     parts = [f"# {recipe.name}", recipe.about] if recipe.about else [f"# {recipe.name}"]
     parts.append(_LEGEND)
     if failed:
-        parts.append(f"**{failed} cells failed and are missing here.**")
+        parts.append(f"**{failed} trials failed and are missing here.**")
     for group, rows in found.items():
         parts += [f"## {title_of(group)}", _table(recipe, rows["all"])]
         if "spread" in recipe.metrics and 1 < len(rows["by"]) <= _MOST_NAMES:
@@ -218,7 +218,7 @@ def dump(value: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class _Told:
-    """A cell with its figures worked out."""
+    """A trial with its figures worked out."""
 
     group: str
     label: str
@@ -238,17 +238,17 @@ class _Told:
         )
 
 
-def _rows(recipe: Recipe, told: Sequence[_Told]) -> dict[str, Row]:
+def _rows(recipe: Recipe, told: Sequence[_Told]) -> dict[str, Spreads]:
     """Untouched, ideal, then the methods that have results."""
     requests = list({one.request: one for one in told}.values())
     rows = {label: _row(requests, which) for label, which in BOUNDS.items()}
-    for method in recipe.methods:
-        if some := [one for one in told if one.label == method.label]:
-            rows[method.label] = _row(some, "after")
+    for entry in recipe.methods:
+        if some := [one for one in told if one.label == entry.label]:
+            rows[entry.label] = _row(some, "after")
     return rows
 
 
-def _row(told: Sequence[_Told], which: str) -> Row:
+def _row(told: Sequence[_Told], which: str) -> Spreads:
     row: dict[str, Spread | None] = {}
     for metric in METRICS:
         by_request: dict[tuple[str, str], list[float]] = {}
@@ -288,7 +288,7 @@ def _if_any(score: Callable[[], float]) -> float | None:
         return None
 
 
-def _table(recipe: Recipe, rows: Mapping[str, Row]) -> str:
+def _table(recipe: Recipe, rows: Mapping[str, Spreads]) -> str:
     shown = [m for m in recipe.metrics if any(row[m] is not None for row in rows.values())]
     lines = [["method", *(_TITLES.get(metric, metric) for metric in shown), "runs"]]
     for label, row in rows.items():
@@ -297,7 +297,7 @@ def _table(recipe: Recipe, rows: Mapping[str, Row]) -> str:
     return _markdown(lines)
 
 
-def _by_name(by: Mapping[str, Mapping[str, Row]], metric: str) -> str:
+def _by_name(by: Mapping[str, Mapping[str, Spreads]], metric: str) -> str:
     labels = dict.fromkeys(label for rows in by.values() for label in rows)
     lines = [["forgotten", *labels]]
     for name, rows in by.items():

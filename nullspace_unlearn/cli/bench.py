@@ -31,7 +31,7 @@ from nullspace_unlearn.cli import options
     "--download", is_flag=True, help="Let a model that is not on this machine be fetched."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:i.")
-@click.option("--dry-run", is_flag=True, help="Only list the cells.")
+@click.option("--dry-run", is_flag=True, help="Only list the trials.")
 @options.output_options
 def bench(
     recipe: str,
@@ -53,10 +53,10 @@ def bench(
     nsu bench bundled-quick
     nsu bench benchmarks/recipes/pacs.yaml --data ../shared --only "gated, 8 images"
 
-    Every method, request and draw of images is a cell and leaves one JSON in DIR/cells, so that a
+    Every method, request and draw of images is a trial and leaves one JSON in DIR/trials, so that a
     run cut short goes on where it stopped: give the same command again. A changed recipe runs only
-    the cells that the change concerns. Then it writes table.md, table.csv, table.json and pictures.
-    No data are downloaded, and no model without --download.
+    the trials that the change concerns. Then it writes table.md, table.csv, table.json and
+    pictures. No data are downloaded, and no model without --download.
     """  # noqa: D301
     if not download:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
@@ -78,9 +78,9 @@ def bench(
         asked = replace(asked, model=given)
     _check_only(asked, only)
     pools = find_pools(asked, Path(root))
-    cells = runner.cells_of(asked, pools)
+    trials = runner.trials_of(asked, pools)
     if dry_run:
-        _list(asked, [c for c in cells if not only or c.method.label in only], as_json)
+        _list(asked, [c for c in trials if not only or c.entry.label in only], as_json)
         return
     target = Path(output) if output else Path(f"bench-{asked.name}")
     runner.check_output(target, asked, overwrite)
@@ -96,22 +96,22 @@ def bench(
     runner.claim(target, asked, file.read_text(encoding="utf-8"), overwrite)
     silent = quiet or as_json
     try:
-        done = runner.run(asked, pools, clip, cells, target, only=only, quiet=silent, note=_note)
+        done = runner.run(asked, pools, clip, trials, target, only=only, quiet=silent, note=_note)
     except KeyboardInterrupt:
         click.echo("nsu: interrupted; run the same command again to go on", err=True)
         sys.exit(130)
     if not done.runs:
-        raise RuntimeError(f"all {len(done.failed)} cells failed; the first: {done.failed[0][1]}")
+        raise RuntimeError(f"all {len(done.failed)} trials failed; the first: {done.failed[0][1]}")
     text, result = write_report(asked, done.runs, target, len(done.failed))
-    failed = [{"cell": f"{c.method.label}, {c.what}, seed {c.seed}", "error": e}
+    failed = [{"trial": f"{c.entry.label}, {c.what}, seed {c.seed}", "error": e}
               for c, e in done.failed]  # fmt: skip
     if as_json:
         options.print_json({**result, "failed": failed, "output": str(target)})
     elif not quiet:
         click.echo(text)
-        click.echo(f"{len(cells)} cells, {done.found} of them found; wrote {target}/table.md")
+        click.echo(f"{len(trials)} trials, {done.found} of them found; wrote {target}/table.md")
     if failed:
-        click.echo(f"nsu: {len(failed)} of {len(cells)} cells failed: run it again to retry",
+        click.echo(f"nsu: {len(failed)} of {len(trials)} trials failed: run it again to retry",
                    err=True)  # fmt: skip
         sys.exit(1)
 
@@ -124,17 +124,17 @@ def _check_only(asked: Any, only: tuple[str, ...]) -> None:
         )
 
 
-def _list(asked: Any, cells: Any, as_json: bool) -> None:
+def _list(asked: Any, trials: Any, as_json: bool) -> None:
     if as_json:
         listed = [
-            {"method": c.method.label, "request": c.what, "kind": c.forget.paradigm, "seed": c.seed}
-            for c in cells
+            {"method": c.entry.label, "request": c.what, "kind": c.forget.paradigm, "seed": c.seed}
+            for c in trials
         ]
-        options.print_json({"recipe": asked.name, "cells": listed})
+        options.print_json({"recipe": asked.name, "trials": listed})
         return
-    for cell in cells:
-        click.echo(f"{cell.method.label} | {cell.what} | seed {cell.seed}")
-    click.echo(f"{len(cells)} cells; nothing was run")
+    for trial in trials:
+        click.echo(f"{trial.entry.label} | {trial.what} | seed {trial.seed}")
+    click.echo(f"{len(trials)} trials; nothing was run")
 
 
 def _note(line: str) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nullspace_unlearn.clip import Clip
     from nullspace_unlearn.data.folders import ImageSet
     from nullspace_unlearn.features import Features
-    from nullspace_unlearn.prototypes import Synthesis
+    from nullspace_unlearn.prototypes import Pictures
 
 SHEET, FEATURES, FACTS = "sheet.png", "features.safetensors", "prototypes.json"
 _LONGEST = 60  # letters of a folder's name: at most 240 bytes, where file systems take 255
@@ -93,7 +93,7 @@ def prototypes(
     """  # noqa: D301
     from nullspace_unlearn.data.folders import find_images
     from nullspace_unlearn.files import new_folder, refuse_existing
-    from nullspace_unlearn.prototypes import Recipe, synthesise
+    from nullspace_unlearn.prototypes import Synthesis, synthesise
     from nullspace_unlearn.words import CELL_TEMPLATES, check_names, check_template
 
     target = Path(output)
@@ -106,7 +106,7 @@ def prototypes(
     for text in template:
         check_template(text, ("class", "domain"))
     real = None if against is None else find_images(against, given_words)
-    recipe = Recipe(each=each, seed=seed, batch_size=batch_size)
+    synthesis = Synthesis(each=each, seed=seed, batch_size=batch_size)
 
     clip = options.load_model(model, pretrained, device, precision)
     names, words = _vocabulary(clip, given_classes, given_words, real)
@@ -116,7 +116,7 @@ def prototypes(
     common = None if real is None else _in_common(names, tuple(words), real)
     templates = template or (clip.words.cell_templates if clip.words else CELL_TEMPLATES)
     silent = quiet or as_json
-    made = synthesise(clip, names, words, templates, recipe, cache=kept, quiet=silent)
+    made = synthesise(clip, names, words, templates, synthesis, cache=kept, quiet=silent)
     near = None
     if real is not None and common is not None:
         near = _nearness(clip, made.features, real, common, batch_size, silent)
@@ -169,11 +169,11 @@ def _asked(what: str, given: Sequence[str], known: Sequence[str]) -> tuple[str, 
     return tuple(name for name in known if name in given or not given)
 
 
-def _only(made: Synthesis, classes: Sequence[str], domains: Sequence[str]) -> Synthesis:
+def _only(made: Pictures, classes: Sequence[str], domains: Sequence[str]) -> Pictures:
     """The pictures of a part of the grid."""
     import torch
 
-    from nullspace_unlearn.prototypes import Synthesis, Visual
+    from nullspace_unlearn.prototypes import Pictures, Visual
 
     f = made.features
     columns = f.domains
@@ -184,7 +184,7 @@ def _only(made: Synthesis, classes: Sequence[str], domains: Sequence[str]) -> Sy
     ]
     rows = torch.tensor(wanted)
     part = Visual(f, None).on(classes, domains).features
-    return Synthesis(part, made.images[rows], made.reached[rows])
+    return Pictures(part, made.images[rows], made.reached[rows])
 
 
 def _in_common(
@@ -233,7 +233,7 @@ def _nearness(
     }
 
 
-def _facts(clip: Clip, made: Synthesis, words: Sequence[str]) -> dict[str, Any]:
+def _facts(clip: Clip, made: Pictures, words: Sequence[str]) -> dict[str, Any]:
     """Where the pictures come from, and what became of each cell."""
     from nullspace_unlearn.linalg import unit
     from nullspace_unlearn.prototypes import cell_prototypes
@@ -263,7 +263,7 @@ def _facts(clip: Clip, made: Synthesis, words: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _write(folder: Path, made: Synthesis, facts: Mapping[str, Any]) -> None:
+def _write(folder: Path, made: Pictures, facts: Mapping[str, Any]) -> None:
     from PIL import Image
 
     from nullspace_unlearn.report.sheet import contact_sheet
@@ -302,7 +302,7 @@ def _folder_names(names: Sequence[str], reserved: Collection[str] = ()) -> list[
     return safe
 
 
-def _report(facts: Mapping[str, Any], target: Path, made: Synthesis) -> str:
+def _report(facts: Mapping[str, Any], target: Path, made: Pictures) -> str:
     from nullspace_unlearn.report.sheet import cell_lines
 
     lines = cell_lines(facts["cells"][:_MOST_LINES])

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from nullspace_unlearn.evaluate.sweep import Sweep
     from nullspace_unlearn.features import Features
     from nullspace_unlearn.forget import Forget
-    from nullspace_unlearn.report.pareto import Kind, Means, Outcome
+    from nullspace_unlearn.report.pareto import Kind, Means, Setting
     from nullspace_unlearn.report.tidy import Journal
     from nullspace_unlearn.words import Words
 
@@ -441,8 +441,8 @@ def _report(result: Mapping[str, Any], kinds: Sequence[Kind]) -> str:
         lines += ["", f"{kind.kind:46}{'forgotten':>10}{'kept':>8}{'worst':>8}{'H4':>8}"]
         lines += [_line("untouched", kind.untouched), _line("ideal", kind.ideal)]
         # Ranks that make no difference share a line.
-        alike: dict[Any, list[Outcome]] = {}
-        for o in sorted(kind.outcomes, key=lambda o: -(o.means.h4 if o.means else -1)):
+        alike: dict[Any, list[Setting]] = {}
+        for o in sorted(kind.settings, key=lambda o: -(o.means.h4 if o.means else -1)):
             alike.setdefault((o.method, o.strength, o.ridge, o.means), []).append(o)
         for some in list(alike.values())[:_MOST_SHOWN]:
             first = some[0]

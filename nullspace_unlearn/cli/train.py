@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nullspace_unlearn.clip import Clip
     from nullspace_unlearn.evaluate.compare import Comparison
     from nullspace_unlearn.forget import Forget
-    from nullspace_unlearn.train import Method, Settings, Task, Trained
+    from nullspace_unlearn.train import Settings, Task, Trained, TrainedMethod
     from nullspace_unlearn.train.shots import Shots
     from nullspace_unlearn.words import Words
 
@@ -222,7 +222,7 @@ class MethodOptions:
     patience: int
     precision: str
 
-    def make(self, forget: Forget, validation: int) -> tuple[Method, Settings]:
+    def make(self, forget: Forget, validation: int) -> tuple[TrainedMethod, Settings]:
         """The method with its numbers.
 
         Args:
@@ -461,7 +461,7 @@ def _check_measurable(forget: Forget, words: Words, test: Any) -> None:
 
 
 def _train(
-    method: Method, task: Task, settings: Settings, run: Path, overwrite: bool, quiet: bool
+    method: TrainedMethod, task: Task, settings: Settings, run: Path, overwrite: bool, quiet: bool
 ) -> Trained:
     """Train, or go on where the run stopped; a run that kept nothing leaves nothing."""
     from nullspace_unlearn.train import train as run_method

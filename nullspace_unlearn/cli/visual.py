@@ -80,7 +80,7 @@ class VisualOptions:
         Raises:
             ValueError: If they cannot be made.
         """
-        from nullspace_unlearn.prototypes import Recipe, from_images, from_text
+        from nullspace_unlearn.prototypes import Synthesis, from_images, from_text
         from nullspace_unlearn.unlearn import cells_needed, cells_of_images, synthesise_for
 
         if found is not None:
@@ -102,7 +102,7 @@ class VisualOptions:
             return synthesise_for(
                 clip,
                 plan,
-                Recipe(batch_size=batch_size),
+                Synthesis(batch_size=batch_size),
                 cache=cache_folder(self.cache, self.no_cache),
                 deeper=self.reach,
                 quiet=quiet,

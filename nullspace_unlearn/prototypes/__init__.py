@@ -1,6 +1,6 @@
 """Prototypes: vectors that stand for classes and cells, from prompts, pictures or images."""
 
-from nullspace_unlearn.prototypes.pixels import Recipe, Synthesis, synthesise
+from nullspace_unlearn.prototypes.pixels import Pictures, Synthesis, synthesise
 from nullspace_unlearn.prototypes.text import cell_prototypes, class_prototypes, prompt_features
 from nullspace_unlearn.prototypes.visual import (
     Visual,
@@ -13,8 +13,8 @@ from nullspace_unlearn.prototypes.vocabulary import DOMAIN_WORDS, imagenet_names
 
 __all__ = [
     "DOMAIN_WORDS",
-    "Recipe",
     "Synthesis",
+    "Pictures",
     "Visual",
     "cell_prototypes",
     "class_prototypes",

@@ -32,7 +32,7 @@ _NAMED = 6
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Synthesis:
     """How pictures of a cell are found.
 
     The defaults were chosen on training images of two small models of PACS and on pictures of the
@@ -63,7 +63,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, eq=False)
-class Synthesis:
+class Pictures:
     """Pictures found by `synthesise`, and what the model makes of them.
 
     Attributes:
@@ -106,12 +106,12 @@ def synthesise(
     classes: Sequence[str],
     domains: Mapping[str, str],
     templates: Sequence[str],
-    recipe: Recipe | None = None,
+    synthesis: Synthesis | None = None,
     *,
     only: Bool[Tensor, "classes domains"] | None = None,
     cache: str | Path | None = None,
     quiet: bool = False,
-) -> Synthesis:
+) -> Pictures:
     """Make pictures that stand for each cell, from the model alone, by gradient ascent on pixels.
 
     The idea is that of arXiv 2512.14113: ascend the cosine of a picture's embedding with the cell's
@@ -134,12 +134,12 @@ def synthesise(
         classes: Names of the classes.
         domains: Key of each domain -> the word prompts use for it.
         templates: Templates holding `{class}` and `{domain}`.
-        recipe: The numbers of the synthesis.
+        synthesis: The numbers of the synthesis.
         only: True for the cells to make pictures of; absent: all. The others still count as what a
             cell is to be told apart from.
         cache: Folder where each finished picture is kept as a PNG file, and looked for first: an
             interrupted call takes up where it stopped. The file's name is a hash of the model's
-            tensors, the prompts and the recipe. Damaged files are made anew.
+            tensors, the prompts and the synthesis. Damaged files are made anew.
         quiet: Whether to leave out the progress bar on stderr.
 
     Returns:
@@ -150,7 +150,7 @@ def synthesise(
             tower passes no gradient (or NaN, or Inf) to the pixels, its embeddings are not finite,
             the model has no visual projection, or the cache cannot be written.
     """
-    recipe = recipe or Recipe()
+    synthesis = synthesis or Synthesis()
     classes, words, templates = checked_grid(
         "pictures of a cell are found by what sets it apart from other cells",
         classes,
@@ -163,17 +163,17 @@ def synthesise(
     grid = cell_prototypes(clip, classes, words, templates)
     targets = grid.reshape(-1, grid.shape[-1])
     made = torch.arange(len(targets)) if only is None else only.flatten().nonzero()[:, 0]
-    cell = made.repeat_interleave(recipe.each)
-    sample = torch.arange(recipe.each).repeat(len(made))
+    cell = made.repeat_interleave(synthesis.each)
+    sample = torch.arange(synthesis.each).repeat(len(made))
     tensors = _fingerprint(clip.model)
-    numbers = {k: v for k, v in asdict(recipe).items() if k not in ("each", "batch_size")}
+    numbers = {k: v for k, v in asdict(synthesis).items() if k not in ("each", "batch_size")}
     made_from = json.dumps([_FORMAT, tensors, classes, words, templates, numbers])
     files = [
         None if cache is None else _file(Path(cache), made_from, c, s)
         for c, s in zip(cell.tolist(), sample.tolist(), strict=True)
     ]
-    images = _pictures(clip, targets, cell, sample, files, recipe, quiet)
-    hidden, embeddings = _measure(clip, images, recipe.batch_size)
+    images = _pictures(clip, targets, cell, sample, files, synthesis, quiet)
+    hidden, embeddings = _measure(clip, images, synthesis.batch_size)
     features = Features(
         embeddings=embeddings,
         labels=cell // len(words),
@@ -185,13 +185,13 @@ def synthesise(
             "model": clip.name,
             "tensors_sha256": tensors,
             "images": "synthesised from the model by ascent on pixels",
-            "recipe": {**numbers, "each": recipe.each},
+            "synthesis": {**numbers, "each": synthesis.each},
             "words": list(words),
             "templates": list(templates),
         },
     )
     named = (unit(features.embeddings.double()) @ targets.mT).argmax(-1)
-    return Synthesis(features, images, named == cell)
+    return Pictures(features, images, named == cell)
 
 
 def _pictures(
@@ -200,7 +200,7 @@ def _pictures(
     cell: Int[Tensor, " n"],
     sample: Int[Tensor, " n"],
     files: Sequence[Path | None],
-    recipe: Recipe,
+    synthesis: Synthesis,
     quiet: bool,
 ) -> UInt8[Tensor, "n 3 rows columns"]:
     """Read or make every picture; each batch is written before the next is begun."""
@@ -219,9 +219,11 @@ def _pictures(
     with tqdm(
         total=len(missing), unit="image", desc="synthesising", disable=quiet, leave=False
     ) as bar:
-        for batch in torch.tensor(missing).split(recipe.batch_size):
-            first = torch.stack([start(rows, columns, recipe.seed, int(s)) for s in sample[batch]])
-            found = _ascend(clip, tower, first, targets, cell[batch], recipe)
+        for batch in torch.tensor(missing).split(synthesis.batch_size):
+            first = torch.stack(
+                [start(rows, columns, synthesis.seed, int(s)) for s in sample[batch]]
+            )
+            found = _ascend(clip, tower, first, targets, cell[batch], synthesis)
             images[batch] = (found * 255).round().byte()
             for i in batch.tolist():
                 if (file := files[i]) is not None:
@@ -237,7 +239,7 @@ def _ascend(
     pictures: Float[Tensor, "n 3 rows columns"],
     targets: Float[Tensor, "cells dim"],
     cell: Int[Tensor, " n"],
-    recipe: Recipe,
+    synthesis: Synthesis,
 ) -> Float[Tensor, "n 3 rows columns"]:
     """Ascend `z·(t - mean t)/|z|` on each picture until it is told apart like its prompt."""
     pictures, cell = pictures.to(clip.device, copy=True), cell.to(clip.device)
@@ -246,7 +248,7 @@ def _ascend(
     sure = _margin(prompts @ prompts.mT, torch.arange(len(prompts), device=clip.device))
     first, second = torch.zeros_like(pictures), torch.zeros_like(pictures)
     live = torch.arange(len(pictures), device=clip.device)
-    for step in range(1, recipe.steps + 1):
+    for step in range(1, synthesis.steps + 1):
         pixels = pictures[live].requires_grad_()
         embeddings = unit(encode(tower, clip.normalise(pixels)))
         gradient = _gradient(clip, (embeddings * apart[cell[live]]).sum(), pixels)
@@ -257,7 +259,7 @@ def _ascend(
             break
         first[live] = torch.lerp(gradient, first[live], _FIRST)
         second[live] = torch.lerp(gradient**2, second[live], _SECOND)
-        rate = recipe.step_size * (1 - _SECOND**step) ** 0.5 / (1 - _FIRST**step)
+        rate = synthesis.step_size * (1 - _SECOND**step) ** 0.5 / (1 - _FIRST**step)
         moved = pictures[live] + rate * first[live] / (second[live].sqrt() + _TINY)
         pictures[live] = moved.clamp(0, 1)
     return pictures.cpu()

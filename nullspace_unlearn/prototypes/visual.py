@@ -16,7 +16,7 @@ from nullspace_unlearn.erasers import IMAGES, TEXT, Numbers
 from nullspace_unlearn.features import Features, embed
 from nullspace_unlearn.linalg import group_means, unit
 from nullspace_unlearn.prototypes.closed import closed_prototypes
-from nullspace_unlearn.prototypes.pixels import Synthesis
+from nullspace_unlearn.prototypes.pixels import Pictures
 
 MOST_SHOTS = 64
 _BATCH = 64
@@ -180,12 +180,12 @@ def from_batches(
     return Visual(features, numbers=None, mlp=torch.cat(mlp) if deeper else None)
 
 
-def from_pictures(clip: Clip, synthesis: Synthesis, *, deeper: bool = False) -> Visual:
+def from_pictures(clip: Clip, pictures: Pictures, *, deeper: bool = False) -> Visual:
     """Visual prototypes from synthesised pictures.
 
     Args:
         clip: The model that made them.
-        synthesis: The pictures.
+        pictures: The pictures.
         deeper: Whether to read the last MLP too, for an edit there.
 
     Returns:
@@ -195,9 +195,9 @@ def from_pictures(clip: Clip, synthesis: Synthesis, *, deeper: bool = False) -> 
         ValueError: If `deeper` is asked of a model whose last MLP cannot be reached.
     """
     if not deeper:
-        return Visual(synthesis.features, IMAGES)
-    mlp = [_mlp(clip, clip.normalise(batch / 255)) for batch in synthesis.images.split(_BATCH)]
-    return Visual(synthesis.features, IMAGES, torch.cat(mlp))
+        return Visual(pictures.features, IMAGES)
+    mlp = [_mlp(clip, clip.normalise(batch / 255)) for batch in pictures.images.split(_BATCH)]
+    return Visual(pictures.features, IMAGES, torch.cat(mlp))
 
 
 def from_text(

@@ -18,7 +18,7 @@ _KINDS = {
     "domain": "whole domains",
 }
 
-_Setting = tuple[str, float, "int | None", "float | None"]
+_Key = tuple[str, float, "int | None", "float | None"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Means:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Setting:
     """What a setting did, over the requests of one kind.
 
     Attributes:
@@ -64,7 +64,7 @@ class Kind:
     kind: str
     untouched: Means
     ideal: Means
-    outcomes: tuple[Outcome, ...]
+    settings: tuple[Setting, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -83,8 +83,8 @@ def summarise(rows: Iterable[Mapping[str, Any]]) -> tuple[Kind, ...]:
     Returns:
         The kinds that there are rows of, each with its settings in the order they came.
     """
-    totals: dict[str, dict[_Setting, list[float]]] = {}
-    refused: Counter[tuple[str, _Setting]] = Counter()
+    totals: dict[str, dict[_Key, list[float]]] = {}
+    refused: Counter[tuple[str, _Key]] = Counter()
     models: dict[str, list[float]] = {}
     for row in rows:
         kind = row["kind"]
@@ -98,17 +98,17 @@ def summarise(rows: Iterable[Mapping[str, Any]]) -> tuple[Kind, ...]:
         else:
             refused[kind, setting] += 1
     kinds = []
-    for kind, settings in totals.items():
-        means = {key: _means(sums) if sums[0] else None for key, sums in settings.items()}
+    for kind, sums_of in totals.items():
+        means = {key: _means(sums) if sums[0] else None for key, sums in sums_of.items()}
         front = pareto_front([(m.forgotten, m.kept) for m in means.values() if m is not None])
         best = {key for i, key in enumerate(k for k, m in means.items() if m) if i in front}
-        outcomes = tuple(
-            Outcome(
+        settings = tuple(
+            Setting(
                 method,
                 strength,
                 rank,
                 ridge,
-                measured=int(settings[key][0]),
+                measured=int(sums_of[key][0]),
                 refused=refused[kind, key],
                 means=mean,
                 on_front=key in best,
@@ -118,7 +118,7 @@ def summarise(rows: Iterable[Mapping[str, Any]]) -> tuple[Kind, ...]:
         )
         both = models[kind]
         half = 1 + len(_MEANS)
-        kinds.append(Kind(kind, _means(both[:half]), _means([both[0], *both[half:]]), outcomes))
+        kinds.append(Kind(kind, _means(both[:half]), _means([both[0], *both[half:]]), settings))
     return tuple(kinds)
 
 
@@ -161,7 +161,7 @@ def pareto_plot(kinds: Sequence[Kind], path: str | Path, overwrite: bool = False
     """
     if not kinds:
         raise ValueError("there is nothing to draw: no rows were measured")
-    methods = list(dict.fromkeys(o.method for kind in kinds for o in kind.outcomes))
+    methods = list(dict.fromkeys(o.method for kind in kinds for o in kind.settings))
     handles: dict[str, Any] = {}
     with picture(path, (5.2 * len(kinds) + 1.6, 4.4), overwrite) as figure:
         for ax, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
@@ -174,7 +174,7 @@ def pareto_plot(kinds: Sequence[Kind], path: str | Path, overwrite: bool = False
 
 
 def _draw(ax: Any, kind: Kind, methods: Sequence[str], handles: dict[str, Any]) -> None:
-    drawn = [(o, o.means) for o in kind.outcomes if o.means is not None]
+    drawn = [(o, o.means) for o in kind.settings if o.means is not None]
     lines: dict[tuple[Any, ...], list[tuple[float, float, float]]] = {}
     for o, means in drawn:
         line = lines.setdefault((o.method, o.rank, o.ridge), [])
@@ -200,7 +200,7 @@ def _draw(ax: Any, kind: Kind, methods: Sequence[str], handles: dict[str, Any]) 
         handles[name] = ax.scatter(
             means.forgotten, means.kept, marker=mark, s=size, color="k", edgecolors="w", zorder=2
         )  # beneath the settings, which may lie upon it
-    many = max(o.measured + o.refused for o in kind.outcomes)
+    many = max(o.measured + o.refused for o in kind.settings)
     over = "1 request" if many == 1 else f"mean of {many} requests"
     ax.set_title(f"{_KINDS.get(kind.kind, kind.kind)} ({over})", fontsize=10)
     ax.set_xlabel("accuracy on what is forgotten (less is better)")

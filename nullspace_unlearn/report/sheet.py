@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from nullspace_unlearn.prototypes import Synthesis
+from nullspace_unlearn.prototypes import Pictures
 from nullspace_unlearn.report.text import columns, padded, shortened
 
 MOST_CLASSES, MOST_DOMAINS, MOST_EACH = 40, 12, 8
@@ -24,24 +24,24 @@ _MISSED = "#D55E00"
 """Vermilion of Okabe and Ito, as in the heatmaps; a corner is filled too: it needs no colour."""
 
 
-def contact_sheet(synthesis: Synthesis) -> Image.Image:
+def contact_sheet(pictures: Pictures) -> Image.Image:
     """Draw the pictures of a synthesis on one sheet of bounded size.
 
     Pictures that the model does not take for their own cell are framed, with a corner filled.
 
     Args:
-        synthesis: Equally many pictures of each cell, in the order of classes, domains, samples.
+        pictures: Equally many of each cell, in the order of classes, domains, samples.
 
     Returns:
         An RGB image of at most about 3,000 x 5,000 pixels. Where pictures were left out, a line at
         its foot says how many.
     """
-    classes, domains = synthesis.features.class_names, synthesis.features.domain_names
-    each = len(synthesis.images) // (len(classes) * len(domains))
+    classes, domains = pictures.features.class_names, pictures.features.domain_names
+    each = len(pictures.images) // (len(classes) * len(domains))
     shape = (len(classes), len(domains), each)
     rows, columns, samples = map(min, shape, (MOST_CLASSES, MOST_DOMAINS, MOST_EACH))
-    images = synthesis.images.unflatten(0, shape)[:rows, :columns, :samples]
-    reached = synthesis.reached.reshape(shape)[:rows, :columns, :samples]
+    images = pictures.images.unflatten(0, shape)[:rows, :columns, :samples]
+    reached = pictures.reached.reshape(shape)[:rows, :columns, :samples]
 
     side = min(_LARGEST, _WIDTH // (columns * samples))
     shrink = side / max(images.shape[-2:])

@@ -10,9 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from nullspace_unlearn.evaluate.sweep import Row
 from nullspace_unlearn.files import new_file
-
-Row = Mapping[str, Any]
 
 _FORMAT = "nullspace-unlearn rows 1"
 # Rows of a Parquet row group, all that is held at once.

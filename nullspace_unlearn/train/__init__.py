@@ -14,14 +14,14 @@ from nullspace_unlearn.train.adu import Adu
 from nullspace_unlearn.train.cliperase import ClipErase
 from nullspace_unlearn.train.lipschitz import Lipschitz
 from nullspace_unlearn.train.loop import Settings, Trained, train
-from nullspace_unlearn.train.method import Method, Stage
+from nullspace_unlearn.train.method import Stage, TrainedMethod
 from nullspace_unlearn.train.plain import Ascent, Finetune, MemoriseForget
 from nullspace_unlearn.train.salun import SalUn
 from nullspace_unlearn.train.shots import Shots, from_bundled, from_images, split
 from nullspace_unlearn.train.subgroup import Subgroup
 from nullspace_unlearn.train.task import Task
 
-METHODS: Mapping[str, type[Method]] = {
+METHODS: Mapping[str, type[TrainedMethod]] = {
     method.name: method
     for method in (
         Adu,
@@ -39,7 +39,7 @@ METHODS: Mapping[str, type[Method]] = {
 
 __all__ = [
     "METHODS",
-    "Method",
+    "TrainedMethod",
     "Settings",
     "Shots",
     "Stage",
@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 
-def configure(name: str, numbers: Mapping[str, str]) -> Method:
+def configure(name: str, numbers: Mapping[str, str]) -> TrainedMethod:
     """Make a method from what a command line or a recipe says.
 
     Args:
@@ -82,7 +82,7 @@ def configure(name: str, numbers: Mapping[str, str]) -> Method:
                 f"it has: {listed(fields)}"
             )
         values[field] = _parse(f"{field} of {name}", types[field], text)
-    made: Method = method(**values)
+    made: TrainedMethod = method(**values)
     if made.epochs < 1 or made.batch_size < 1 or not 0 < made.lr < math.inf:
         raise ValueError(
             f"{name} needs at least 1 epoch and 1 image a step and a positive learning rate, got "

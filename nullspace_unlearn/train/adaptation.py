@@ -14,7 +14,7 @@ from torch import Tensor
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.forget import Paradigm
 from nullspace_unlearn.train.method import Stage, Stages
-from nullspace_unlearn.train.task import Batch, Task, with_weights
+from nullspace_unlearn.train.task import Minibatch, Task, with_weights
 from nullspace_unlearn.train.weights import Lora, encode_with
 
 Target = Literal["empty", "opposite"]
@@ -102,7 +102,7 @@ class SpaceAdaptation:
         target = destination(task, h_gone @ before + offset, self.target) - offset
         one = len(task.words.class_templates) ** -0.5
 
-        def loss(batch: Batch) -> Mapping[str, Tensor]:
+        def loss(batch: Minibatch) -> Mapping[str, Tensor]:
             stored = module()[place.key]
             after = stored if place.layout == "in_out" else stored.mT
             forgetting, keeping, size = distances(h_gone, h_kept, before, after, target)

@@ -16,7 +16,7 @@ from nullspace_unlearn.clip import Clip, attach, encode, new_prompts, with_promp
 from nullspace_unlearn.forget import Paradigm
 from nullspace_unlearn.train.losses import classify, confuse, mmd2
 from nullspace_unlearn.train.method import Stage, Stages
-from nullspace_unlearn.train.task import Batch, Student, Task
+from nullspace_unlearn.train.task import Minibatch, Student, Task
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Adu:
             result=result,
         )
 
-        def loss(batch: Batch) -> Mapping[str, Tensor]:
+        def loss(batch: Minibatch) -> Mapping[str, Tensor]:
             features = F.normalize(student.image(batch.images), dim=-1)
             logits = clip.logit_scale * features @ task.prototypes.mT
             gone = batch.forgotten

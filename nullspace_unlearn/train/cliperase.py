@@ -14,7 +14,7 @@ from torch import Tensor
 from nullspace_unlearn.forget import Paradigm
 from nullspace_unlearn.train.losses import contrastive, divergence
 from nullspace_unlearn.train.method import Stage, Stages
-from nullspace_unlearn.train.task import Batch, Task, with_towers
+from nullspace_unlearn.train.task import Minibatch, Task, with_towers
 from nullspace_unlearn.train.weights import Towers
 
 
@@ -71,7 +71,7 @@ class ClipErase:
         student = with_towers(task, self.towers)
         scale = task.clip.logit_scale
 
-        def loss(batch: Batch) -> Mapping[str, Tensor]:
+        def loss(batch: Minibatch) -> Mapping[str, Tensor]:
             gone, captions = batch.forgotten, batch.labels[~batch.forgotten]
             images, text = F.normalize(student.image(batch.images), dim=-1), student.text()
             logits = scale * images[~gone] @ text[captions].mT

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from nullspace_unlearn.evaluate.zeroshot import predict
 from nullspace_unlearn.forget import Paradigm
-from nullspace_unlearn.prototypes import Recipe, synthesise
+from nullspace_unlearn.prototypes import Synthesis, synthesise
 from nullspace_unlearn.train.method import Stage, Stages
 from nullspace_unlearn.train.shots import Shots, from_tensors
-from nullspace_unlearn.train.task import Batch, Student, Task, with_weights
+from nullspace_unlearn.train.task import Minibatch, Student, Task, with_weights
 from nullspace_unlearn.train.weights import Towers, Weights, encode_with, tower_keys
 
 SCHEDULE = (
@@ -90,7 +90,7 @@ class Lipschitz:
         ]
         for noise, more in SCHEDULE:
 
-            def loss(batch: Batch, noise: float = noise) -> Mapping[str, Tensor]:
+            def loss(batch: Minibatch, noise: float = noise) -> Mapping[str, Tensor]:
                 new = module()
                 some, which = torch.stack([batch.labels, batch.domains]).unique(
                     dim=1, return_inverse=True
@@ -176,8 +176,8 @@ def pictures(task: Task, each: int) -> Shots:
         Preprocessed pictures with the classes and domains they stand for.
     """
     words, clip = task.words, task.clip
-    recipe = Recipe(each=each, seed=task.seed)
-    given = (clip, words.classes, words.domains, words.cell_templates, recipe)
+    synthesis = Synthesis(each=each, seed=task.seed)
+    given = (clip, words.classes, words.domains, words.cell_templates, synthesis)
     made = synthesise(*given, only=task.mask, quiet=True)
     labels, domains = made.features.labels, made.features.domains
     assert domains is not None  # pictures of cells have them

@@ -23,9 +23,9 @@ from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.files import new_file
 from nullspace_unlearn.train import checkpoint
 from nullspace_unlearn.train.augment import augment
-from nullspace_unlearn.train.method import Method, Stage
+from nullspace_unlearn.train.method import Stage, TrainedMethod
 from nullspace_unlearn.train.shots import Shots
-from nullspace_unlearn.train.task import Batch, Student, Task, validate
+from nullspace_unlearn.train.task import Minibatch, Student, Task, validate
 
 CHECKPOINT = "checkpoint.safetensors"
 LOG = "log.jsonl"
@@ -94,7 +94,7 @@ class _Run:
 
 
 def train(
-    method: Method,
+    method: TrainedMethod,
     task: Task,
     settings: Settings | None = None,
     *,
@@ -327,7 +327,7 @@ class _Loop:
         images = shots.read(chosen)
         if stage.augmented:
             images = augment(images, generator)
-        batch = Batch(
+        batch = Minibatch(
             images=images.to(device),
             labels=labels.to(device),
             domains=domains.to(device),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nullspace_unlearn.forget import Paradigm
 from nullspace_unlearn.train.shots import Shots
-from nullspace_unlearn.train.task import Batch, Student, Task
+from nullspace_unlearn.train.task import Minibatch, Student, Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Stage:
 
     name: str
     student: Student
-    loss: Callable[[Batch], Mapping[str, Tensor]]
+    loss: Callable[[Minibatch], Mapping[str, Tensor]]
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
     epochs: int
     batch_size: int = 32
@@ -60,7 +60,7 @@ Stages = Generator[Stage, None, Student]
 
 
 @runtime_checkable
-class Method(Protocol):
+class TrainedMethod(Protocol):
     """A trained method: a frozen dataclass of its numbers, which knows the stages it goes through.
 
     Stages are made one after the other: the generator goes on when the loop has run the stage it

@@ -12,7 +12,7 @@ from torch import Tensor
 from nullspace_unlearn.forget import Paradigm
 from nullspace_unlearn.train.losses import classify, confuse
 from nullspace_unlearn.train.method import Stage, Stages
-from nullspace_unlearn.train.task import Batch, Task, with_towers
+from nullspace_unlearn.train.task import Minibatch, Task, with_towers
 from nullspace_unlearn.train.weights import Towers
 
 
@@ -43,7 +43,7 @@ class Ascent:
         """One stage on the forgotten images alone."""
         student = with_towers(task, self.towers)
 
-        def loss(batch: Batch) -> Mapping[str, Tensor]:
+        def loss(batch: Minibatch) -> Mapping[str, Tensor]:
             return {"ascent": -classify(student.logits(task, batch.images), batch.labels)}
 
         gone = task.forgotten(task.shots).nonzero()[:, 0]
@@ -89,7 +89,7 @@ class MemoriseForget:
         """One stage on all images."""
         student = with_towers(task, self.towers)
 
-        def loss(batch: Batch) -> Mapping[str, Tensor]:
+        def loss(batch: Minibatch) -> Mapping[str, Tensor]:
             logits, gone = student.logits(task, batch.images), batch.forgotten
             return {
                 "mem": classify(logits[~gone], batch.labels[~gone]),
@@ -132,7 +132,7 @@ class Finetune:
         """One stage on the kept images alone."""
         student = with_towers(task, self.towers)
 
-        def loss(batch: Batch) -> Mapping[str, Tensor]:
+        def loss(batch: Minibatch) -> Mapping[str, Tensor]:
             return {"mem": classify(student.logits(task, batch.images), batch.labels)}
 
         kept = (~task.forgotten(task.shots)).nonzero()[:, 0]

@@ -13,7 +13,7 @@ from torch import Tensor
 from nullspace_unlearn.forget import Paradigm
 from nullspace_unlearn.train.losses import classify
 from nullspace_unlearn.train.method import Stage, Stages
-from nullspace_unlearn.train.task import Batch, Student, Task, with_weights
+from nullspace_unlearn.train.task import Minibatch, Student, Task, with_weights
 from nullspace_unlearn.train.weights import Towers, Weights, tower_keys
 
 
@@ -112,7 +112,7 @@ class SalUn:
         student = with_weights(task, weights)
         masks = salient(forget_gradients(task, student, self.batch_size), self.share)
 
-        def loss(batch: Batch) -> Mapping[str, Tensor]:
+        def loss(batch: Minibatch) -> Mapping[str, Tensor]:
             logits, gone = student.logits(task, batch.images), batch.forgotten
             drawn = relabel(
                 task.mask, batch.labels[gone].cpu(), batch.domains[gone].cpu(), batch.generator

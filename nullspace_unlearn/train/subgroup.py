@@ -17,7 +17,7 @@ from nullspace_unlearn.train.fisher import relative_fisher
 from nullspace_unlearn.train.losses import contrastive, divergence
 from nullspace_unlearn.train.method import Stage, Stages
 from nullspace_unlearn.train.shots import Shots, from_tensors
-from nullspace_unlearn.train.task import Batch, Student, Task, validate, with_weights
+from nullspace_unlearn.train.task import Minibatch, Student, Task, validate, with_weights
 from nullspace_unlearn.train.weights import Lora, Towers, Weights, matrices
 
 Ranking = Literal["fisher", "random", "all"]
@@ -106,7 +106,7 @@ class Subgroup:
         def optimizer(trained: object) -> torch.optim.Optimizer:
             return torch.optim.Adam(trained, lr=self.lr)  # type: ignore[arg-type]
 
-        def cosine(batch: Batch) -> Mapping[str, Tensor]:
+        def cosine(batch: Minibatch) -> Mapping[str, Tensor]:
             embeddings = F.normalize(forgetting.image(batch.images), dim=-1)
             return {"cosine": (embeddings * forgetting.text()[batch.labels]).sum(-1).mean()}
 
@@ -131,7 +131,7 @@ class Subgroup:
         averaged = _Averaged(learner, self.decay)
         reminded = replace(with_weights(task, averaged.average), module=averaged)
 
-        def remind(batch: Batch) -> Mapping[str, Tensor]:
+        def remind(batch: Minibatch) -> Mapping[str, Tensor]:
             logits = forgetting.logits(task, batch.images)
             before = task.clip.encode_image(batch.images)
             original = task.clip.logit_scale * F.normalize(before, dim=-1) @ task.prototypes.mT

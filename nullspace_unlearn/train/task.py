@@ -23,7 +23,7 @@ from nullspace_unlearn.words import Words
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class Minibatch:
     """Images of one step, on the model's device.
 
     Attributes:
@@ -113,7 +113,7 @@ class Task:
         ]
         return self.clip.tokenizer(prompts).to(self.clip.device)
 
-    def forgotten(self, some: Shots | Batch) -> Bool[Tensor, " n"]:
+    def forgotten(self, some: Shots | Minibatch) -> Bool[Tensor, " n"]:
         """Which images are of cells to be forgotten."""
         return self.mask.to(some.labels.device)[some.labels, some.domains]
 

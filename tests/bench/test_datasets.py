@@ -17,9 +17,9 @@ from nullspace_unlearn.bench.recipe import (
     Cifar,
     Data,
     Domains,
+    Entry,
     FeatureFile,
     Folder,
-    Method,
     Model,
     Recipe,
     Request,
@@ -35,7 +35,7 @@ LISTS = {"report": "splits/*_test.txt", "draw": "splits/*_train.txt"}
 def pools(data: Data, root: Path) -> tuple[Pool, ...]:
     model = None if isinstance(data, FeatureFile) else Model("nsu-mini")
     request = Request("global", dataset="a" if isinstance(data, Sets) else "")
-    return find_pools(Recipe("mine", data, (request,), (Method("hull"),), model), root)
+    return find_pools(Recipe("mine", data, (request,), (Entry("hull"),), model), root)
 
 
 def pool(data: Data, root: Path) -> Pool:

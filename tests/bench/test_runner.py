@@ -16,9 +16,9 @@ from nullspace_unlearn.bench import runner
 from nullspace_unlearn.bench.datasets import find_pools
 from nullspace_unlearn.bench.recipe import (
     Data,
+    Entry,
     FeatureFile,
     Folder,
-    Method,
     Model,
     Recipe,
     Request,
@@ -41,7 +41,7 @@ CELL = Request("cell", classes=("car",), domains=("sketch",))
 DOMAIN_WORDS = {name: name for name in DOMAINS}
 
 
-def recipe(*methods: Method, requests: tuple[Request, ...] = (CELL,), data: Data = FOLDER,
+def recipe(*methods: Entry, requests: tuple[Request, ...] = (CELL,), data: Data = FOLDER,
            seeds: tuple[int, ...] = (0,)) -> Recipe:  # fmt: skip
     model = None if isinstance(data, FeatureFile) else Model("nsu-mini")
     return Recipe("mine", data, requests, methods, model, seeds=seeds)
@@ -50,11 +50,11 @@ def recipe(*methods: Method, requests: tuple[Request, ...] = (CELL,), data: Data
 def run(given: Recipe, root: Path, clip: Clip | None, output: Path) -> runner.Done:
     pools = find_pools(given, root)
     runner.claim(output, given, "", overwrite=False)
-    return runner.run(given, pools, clip, runner.cells_of(given, pools), output, quiet=True)
+    return runner.run(given, pools, clip, runner.trials_of(given, pools), output, quiet=True)
 
 
 def same(found: dict[str, Any], expected: Comparison) -> None:
-    """A cell's JSON says what a comparison does."""
+    """A trial's JSON says what a comparison does."""
     for name in ("before", "after", "ideal"):
         grid = grid_to_json(getattr(expected, name), expected.classes, expected.domains)
         assert found["grids"][name] == grid
@@ -81,8 +81,8 @@ def drawn(root: Path) -> Any:
 def test_a_closed_form_gives_what_the_library_gives(
     reading: Any, root: Path, clip: Clip, tmp_path: Path
 ) -> None:
-    method = Method("gated", prototypes="images", shots=2, reading=reading)
-    done = run(recipe(method), root, clip, tmp_path / "out")
+    entry = Entry("gated", prototypes="images", shots=2, reading=reading)
+    done = run(recipe(entry), root, clip, tmp_path / "out")
     forget = Forget(("car",), ("sketch",))
     plan = unlearn.plan(clip, forget, classes=CLASSES, domains=DOMAIN_WORDS)
     visual = from_images(clip, drawn(root), shots=2, deeper=reading == "mlp", quiet=True)
@@ -99,10 +99,10 @@ def test_a_closed_form_gives_what_the_library_gives(
 def test_a_closed_form_from_text_edits_its_own_side(
     name: str, root: Path, clip: Clip, tmp_path: Path
 ) -> None:
-    method = Method(name, strength=0.5)
+    entry = Entry(name, strength=0.5)
     request = Request("global", classes=("dog",))
-    done = run(recipe(method, requests=(request,)), root, clip, tmp_path / "out")
-    forget, side = Forget(("dog",)), method.side
+    done = run(recipe(entry, requests=(request,)), root, clip, tmp_path / "out")
+    forget, side = Forget(("dog",)), entry.side
     assert side is not None
     plan = unlearn.plan(clip, forget, classes=CLASSES, domains=DOMAIN_WORDS, method=name, side=side)
     edit = unlearn.erase(clip, plan, strength=0.5)
@@ -118,9 +118,9 @@ def test_a_trained_method_gives_what_the_library_gives(
     root: Path, clip: Clip, tmp_path: Path
 ) -> None:
     request = Request("domain", domains=("sketch",))
-    method = Method("ascent", shots=1, validation=1, set={"lr": 1e-4}, by_kind={
+    entry = Entry("ascent", shots=1, validation=1, set={"lr": 1e-4}, by_kind={
         "domain": {"epochs": 1}})  # fmt: skip
-    done = run(recipe(method, requests=(request,), seeds=(1,)), root, clip, tmp_path / "out")
+    done = run(recipe(entry, requests=(request,), seeds=(1,)), root, clip, tmp_path / "out")
     assert clip.words is not None
     forget, parts = Forget(domains=("sketch",)), split(drawn(root), 1, 1, 1)
     words = Words(CLASSES, DOMAIN_WORDS, clip.words.class_templates, clip.words.cell_templates)
@@ -142,7 +142,7 @@ def test_features_are_edited_without_a_model(tmp_path: Path) -> None:
     images = text[labels] + random.normal(size=(30, 16))
     np.savez(tmp_path / "f.npz", image_features=images, labels=labels, text_features=text)
     given = recipe(
-        Method("hull"), Method("ccup", strength=0.5),
+        Entry("hull"), Entry("ccup", strength=0.5),
         requests=(Request("global", classes=("2", "4"), choose="together"),),
         data=FeatureFile("f.npz"),
     )  # fmt: skip
@@ -162,7 +162,7 @@ def test_other_data_sets_are_measured_with_their_own_classes(
 ) -> None:
     sets = Sets({"a": "sets/a/photo", "b": "sets/b/photo"})
     given = recipe(
-        Method("hull"), Method("avert"), Method("finetune", shots=1, set={"epochs": 1}),
+        Entry("hull"), Entry("avert"), Entry("finetune", shots=1, set={"epochs": 1}),
         requests=(Request("global", classes=("car",), dataset="a"),),
         data=replace(sets, held_out=0.5),
     )  # fmt: skip
@@ -196,23 +196,23 @@ def test_what_is_done_is_not_done_again(
     calls = []
     original = runner.run_method
 
-    def counted(method: Method, *rest: Any) -> Any:
-        calls.append(method.label)
-        return original(method, *rest)
+    def counted(entry: Entry, *rest: Any) -> Any:
+        calls.append(entry.label)
+        return original(entry, *rest)
 
     monkeypatch.setattr(runner, "run_method", counted)
-    given = recipe(Method("gated"), Method("nullspace"))
+    given = recipe(Entry("gated"), Entry("nullspace"))
     first = run(given, root, clip, tmp_path / "out")
     assert calls == ["gated", "nullspace"] and first.found == 0
     again = run(given, root, clip, tmp_path / "out")
     assert len(calls) == 2 and again.found == 2 and again.runs == first.runs
-    # A changed number runs its own cell alone, and leaves the old one where it is.
-    changed = recipe(Method("gated", strength=0.9, label="gated"), Method("nullspace"))
+    # A changed number runs its own trial alone, and leaves the old one where it is.
+    changed = recipe(Entry("gated", strength=0.9, label="gated"), Entry("nullspace"))
     assert run(changed, root, clip, tmp_path / "out").found == 1
-    assert calls[2:] == ["gated"] and len(list((tmp_path / "out/cells/gated").iterdir())) == 2
+    assert calls[2:] == ["gated"] and len(list((tmp_path / "out/trials/gated").iterdir())) == 2
     assert run(given, root, clip, tmp_path / "out").found == 2
     # A damaged result is made again, and so is one that says it is another's.
-    (file,) = (tmp_path / "out" / "cells" / "nullspace").iterdir()
+    (file,) = (tmp_path / "out" / "trials" / "nullspace").iterdir()
     whole = file.read_text()
     for broken in (whole[:100], "[]", json.dumps({**json.loads(whole), "made_of": "0"}), "\0"):
         file.write_text(broken)
@@ -220,25 +220,25 @@ def test_what_is_done_is_not_done_again(
         assert json.loads(file.read_text())["grids"] == json.loads(whole)["grids"]
 
 
-def test_a_cell_that_fails_is_recorded_and_tried_again(
+def test_a_trial_that_fails_is_recorded_and_tried_again(
     root: Path, clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = runner.run_method
 
-    def failing(method: Method, *rest: Any) -> Any:
-        if method.name == "gated":
+    def failing(entry: Entry, *rest: Any) -> Any:
+        if entry.name == "gated":
             raise RuntimeError("out of\n memory")
-        return original(method, *rest)
+        return original(entry, *rest)
 
-    given = recipe(Method("gated"), Method("nullspace"))
+    given = recipe(Entry("gated"), Entry("nullspace"))
     with monkeypatch.context() as patched:
         patched.setattr(runner, "run_method", failing)
         done = run(given, root, clip, tmp_path / "out")
     assert [run["label"] for run in done.runs] == ["nullspace"]
-    assert [(c.method.label, e) for c, e in done.failed] == [
+    assert [(c.entry.label, e) for c, e in done.failed] == [
         ("gated", "RuntimeError: out of memory")
     ]
-    (file,) = (tmp_path / "out" / "cells" / "gated").iterdir()
+    (file,) = (tmp_path / "out" / "trials" / "gated").iterdir()
     assert json.loads(file.read_text())["error"] == "RuntimeError: out of memory"
     again = run(given, root, clip, tmp_path / "out")
     assert (len(again.runs), again.failed, again.found) == (2, [], 1)
@@ -247,45 +247,45 @@ def test_a_cell_that_fails_is_recorded_and_tried_again(
 def test_embeddings_are_kept_with_the_results(
     root: Path, clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = recipe(Method("gated"))
+    given = recipe(Entry("gated"))
     first = run(given, root, clip, tmp_path / "out")
     (kept,) = (tmp_path / "out" / "embeddings").iterdir()
-    other = recipe(Method("nullspace"))
+    other = recipe(Entry("nullspace"))
     pools = find_pools(other, root)
 
     def no_images(*_: object) -> Any:
         raise AssertionError("embedded again")
 
     blind = [replace(pool, embed=no_images) for pool in pools]
-    cells = runner.cells_of(other, pools)
-    done = runner.run(other, blind, clip, cells, tmp_path / "out", quiet=True)
+    trials = runner.trials_of(other, pools)
+    done = runner.run(other, blind, clip, trials, tmp_path / "out", quiet=True)
     assert done.runs[0]["grids"]["before"] == first.runs[0]["grids"]["before"]
     kept.write_bytes(b"cut short")  # control: it was read from there
     with pytest.raises(AssertionError, match="embedded again"):
-        runner.run(recipe(Method("leace")), blind, clip, runner.cells_of(
-            recipe(Method("leace")), pools), tmp_path / "out", quiet=True)  # fmt: skip
+        runner.run(recipe(Entry("leace")), blind, clip, runner.trials_of(
+            recipe(Entry("leace")), pools), tmp_path / "out", quiet=True)  # fmt: skip
 
 
-def test_only_methods_that_are_given_images_have_a_cell_a_draw(root: Path) -> None:
-    given = recipe(Method("gated"), Method("gated", prototypes="images"), seeds=(3, 5))
-    cells = runner.cells_of(given, find_pools(given, root))
-    assert [(c.method.label, c.seed) for c in cells] == [
+def test_only_methods_that_are_given_images_have_a_trial_a_draw(root: Path) -> None:
+    given = recipe(Entry("gated"), Entry("gated", prototypes="images"), seeds=(3, 5))
+    trials = runner.trials_of(given, find_pools(given, root))
+    assert [(c.entry.label, c.seed) for c in trials] == [
         ("gated", 0), ("gated, 8 images", 3), ("gated, 8 images", 5)]  # fmt: skip
     twice = replace(given, requests=(CELL, CELL))  # the same request is one
-    assert len(runner.cells_of(twice, find_pools(given, root))) == 3
+    assert len(runner.trials_of(twice, find_pools(given, root))) == 3
     with pytest.raises(ValueError, match="gated, 8 images is given images, and the data keep none"):
         without = replace(given, data=Folder("images"))
-        runner.cells_of(without, find_pools(without, root))
+        runner.trials_of(without, find_pools(without, root))
 
 
 def test_a_request_that_cannot_be_met_says_which(root: Path) -> None:
-    given = recipe(Method("gated"), requests=(CELL, replace(CELL, classes=("cat",))))
+    given = recipe(Entry("gated"), requests=(CELL, replace(CELL, classes=("cat",))))
     with pytest.raises(ValueError, match=r"recipe 'mine': requests\[1\]: the data have no class"):
-        runner.cells_of(given, find_pools(given, root))
+        runner.trials_of(given, find_pools(given, root))
 
 
 def test_another_folder_is_never_written_to_or_removed(tmp_path: Path) -> None:
-    given = recipe(Method("gated"))
+    given = recipe(Entry("gated"))
     model = tmp_path / "model"
     model.mkdir()
     (model / "recipe.yaml").write_text("base_model: x\n")  # as nsu erase writes it
@@ -294,20 +294,20 @@ def test_another_folder_is_never_written_to_or_removed(tmp_path: Path) -> None:
             runner.claim(model, given, "", overwrite)
     ours = tmp_path / "ours"
     runner.claim(ours, given, "name: mine\n", overwrite=False)
-    (ours / "cells").mkdir()
+    (ours / "trials").mkdir()
     runner.claim(ours, given, "name: mine\n", overwrite=False)  # which goes on there
-    assert (ours / "cells").exists()
+    assert (ours / "trials").exists()
     with pytest.raises(OutputExists, match="another recipe than 'yours'"):
         runner.claim(ours, replace(given, name="yours"), "", overwrite=False)
     runner.claim(ours, replace(given, name="yours"), "", overwrite=True)
-    assert not (ours / "cells").exists()
+    assert not (ours / "trials").exists()
 
 
 def test_a_label_cannot_lead_out_of_the_folder(root: Path, clip: Clip, tmp_path: Path) -> None:
     for label in ("../../up", "..", "/x"):
-        run(recipe(Method("gated", label=label)), root, clip, tmp_path / "out")
+        run(recipe(Entry("gated", label=label)), root, clip, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert len(list((tmp_path / "out" / "cells").glob("*/*.json"))) == 3
+    assert len(list((tmp_path / "out" / "trials").glob("*/*.json"))) == 3
 
 
 def test_a_relative_model_folder_is_below_the_data(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from nullspace_unlearn.bench import table
-from nullspace_unlearn.bench.recipe import METRICS, Bundled, Method, Model, Recipe, Request
+from nullspace_unlearn.bench.recipe import METRICS, Bundled, Entry, Model, Recipe, Request
 from nullspace_unlearn.bench.report import write_report
 from nullspace_unlearn.evaluate.metrics import subgroup_score
 from nullspace_unlearn.evaluate.zeroshot import Grid, grid_to_json
@@ -50,7 +50,7 @@ def run(label: str, forgotten: int, seed: int, others: dict[str, list[float]] | 
 
 
 def recipe(*labels: str, metrics: Any = METRICS) -> Recipe:
-    methods = tuple(Method("gated", label=label) for label in labels)
+    methods = tuple(Entry("gated", label=label) for label in labels)
     return Recipe("mine", Bundled(), (Request("cell"),), methods, Model("nsu-mini"),
                   about="A test.", metrics=metrics)  # fmt: skip
 
@@ -129,7 +129,7 @@ def test_the_markdown_is_one_row_a_method_and_safe() -> None:
     text = table.to_markdown(recipe("a", "bb", metrics=("kept", "spread")), found, failed=2)
     lines = text.splitlines()
     assert "| method | kept | spread ↓ | runs |" in lines
-    assert "**2 cells failed and are missing here.**" in lines
+    assert "**2 trials failed and are missing here.**" in lines
     first = lines.index("| method | kept | spread ↓ | runs |")
     assert [line.split(" | ")[0] for line in lines[first + 2 : first + 6]] == [
         "| untouched", "| ideal", "| a", "| bb"]  # fmt: skip

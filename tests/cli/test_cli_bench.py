@@ -39,8 +39,8 @@ def mine(tmp_path: Path) -> Path:
 
 
 def results(folder: str = "bench-mine") -> dict[str, int]:
-    """The cells that are there, with the time of their last change."""
-    return {str(path): path.stat().st_mtime_ns for path in Path(folder).glob("cells/*/*.json")}
+    """The trials that are there, with the time of their last change."""
+    return {str(path): path.stat().st_mtime_ns for path in Path(folder).glob("trials/*/*.json")}
 
 
 def line(result: Any) -> str:
@@ -54,7 +54,7 @@ def test_a_recipe_is_run_tabled_and_found_again(mine: Path) -> None:
     first = nsu("bench", mine)
     assert first.code == 0
     assert "| gated |" in first.out and "| untouched |" in first.out and "| ideal |" in first.out
-    assert "4 cells, 0 of them found; wrote bench-mine/table.md" in first.out
+    assert "4 trials, 0 of them found; wrote bench-mine/table.md" in first.out
     there = results()
     assert len(there) == 4
     again = nsu("bench", mine, "--json")
@@ -90,7 +90,7 @@ def test_a_run_cut_short_goes_on(mine: Path, monkeypatch: pytest.MonkeyPatch) ->
     there = results()
     assert len(there) == 2
     done = nsu("bench", mine)
-    assert done.code == 0 and "4 cells, 2 of them found" in done.out
+    assert done.code == 0 and "4 trials, 2 of them found" in done.out
     assert there.items() <= results().items() and len(calls) == 5
 
 
@@ -110,9 +110,9 @@ def test_cells_that_fail_are_named_and_the_exit_says_so(
         everything = nsu("bench", mine, "--only", "gated", "--output", "all", "--quiet")
     assert failed.code == 1 and failed.out == ""
     assert "gated, car in sketch, seed 0 failed: RuntimeError: no such luck" in failed.err
-    assert "2 of 4 cells failed" in failed.err
-    assert "**2 cells failed" in Path("bench-mine/table.md").read_text()
-    assert everything.code == 1 and "all 2 cells failed" in everything.err
+    assert "2 of 4 trials failed" in failed.err
+    assert "**2 trials failed" in Path("bench-mine/table.md").read_text()
+    assert everything.code == 1 and "all 2 trials failed" in everything.err
     assert nsu("bench", mine, "--quiet").code == 0  # control
 
 
@@ -123,9 +123,9 @@ def test_a_dry_run_lists_and_writes_nothing(mine: Path) -> None:
         "gated | dog in sketch | seed 0",
         "nullspace | car in sketch | seed 0",
         "nullspace | dog in sketch | seed 0",
-        "4 cells; nothing was run",
+        "4 trials; nothing was run",
     ]
-    assert len(nsu("bench", mine, "--dry-run", "--json").json["cells"]) == 4
+    assert len(nsu("bench", mine, "--dry-run", "--json").json["trials"]) == 4
     assert [path.name for path in Path().iterdir()] == ["mine.yaml"]
 
 

@@ -88,7 +88,7 @@ def test_the_folder_holds_what_it_says(cache, tmp_path):
         assert cell["cosine"] == pytest.approx(scores[:, 4 * c + d].mean(), abs=1e-4)
         assert cell["reached"] == (scores.argmax(1) == 4 * c + d).sum()
         assert cell["pictures"] == 2
-    assert said["recipe"]["each"] == 2 and said["nearness"] is None
+    assert said["synthesis"]["each"] == 2 and said["nearness"] is None
     assert said["vocabulary"] == {"classes": list(CLASSES), "domains": {d: d for d in DOMAINS}}
     with Image.open(out / "sheet.png") as picture:
         assert picture.format == "PNG"

@@ -61,8 +61,8 @@ def test_a_grid_on_the_bundled_model() -> None:
     assert {row["ridge"] for row in nullspace} == {""}
     assert {row["rank_used"] for row in rows} == {"1"}
     (kind,) = result["kinds"]
-    assert kind["kind"] == "cell" and len(kind["outcomes"]) == 12
-    best = max(kind["outcomes"], key=lambda o: o["means"]["h4"])
+    assert kind["kind"] == "cell" and len(kind["settings"]) == 12
+    best = max(kind["settings"], key=lambda o: o["means"]["h4"])
     assert best["method"] == "gated" and best["means"]["h4"] > kind["untouched"]["h4"] + 0.5
 
     import pyarrow.parquet

@@ -19,14 +19,14 @@ import pico  # noqa: E402
 
 from nullspace_unlearn.clip import load  # noqa: E402
 from nullspace_unlearn.prototypes import cell_prototypes, pixels  # noqa: E402
-from nullspace_unlearn.prototypes.pixels import Recipe, Synthesis, synthesise  # noqa: E402
+from nullspace_unlearn.prototypes.pixels import Pictures, Synthesis, synthesise  # noqa: E402
 from nullspace_unlearn.prototypes.starts import start  # noqa: E402
 
 CLASSES = ("car", "cat", "tree")
 DOMAINS = {"photo": "photo", "sk": "sketch"}
 TEMPLATES = ("a {domain} of a {class}.", "a {class}, {domain}")
 CELLS = len(CLASSES) * len(DOMAINS)
-FEW = Recipe(each=2, steps=4, step_size=1e-3, batch_size=5)
+FEW = Synthesis(each=2, steps=4, step_size=1e-3, batch_size=5)
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +44,13 @@ def resnet(tmp_path_factory):
     return load(pico.write("RN50", tmp_path_factory.mktemp("resnet") / "model"), device="cpu")
 
 
-def make(clip, recipe=FEW, **options) -> Synthesis:
-    return synthesise(clip, CLASSES, DOMAINS, TEMPLATES, recipe, quiet=True, **options)
+def make(clip, synthesis=FEW, **options) -> Pictures:
+    return synthesise(clip, CLASSES, DOMAINS, TEMPLATES, synthesis, quiet=True, **options)
 
 
 @pytest.fixture(scope="module")
 def made(mini):
-    return make(mini, Recipe(each=2, steps=8, step_size=0.02))
+    return make(mini, Synthesis(each=2, steps=8, step_size=0.02))
 
 
 @pytest.fixture
@@ -118,9 +118,9 @@ def test_ascent_raises_what_sets_the_cell_apart(mini, made):
 
 
 def test_ascent_ends_where_a_picture_is_told_apart_like_its_prompt(vit, passes):
-    recipe = Recipe(each=1, steps=20, batch_size=CELLS)
-    made = make(vit, recipe)
-    moving = (make(vit, replace(recipe, steps=21)).images != made.images).flatten(1).any(1)
+    synthesis = Synthesis(each=1, steps=20, batch_size=CELLS)
+    made = make(vit, synthesis)
+    moving = (make(vit, replace(synthesis, steps=21)).images != made.images).flatten(1).any(1)
     assert passes[0] == CELLS and passes[-1] == moving.sum() and 0 < moving.sum() < CELLS
 
     def margin(rows):
@@ -235,8 +235,8 @@ def test_an_interrupted_run_resumes(vit, tmp_path, passes, monkeypatch):
 
 @pytest.mark.parametrize("what", ["weights", "templates", "names", "steps"])
 def test_what_makes_other_pictures_is_not_read_back(vit, tmp_path, passes, what):
-    recipe = replace(FEW, steps=1)
-    make(vit, recipe, cache=tmp_path)
+    synthesis = replace(FEW, steps=1)
+    make(vit, synthesis, cache=tmp_path)
     before = len(passes)
     clip, classes, templates = vit, CLASSES, TEMPLATES
     if what == "weights":
@@ -247,8 +247,8 @@ def test_what_makes_other_pictures_is_not_read_back(vit, tmp_path, passes, what)
     elif what == "names":
         classes = (*CLASSES[:2], "dog")
     else:
-        recipe = replace(recipe, steps=2)
-    synthesise(clip, classes, DOMAINS, templates, recipe, cache=tmp_path, quiet=True)
+        synthesis = replace(synthesis, steps=2)
+    synthesise(clip, classes, DOMAINS, templates, synthesis, cache=tmp_path, quiet=True)
     assert len(passes) >= 2 * before > 0
 
 
@@ -318,7 +318,7 @@ def test_embeddings_that_are_not_finite_are_refused(vit):
 )
 def test_numbers_out_of_range(numbers, message):
     with pytest.raises(ValueError, match=message):
-        Recipe(**numbers)
+        Synthesis(**numbers)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from nullspace_unlearn.data.folders import ImageSet, few, find_images
 from nullspace_unlearn.features import Features, embed
 from nullspace_unlearn.linalg import unit
 from nullspace_unlearn.prototypes import (
-    Recipe,
+    Synthesis,
     Visual,
     from_batches,
     from_images,
@@ -222,7 +222,7 @@ def test_a_cell_with_no_readable_image_is_an_error(clip: Clip, tmp_path: Path) -
 def test_pictures_are_read_as_the_synthesis_left_them(clip: Clip) -> None:
     templates = ("a {domain} of a {class}.",)
     domains = {name: name for name in DOMAINS}
-    made = synthesise(clip, CLASSES[:2], domains, templates, Recipe(each=1, steps=2), quiet=True)
+    made = synthesise(clip, CLASSES[:2], domains, templates, Synthesis(each=1, steps=2), quiet=True)
     plain, deeper = (from_pictures(clip, made, deeper=deep) for deep in (False, True))
     assert plain.features is made.features and plain.mlp is None
     assert plain.numbers is not None  # they cannot be judged by one another

@@ -61,31 +61,31 @@ def test_means_are_over_requests() -> None:
     kinds = {kind.kind: kind for kind in summarise(iter(rows))}
     assert set(kinds) == {"global", "cell"}
     for name, kind in kinds.items():
-        assert len(kind.outcomes) == 4
-        for outcome in kind.outcomes:
-            key = (name, outcome.method, outcome.strength)
+        assert len(kind.settings) == 4
+        for setting in kind.settings:
+            key = (name, setting.method, setting.strength)
             mine = [r for r in rows if (r["kind"], r["method"], r["strength"]) == key]
             told = [r for r in mine if r["refused"] is None]
-            refused = int(name == "global" and outcome.method == "hull")
-            assert (outcome.measured, outcome.refused) == (5 - refused, refused)
-            assert outcome.means is not None
+            refused = int(name == "global" and setting.method == "hull")
+            assert (setting.measured, setting.refused) == (5 - refused, refused)
+            assert setting.means is not None
             for figure in ("forgotten", "kept", "worst_kept", "h4"):
                 mean = statistics.fmean(r[figure] for r in told)
-                assert getattr(outcome.means, figure) == pytest.approx(mean)
+                assert getattr(setting.means, figure) == pytest.approx(mean)
         by_request = {r["request"]: r for r in rows if r["kind"] == name}.values()
         for means, prefix in ((kind.untouched, "before"), (kind.ideal, "ideal")):
             mean = statistics.fmean(r[f"{prefix}_kept"] for r in by_request)
             assert means.kept == pytest.approx(mean)
-        points = [(o.means.forgotten, o.means.kept) for o in kind.outcomes if o.means]
-        assert {i for i, o in enumerate(kind.outcomes) if o.on_front} == pareto_front(points)
+        points = [(o.means.forgotten, o.means.kept) for o in kind.settings if o.means]
+        assert {i for i, o in enumerate(kind.settings) if o.on_front} == pareto_front(points)
     assert kinds["global"].untouched != kinds["cell"].untouched
 
 
 def test_a_method_that_refused_everything_has_no_means() -> None:
     rows = [r | {"refused": "no", "kept": None} for r in table() if r["method"] == "hull"]
     (kind, _) = summarise(rows)
-    assert all(o.means is None and not o.on_front and o.refused == 5 for o in kind.outcomes)
-    assert kind.to_json()["outcomes"][0]["means"] is None
+    assert all(o.means is None and not o.on_front and o.refused == 5 for o in kind.settings)
+    assert kind.to_json()["settings"][0]["means"] is None
 
 
 def drawn(path: Path) -> np.ndarray:
@@ -113,7 +113,7 @@ def test_the_picture_shows_each_method_and_kind(tmp_path: Path) -> None:
 def test_untouched_and_ideal_are_marked(tmp_path: Path) -> None:
     def black(untouched: Means, ideal: Means) -> int:
         kind = summarise(table(("cell",)))[0]
-        kind = Kind(kind.kind, untouched, ideal, kind.outcomes)
+        kind = Kind(kind.kind, untouched, ideal, kind.settings)
         pareto_plot([kind], tmp_path / "a.png", overwrite=True)
         picture = drawn(tmp_path / "a.png")
         height, width = picture.shape[:2]

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from nullspace_unlearn.features import Features
-from nullspace_unlearn.prototypes import Synthesis
+from nullspace_unlearn.prototypes import Pictures
 from nullspace_unlearn.report import sheet
 from nullspace_unlearn.report.sheet import cell_lines, contact_sheet
 
@@ -17,7 +17,7 @@ VERMILION = (0xD5, 0x5E, 0x00)
 
 def synthesis(
     classes: int, domains: int, each: int, size: tuple[int, int] = (32, 32), name: str = "class {}"
-) -> Synthesis:
+) -> Pictures:
     """Pictures each of one colour, no two alike; all reached."""
     n = classes * domains * each
     cell = torch.arange(n) // each
@@ -30,7 +30,7 @@ def synthesis(
         domain_names=tuple(f"domain {i}" for i in range(domains)),
     )
     images = colours[:, :, None, None].expand(-1, -1, *size).contiguous()
-    return Synthesis(features, images, torch.ones(n, dtype=torch.bool))
+    return Pictures(features, images, torch.ones(n, dtype=torch.bool))
 
 
 def colour(i: int) -> tuple[int, int, int]:
@@ -42,7 +42,7 @@ def where(picture: np.ndarray, shade: tuple[int, int, int]) -> np.ndarray:
     return np.argwhere((picture == np.array(shade)).all(-1))
 
 
-def drawn(made: Synthesis) -> np.ndarray:
+def drawn(made: Pictures) -> np.ndarray:
     return np.asarray(contact_sheet(made))
 
 

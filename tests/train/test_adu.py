@@ -21,7 +21,7 @@ from nullspace_unlearn.train.adu import Adu
 from nullspace_unlearn.train.loop import train
 from nullspace_unlearn.train.method import Stage
 from nullspace_unlearn.train.shots import from_bundled, from_tensors
-from nullspace_unlearn.train.task import Batch, Task
+from nullspace_unlearn.train.task import Minibatch, Task
 from nullspace_unlearn.words import Words
 
 CLASSES, DOMAINS = ("dog", "car", "tree"), ("photo", "sketch")
@@ -48,11 +48,11 @@ def first_stage(method: Adu, task: Task) -> Stage:
     return next(method.stages(task))
 
 
-def everything(task: Task) -> Batch:
+def everything(task: Task) -> Minibatch:
     some = task.shots
     # Noise, or the model would be so sure of itself that a term rounds to zero.
     noise = torch.randn(len(some), 3, *task.clip.image_size)
-    return Batch(
+    return Minibatch(
         images=some.read(torch.arange(len(some))) + noise,
         labels=some.labels,
         domains=some.domains,

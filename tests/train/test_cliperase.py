@@ -19,7 +19,7 @@ from torch import Tensor
 from nullspace_unlearn.train.cliperase import ClipErase, cosine
 from nullspace_unlearn.train.loop import train
 from nullspace_unlearn.train.losses import contrastive
-from nullspace_unlearn.train.task import Batch, Task
+from nullspace_unlearn.train.task import Minibatch, Task
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_the_loss_is_the_papers(task: Task, towers: str) -> None:
     chosen = torch.tensor([0, 4, 7, 8, 9, 13, 20])  # two dogs, the rest stays
     labels, domains = task.shots.labels[chosen], task.shots.domains[chosen]
     images, gone = task.shots.read(chosen), labels == 0
-    batch = Batch(images, labels, domains, gone, torch.Generator())
+    batch = Minibatch(images, labels, domains, gone, torch.Generator())
     assert gone.sum() == 2
     untouched = {name: value.item() for name, value in stage.loss(batch).items()}
     assert abs(untouched["consistency"]) < 1e-5

@@ -26,7 +26,7 @@ from nullspace_unlearn.train.lipschitz import (
 from nullspace_unlearn.train.loop import Trained, train
 from nullspace_unlearn.train.method import Stage
 from nullspace_unlearn.train.shots import Shots, from_bundled
-from nullspace_unlearn.train.task import Batch, Task
+from nullspace_unlearn.train.task import Minibatch, Task
 from nullspace_unlearn.words import Words
 
 CLASSES, DOMAINS = ("dog", "car", "fish"), ("photo", "sketch")
@@ -80,9 +80,9 @@ def values(result: Trained) -> dict[str, Tensor]:
     return dict(result.clip.model.named_parameters())
 
 
-def batch_of(shots: Shots) -> Batch:
+def batch_of(shots: Shots) -> Minibatch:
     everything = torch.arange(len(shots))
-    return Batch(
+    return Minibatch(
         images=shots.read(everything),
         labels=shots.labels,
         domains=shots.domains,

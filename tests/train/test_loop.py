@@ -30,7 +30,7 @@ from nullspace_unlearn.train.loop import Settings, Trained, train
 from nullspace_unlearn.train.method import Stage, Stages
 from nullspace_unlearn.train.plain import Finetune
 from nullspace_unlearn.train.shots import Shots, from_bundled, from_tensors
-from nullspace_unlearn.train.task import Batch, Student, Task, with_weights
+from nullspace_unlearn.train.task import Minibatch, Student, Task, with_weights
 from nullspace_unlearn.train.weights import Weights
 from nullspace_unlearn.words import Words
 
@@ -78,7 +78,7 @@ class Toy:
             result=lambda said: task.clip.with_parameters({KEY: module.weight.flatten()}, said),
         )
 
-        def loss(batch: Batch) -> Mapping[str, Tensor]:
+        def loss(batch: Minibatch) -> Mapping[str, Tensor]:
             torch.rand(3)  # that a loss draws must not be felt by the next stage
             for see in hooks.get("see", ()):
                 see(batch)
@@ -164,7 +164,7 @@ def seen_by(method_task: Task, stage: Mapping[str, Any], **numbers: Any) -> list
     """The numbers of the images of each step."""
     steps: list[list[int]] = []
 
-    def see(batch: Batch) -> None:
+    def see(batch: Minibatch) -> None:
         chosen = batch.images[:, 0, 0, 0].long()
         assert torch.equal(batch.labels, method_task.shots.labels[chosen])
         assert torch.equal(batch.domains, method_task.shots.domains[chosen])
@@ -271,7 +271,7 @@ def test_the_learning_rate_falls_along_a_cosine(blind: Task, cosine: bool) -> No
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 def test_the_loop_does_what_a_plain_loop_does(blind: Task, name: str) -> None:
     """Oracle: the batches it saw, gone over again by hand."""
-    batches: list[Batch] = []
+    batches: list[Minibatch] = []
     hooks = {"see": [lambda b: batches.append(replace(b, generator=clone(b.generator)))]}
     trained = train(toy(hooks, optimizer=name), blind, quiet=True)
     module = Linear()
@@ -590,7 +590,7 @@ def test_validation_is_what_the_returned_model_does(clip: Clip, unchecked: Any) 
         def stages(self, task: Task) -> Stages:
             student = with_weights(task, Weights(task.clip.model, ["visual.proj"]))
 
-            def loss(batch: Batch) -> Mapping[str, Tensor]:
+            def loss(batch: Minibatch) -> Mapping[str, Tensor]:
                 logits, gone = student.logits(task, batch.images), batch.forgotten
                 entropy = nn.functional.cross_entropy(logits, batch.labels, reduction="none")
                 return {"all": torch.where(gone, -entropy, entropy).mean()}

@@ -13,7 +13,7 @@ from small import request
 from torch import Tensor
 
 from nullspace_unlearn.train.loop import train
-from nullspace_unlearn.train.method import Method
+from nullspace_unlearn.train.method import TrainedMethod
 from nullspace_unlearn.train.plain import Ascent, Finetune, MemoriseForget
 from nullspace_unlearn.train.shots import from_tensors
 from nullspace_unlearn.train.task import Task
@@ -30,7 +30,7 @@ def task() -> Task:
     return request(classes=("dog",))
 
 
-def parameters(method: Method, task: Task, replaced: Iterable[int] = ()) -> Tensor:
+def parameters(method: TrainedMethod, task: Task, replaced: Iterable[int] = ()) -> Tensor:
     """All parameters after a run without validation, some images replaced by noise."""
     images = task.shots.read(torch.arange(len(task.shots)))
     for index in replaced:
@@ -46,7 +46,7 @@ def parameters(method: Method, task: Task, replaced: Iterable[int] = ()) -> Tens
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_each_looks_at_its_own_images_alone(task: Task, method: Method) -> None:
+def test_each_looks_at_its_own_images_alone(task: Task, method: TrainedMethod) -> None:
     """Images it does not look at can be anything, and the result is the same to the bit."""
     gone = task.forgotten(task.shots)
     plain = parameters(method, task)
@@ -72,7 +72,7 @@ def test_they_forget_and_fine_tuning_does_not(forget: dict[str, tuple[str, ...]]
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_the_result_says_where_it_comes_from_and_loads_elsewhere(
-    task: Task, method: Method, tmp_path: Path
+    task: Task, method: TrainedMethod, tmp_path: Path
 ) -> None:
     short = replace(task, validation=task.validation.subset(torch.arange(0)))
     trained = train(replace(method, epochs=1), short, quiet=True)  # type: ignore[type-var]
