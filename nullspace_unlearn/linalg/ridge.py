@@ -10,6 +10,8 @@ from nullspace_unlearn.linalg.bases import marked_first
 
 # Numbers held at once by one chunk of problems.
 _CHUNK = 1 << 22
+# Least pivot of a downdate that is trusted: about this share of double precision's digits is left.
+_PIVOT = 1e-6
 # Newton steps of a one-sided regression, and halvings of one; it takes some ten, and hardly any.
 _ROUNDS, _HALVINGS = 200, 40
 
@@ -101,8 +103,10 @@ def solve_covariance_of_kept(
 
     One eigendecomposition serves every request on a shared vocabulary: leaving rows out of a
     covariance is a downdate of their number plus one (for the mean), solved by Woodbury's
-    identity, so neither a dim x dim matrix nor a copy of the rows is made for each request. The
-    factor `n_kept⁻¹` is left in, since who wants a direction does not need it.
+    identity, so neither a dim x dim matrix nor a copy of the rows is made for each request. What is
+    left out hides what is kept where that is far smaller (few names, near one another): the pivots
+    of the downdate say how many digits go, and such members are solved directly. The factor
+    `n_kept⁻¹` is left in, since who wants a direction does not need it.
 
     Args:
         rows: `[n, dim]` shared, or `[*batch, n, dim]`; float64.
@@ -128,18 +132,35 @@ def solve_covariance_of_kept(
     update = torch.cat([left_out, (count.sqrt()[..., None] * shift)[..., None, :]], -2).mT
     total = energy.clamp(min=0).sum(-1) - update.square().sum((-2, -1))
     size = count * rows.square().sum(-1).mean(-1)
-    single = total <= 1e-12 * size
-    scale = (energy.clamp(min=0) + torch.where(single, 1.0, ridge * total / dim)[..., None])[
-        ..., None
-    ]
+    scale = (energy.clamp(min=0) + (ridge * total / dim)[..., None])[..., None]
     # Transposed, a frame that serves the whole batch multiplies it as one matrix.
     turned, turned_update = (right.mT @ frame).mT, (update.mT @ frame).mT
     solved, solved_update = turned / scale, turned_update / scale
     core = torch.eye(update.shape[-1], dtype=rows.dtype, device=rows.device)
-    core = core - turned_update.mT @ solved_update
-    correction = solve_definite(core, turned_update.mT @ solved)
+    factor, failed = torch.linalg.cholesky_ex(core - turned_update.mT @ solved_update)
+    correction = torch.cholesky_solve(turned_update.mT @ solved, factor)
     back = ((solved + solved_update @ correction).mT @ frame.mT).mT
-    return torch.where(single[..., None, None], right, back)
+    pivot = factor.diagonal(dim1=-2, dim2=-1).square().amin(-1)  # 1 less what is left out takes
+    hidden = ~((failed == 0) & (pivot > _PIVOT) & (total > 1e-12 * size))
+    if hidden.any():
+        own = rows if rows.ndim == 2 else rows[hidden]
+        back[hidden] = _solve_directly(own, kept[hidden], ridge, right[hidden])
+    return back
+
+
+def _solve_directly(rows: Tensor, kept: Tensor, ridge: float, right: Tensor) -> Tensor:
+    """`solve_covariance_of_kept` by the covariances themselves: `[m, dim, k]` of `[m, n]` kept."""
+    n, dim = rows.shape[-2:]
+    size = max(1, _CHUNK // (max(n, dim) * dim))
+    solved = []
+    for start in range(0, len(kept), size):
+        some = slice(start, start + size)
+        share, wanted = kept[some].to(rows.dtype), right[some]
+        spread = covariance(rows if rows.ndim == 2 else rows[some], share)
+        answer = solve_definite(regularised(spread, ridge), wanted)
+        single = spread.abs().amax((-2, -1), keepdim=True) == 0
+        solved.append(torch.where(single, wanted, answer / share.sum(-1)[..., None, None]))
+    return torch.cat(solved)
 
 
 def weighted_ridge(

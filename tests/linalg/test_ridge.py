@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mpmath
 import numpy as np
 import pytest
 import scipy.optimize
@@ -100,6 +101,42 @@ def test_the_covariance_of_what_is_kept_is_solved_without_forming_it(n: int, sha
         torch.testing.assert_close(ours[i], dense, rtol=1e-9, atol=1e-12)
         everything = solve_covariance_of_kept(rows, torch.ones_like(kept), 0.01, right)[i]
         assert kept[i].all() or not torch.allclose(ours[i], everything, rtol=1e-3)  # the control
+
+
+@pytest.mark.parametrize("ridge", [1e-4, 1e-2, 1.0])
+@pytest.mark.parametrize("n_kept", [2, 5, 60])
+def test_few_near_rows_keep_their_digits_among_many(n_kept: int, ridge: float) -> None:
+    """Oracle: the kept rows alone, in numbers of 50 digits; the control is the plain downdate."""
+    dim, plain_is_off = 6, []
+    for apart in (1.0, 1e-2, 1e-4, 1e-5, 1e-6, 1e-8):
+        rows = randn(80, dim)
+        rows[:n_kept] = rows[0] + apart * randn(n_kept, dim, seed=1)
+        kept, right = torch.arange(80) < n_kept, randn(dim, 1, seed=2)
+        expected = exact_solution(rows[:n_kept], ridge, right)
+        batch = torch.stack([kept, torch.ones_like(kept)])
+        ours = solve_covariance_of_kept(rows, batch, ridge, right.expand(2, dim, 1))
+        assert (ours[0] - expected).norm() < 1e-8 * expected.norm()
+        everything = torch.linalg.solve(regularised(covariance(rows), ridge), right) / 80
+        assert (ours[1] - everything).norm() < 1e-8 * everything.norm()
+        centred = rows - rows.mean(0)
+        gone, mean = centred[n_kept:], centred[:n_kept].mean(0)
+        moment = centred.T @ centred - gone.T @ gone - n_kept * mean[:, None] * mean
+        plain = torch.linalg.solve(regularised(moment, ridge), right)
+        plain_is_off.append(float((plain - expected).norm() / expected.norm()))
+    assert plain_is_off[0] < 1e-8 and min(plain_is_off[-2:]) > 1e-5
+
+
+def exact_solution(rows: Tensor, ridge: float, right: Tensor) -> Tensor:
+    """`(n cov + ridge tr/dim)⁻¹ right` by Gauss's elimination in fifty digits."""
+    with mpmath.workdps(50):
+        columns = [[mpmath.mpf(x) for x in column] for column in rows.T.tolist()]
+        means = [mpmath.fsum(column) / len(column) for column in columns]
+        centred = [[x - mean for x in c] for c, mean in zip(columns, means, strict=True)]
+        moment = mpmath.matrix([[mpmath.fdot(a, b) for b in centred] for a in centred])
+        dim = len(columns)
+        moment += ridge * sum(moment[i, i] for i in range(dim)) / dim * mpmath.eye(dim)
+        solved = mpmath.lu_solve(moment, mpmath.matrix(right.tolist()))
+        return torch.tensor([[float(x)] for x in solved], dtype=torch.float64)
 
 
 def test_one_kept_row_leaves_the_right_side_alone() -> None:
