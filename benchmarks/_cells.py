@@ -16,7 +16,7 @@ from tqdm import tqdm
 from nullspace_unlearn import erasers, unlearn
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.clip.mlp import MlpFeatures
-from nullspace_unlearn.edit import Edit
+from nullspace_unlearn.edit import Edit, Space
 from nullspace_unlearn.evaluate.compare import classifier
 from nullspace_unlearn.evaluate.metrics import Figures, figures, ideal_grid
 from nullspace_unlearn.evaluate.zeroshot import Grid, accuracy_grid, predict
@@ -30,7 +30,7 @@ from nullspace_unlearn.prototypes import (
     synthesise,
 )
 from nullspace_unlearn.prototypes.nearness import Nearness, nearness
-from nullspace_unlearn.unlearn import Plan, Reading
+from nullspace_unlearn.unlearn import Plan
 from nullspace_unlearn.words import Words
 
 LAM = (0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)
@@ -94,7 +94,9 @@ class Bench:
         pixels = synthesise(*given)
         return {
             "closed form": from_text(*given),
-            "pixels": from_pictures(self.clip, pixels, deeper=self.mlp is not None),
+            "pixels": from_pictures(
+                self.clip, pixels, space="embedding" if self.mlp is None else "mlp"
+            ),
         }
 
 
@@ -139,15 +141,15 @@ def measure(bench: Bench, kind: str) -> list[Row]:
         bar = tqdm(asked, unit="request", desc=f"{kind}: {name}", leave=False)
         return Row(name, tuple(figures(bench.grid(edit(one)), masks[id(one)]) for one in bar))
 
-    def erase(method: str, visual: Visual | None, reading: Reading = "embedding") -> Any:
+    def erase(method: str, visual: Visual | None, space: Space = "embedding") -> Any:
         def edit(one: Forget) -> Edit:
             plan = bench.plan(one, method)
-            return unlearn.erase(bench.clip, plan, visual=visual, reading=reading)
+            return unlearn.erase(bench.clip, plan, visual=visual, space=space)
 
         return edit
 
-    def draws(name: str, each: int, method: str, reading: Reading = "embedding") -> Row:
-        rows = [row(name, erase(method, visual, reading)) for visual in bench.real[each]]
+    def draws(name: str, each: int, method: str, space: Space = "embedding") -> Row:
+        rows = [row(name, erase(method, visual, space)) for visual in bench.real[each]]
         return Row(name, tuple(one for part in rows for one in part.figures))
 
     ideal = Row(
@@ -168,12 +170,12 @@ def measure(bench: Bench, kind: str) -> list[Row]:
             rows.append(row(f"{own}, {source}", erase(own, visual)))
         rows.append(row(f"{own}, pixels, hidden", erase(own, bench.made["pixels"], "hidden")))
         if bench.mlp is not None:
-            rows.append(row(f"{own}, pixels, reach", erase(own, bench.made["pixels"], "mlp")))
+            rows.append(row(f"{own}, pixels, mlp", erase(own, bench.made["pixels"], "mlp")))
         for each in bench.real:
             rows.append(draws(f"{own}, {each} images", each, own))
             rows.append(draws(f"{own}, {each} images, hidden", each, own, "hidden"))
             if bench.mlp is not None:
-                rows.append(draws(f"{own}, {each} images, reach", each, own, "mlp"))
+                rows.append(draws(f"{own}, {each} images, mlp", each, own, "mlp"))
     else:
         rows.append(row("two_sided, pixels", erase("two_sided", bench.made["pixels"])))
     rows.append(row("nullspace, text", erase("nullspace", None)))

@@ -218,7 +218,9 @@ def pacs(data: Path) -> None:
         mlp = cells.read_mlp(clip, [b.images for b in load_batches(test, clip.preprocess)])
         real = {
             SHOTS: [
-                from_images(clip, train, shots=SHOTS, seed=seed, deeper=mlp is not None)
+                from_images(
+                    clip, train, shots=SHOTS, seed=seed, space="embedding" if mlp is None else "mlp"
+                )
                 for seed in range(DRAWS)
             ]
         }

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, cast, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,9 +17,11 @@ from torch import Tensor
 
 from nullspace_unlearn.files import new_file
 
-Space = Literal["joint", "hidden", "mlp"]
+Space = Literal["embedding", "hidden", "mlp"]
+SPACES: tuple[Space, ...] = get_args(Space)
+"""What an edit can read."""
 Side = Literal["visual", "text"]
-_FORMAT = "nullspace-unlearn edit 1"
+_FORMAT = "nullspace-unlearn edit 2"
 
 _Folded = TypeVar("_Folded", covariant=True)
 
@@ -37,18 +39,18 @@ class Foldable(Protocol[_Folded]):
 class Edit:
     """A low-rank update of one final projection `z = h W`, or of the MLP before it.
 
-        z' = z - (z @ read) @ write.T        space "joint":   W' = W (I - read writeT)
-        z' = z - (h @ read) @ write.T        space "hidden":  W' = W - read writeT
-        x' = x - (k @ read) @ write.T        space "mlp":     C' = C - write readT
+        z' = z - (z @ read) @ write.T        space "embedding":  W' = W (I - read writeT)
+        z' = z - (h @ read) @ write.T        space "hidden":     W' = W - read writeT
+        x' = x - (k @ read) @ write.T        space "mlp":        C' = C - write readT
 
     for row features. In a vision transformer, k is what enters the output layer C of the last
     block's MLP and x the residual stream it adds to; only a layer norm and W follow.
 
-    The text side takes a joint edit transposed, `t' = t - (t @ write) @ read.T`, which gives the
-    same inner products: `z'.t = z.t'`. Leading dimensions are a batch of edits.
+    The text side takes an embedding edit transposed, `t' = t - (t @ write) @ read.T`, which gives
+    the same inner products: `z'.t = z.t'`. Leading dimensions are a batch of edits.
 
     Attributes:
-        read: `[*batch, dim, rank]` (joint), `[*batch, width, rank]` (hidden) or
+        read: `[*batch, dim, rank]` (embedding), `[*batch, width, rank]` (hidden) or
             `[*batch, mlp_width, rank]` (mlp), what is looked for.
         write: `[*batch, dim, rank]`, what is subtracted where it is found; for an MLP edit in the
             residual stream, so its dim is the tower's width.
@@ -58,14 +60,14 @@ class Edit:
 
     read: Float[Tensor, "*batch source rank"]
     write: Float[Tensor, "*batch dim rank"]
-    space: Space = "joint"
+    space: Space = "embedding"
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
         read, write = self.read, self.write
-        if self.space not in ("joint", "hidden", "mlp"):
-            raise ValueError(f"space is {self.space!r}; it must be 'joint', 'hidden' or 'mlp'")
+        if self.space not in SPACES:
+            raise ValueError(f"space is {self.space!r}; allowed: {', '.join(SPACES)}")
         if read.ndim < 2 or read.ndim != write.ndim or read.shape[:-2] != write.shape[:-2]:
             raise ValueError(
                 f"read {list(read.shape)} and write {list(write.shape)} must be matrices with the "
@@ -75,9 +77,9 @@ class Edit:
             raise ValueError(
                 f"read has rank {read.shape[-1]} and write {write.shape[-1]}; they must be equal"
             )
-        if self.space == "joint" and read.shape[-2] != write.shape[-2]:
+        if self.space == "embedding" and read.shape[-2] != write.shape[-2]:
             raise ValueError(
-                f"a joint edit reads and writes the same space, got {read.shape[-2]} and "
+                f"an embedding edit reads and writes the same space, got {read.shape[-2]} and "
                 f"{write.shape[-2]} dimensions"
             )
         if not (torch.isfinite(read).all() and torch.isfinite(write).all()):
@@ -146,18 +148,18 @@ class Edit:
         return edited.to(features.dtype)
 
     def operator(self) -> Float[Tensor, "*batch dim dim"]:
-        """The joint operator `M = I - read writeT`, with `z' = z M`, in the edit's dtype.
+        """The operator on embeddings `M = I - read writeT`, with `z' = z M`, in the edit's dtype.
 
         Returns:
             `[*batch, dim, dim]`; for tests and folding, never needed to apply the edit.
 
         Raises:
-            ValueError: If the edit is a hidden or an MLP one, which has no joint operator.
+            ValueError: If the edit is a hidden or an MLP one, which has none.
         """
         if self.space == "mlp":
-            raise ValueError("an MLP edit has no joint operator: it reads k, not z")
+            raise ValueError("an MLP edit has no operator on embeddings: it reads k, not z")
         if self.space == "hidden":
-            raise ValueError("a hidden edit has no joint operator: it reads h, not z")
+            raise ValueError("a hidden edit has no operator on embeddings: it reads h, not z")
         eye = torch.eye(self.dim, dtype=self.read.dtype, device=self.read.device)
         return eye - self.read @ self.write.mT
 
@@ -181,10 +183,10 @@ class Edit:
         """Compose: `(a @ b).apply(z) == b.apply(a.apply(z))`, since rows multiply from the left.
 
         Raises:
-            ValueError: If either is not a joint edit: the composition would need the weights.
+            ValueError: If either is not an embedding edit: the composition would need the weights.
                 Fold one after the other instead.
         """
-        if (self.space, other.space) != ("joint", "joint"):
+        if (self.space, other.space) != ("embedding", "embedding"):
             raise ValueError(
                 "hidden and MLP edits compose by folding one after the other, not with @"
             )
@@ -199,13 +201,13 @@ class Edit:
         )
 
     def inverse(self) -> Edit:
-        """The joint edit that undoes this one (Woodbury): `(edit @ edit.inverse())` is identity.
+        """What undoes an embedding edit (Woodbury): `(edit @ edit.inverse())` is identity.
 
         Returns:
             The inverse edit, of the same rank.
 
         Raises:
-            ValueError: If there is none: the operator is singular, or the edit is not a joint one.
+            ValueError: If there is none: the operator is singular, or something else is read.
         """
         if self.space == "mlp":
             raise ValueError(

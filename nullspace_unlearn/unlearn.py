@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,7 +15,7 @@ from torch import Tensor
 from nullspace_unlearn import certificate, erasers
 from nullspace_unlearn.certificate import Certificate
 from nullspace_unlearn.clip import Clip
-from nullspace_unlearn.edit import Edit, Side
+from nullspace_unlearn.edit import SPACES, Edit, Side, Space
 from nullspace_unlearn.erasers import METHODS
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.linalg import unit
@@ -34,8 +34,6 @@ from nullspace_unlearn.spelling import listed
 from nullspace_unlearn.words import Words, check_names
 
 MAX_STRENGTH = 2.0
-
-Reading = Literal["embedding", "hidden", "mlp"]
 
 # A bundled vocabulary is cut to this many names (the nearest to what is forgotten) where every one
 # of them needs a prompt for each domain: far names bear no risk and cost as much.
@@ -159,7 +157,7 @@ def erase(
     *,
     strength: float = 1.0,
     visual: Visual | None = None,
-    reading: Reading = "embedding",
+    space: Space = "embedding",
     **choices: Any,
 ) -> Edit:
     """Make the edit that forgets what is asked: prompts, prototypes, eraser.
@@ -171,7 +169,7 @@ def erase(
         visual: What images of each cell look like to the model, for the methods that take it
             (`Method.visual`); from `synthesise_for`, or `prototypes.from_images`. Absent: text
             alone.
-        reading: What `gated` reads from: the "embedding", the "hidden" feature that enters the
+        space: What `gated` reads from: the "embedding", the "hidden" feature that enters the
             final projection, or one step deeper what enters the last MLP's output layer, "mlp".
         **choices: As for `plan`: classes, domains, templates, method, side.
 
@@ -186,8 +184,8 @@ def erase(
     if isinstance(forget, Plan) and choices:
         raise ValueError(f"a plan is already made; {', '.join(choices)} go to plan()")
     made = forget if isinstance(forget, Plan) else plan(clip, forget, **choices)
-    _check_reading(made, visual, reading)
-    edit = _erase(clip, made, visual, reading)
+    _check_space(made, visual, space)
+    edit = _erase(clip, made, visual, space)
     provenance = {
         **edit.provenance,
         "strength": strength,
@@ -197,7 +195,7 @@ def erase(
         "domains": dict(made.words.domains),
         "templates": made.words.to_json()["templates"],
         "prototypes": "prompts" if visual is None else dict(visual.features.provenance),
-        "reading": reading,
+        "space": space,
     }
     scaled = edit if strength == 1 else edit.scale(strength)
     return Edit(scaled.read, scaled.write, scaled.space, provenance)
@@ -258,7 +256,7 @@ def synthesise_for(
     synthesis: Synthesis | None = None,
     *,
     cache: str | Path | None = None,
-    deeper: bool = False,
+    space: Space = "embedding",
     quiet: bool = False,
 ) -> Visual:
     """Visual prototypes of all cells that a request needs, made from the model alone.
@@ -268,7 +266,7 @@ def synthesise_for(
         made: The plan.
         synthesis: The numbers of the synthesis.
         cache: As for `prototypes.synthesise`.
-        deeper: Whether to read the last MLP too, for `erase(..., reading="mlp")`.
+        space: What an edit will read of them; "mlp" looks at every picture once more.
         quiet: Whether to leave out the progress bar on stderr.
 
     Returns:
@@ -294,10 +292,10 @@ def synthesise_for(
         )
     if (line := found.warning()) is not None:
         warnings.warn(line, stacklevel=2)
-    return from_pictures(clip, found, deeper=deeper)
+    return from_pictures(clip, found, space=space)
 
 
-def _check_reading(made: Plan, visual: Visual | None, reading: Reading) -> None:
+def _check_space(made: Plan, visual: Visual | None, space: Space) -> None:
     method = METHODS[made.method]
     if visual is not None and not method.visual:
         able = [name for name, other in METHODS.items() if other.visual]
@@ -306,27 +304,25 @@ def _check_reading(made: Plan, visual: Visual | None, reading: Reading) -> None:
         )
     if made.method == "two_sided" and visual is None:
         raise ValueError("two_sided forgets images too and needs visual prototypes")
-    if reading not in ("embedding", "hidden", "mlp"):
-        raise ValueError(f"reading is {reading!r}; it must be 'embedding', 'hidden' or 'mlp'")
-    if reading == "embedding":
+    if space not in SPACES:
+        raise ValueError(f"space is {space!r}; allowed: {', '.join(SPACES)}")
+    if space == "embedding":
         return
     if made.method != "gated":
-        raise ValueError(
-            f"only gated reads the {reading} feature; the method here is {made.method}"
-        )
+        raise ValueError(f"only gated reads the {space} feature; the method here is {made.method}")
     if made.side != "visual":
-        raise ValueError(f"the {reading} feature is the image tower's: use the visual side")
+        raise ValueError(f"the {space} feature is the image tower's: use the visual side")
     if visual is None:
-        raise ValueError(f"only images show what the {reading} feature is: give visual prototypes")
+        raise ValueError(f"only images show what the {space} feature is: give visual prototypes")
 
 
-def _erase(clip: Clip, made: Plan, visual: Visual | None, reading: Reading) -> Edit:
+def _erase(clip: Clip, made: Plan, visual: Visual | None, space: Space) -> Edit:
     seen = None
     if visual is not None:
         shown = visual.features
         seen = visual.on(*cells_of_images(made, shown.class_names, shown.domain_names))
     if made.method == "gated":
-        return _gated(clip, made, seen, reading)
+        return _gated(clip, made, seen, space)
     forgotten, kept = made.forget_rows, made.keep_rows
     if made.forget.paradigm != "global":
         words = made.words
@@ -364,7 +360,7 @@ def _two_sided(made: Plan, seen: Visual) -> Edit:
     return erasers.two_sided(made.forget_rows, made.keep_rows, means[rows], means[~gone])
 
 
-def _gated(clip: Clip, made: Plan, seen: Visual | None, reading: Reading) -> Edit:
+def _gated(clip: Clip, made: Plan, seen: Visual | None, space: Space) -> Edit:
     words, mask = made.words, made.mask
     classes = class_prototypes(clip, words.classes, words.class_templates)
     if seen is None:
@@ -377,14 +373,14 @@ def _gated(clip: Clip, made: Plan, seen: Visual | None, reading: Reading) -> Edi
         return erasers.gated(rows, grid[:, 0], grid[:, 1], classes, mask, numbers=erasers.TEXT)
     f = seen.features
     assert f.domains is not None  # `Visual.on` has seen to it
-    source = {"embedding": None, "hidden": f.hidden, "mlp": seen.mlp}[reading]
-    if reading != "embedding" and source is None:
-        raise ValueError(f"the visual prototypes were made without the {reading} feature")
+    source = {"embedding": None, "hidden": f.hidden, "mlp": seen.mlp}[space]
+    if space != "embedding" and source is None:
+        raise ValueError(f"the visual prototypes were made without the {space} feature")
     given = (f.embeddings.double(), f.labels, f.domains, classes, mask)
     hidden = None if source is None else source.double()
     numbers = seen.numbers or erasers.leave_out(*given, hidden=hidden)
     edit = erasers.gated(*given, hidden=hidden, numbers=numbers)
-    if reading != "mlp":
+    if space != "mlp":
         return edit
     return Edit(edit.read, clip.last_mlp().carry_back(edit.write), "mlp", edit.provenance)
 

@@ -83,7 +83,7 @@ def test_a_hidden_edit_reads_the_hidden_feature() -> None:
     assert torch.allclose(edit.apply(hidden @ w, hidden), hidden @ changed)
     with pytest.raises(ValueError, match="pass hidden"):
         edit.apply(hidden @ w)
-    with pytest.raises(ValueError, match="no joint operator"):
+    with pytest.raises(ValueError, match="no operator on embeddings"):
         edit.operator()
     with pytest.raises(ValueError, match="folding one after the other"):
         edit @ random_edit()
@@ -97,7 +97,7 @@ def test_an_mlp_edit_takes_a_model_to_apply() -> None:
     joint = random_edit()
     refused = {
         "fold it and embed the images again": lambda: edit.apply(randn(5, 7)),
-        "no joint operator: it reads k": lambda: edit.operator(),
+        "no operator on embeddings: it reads k": lambda: edit.operator(),
         "hidden and MLP edits compose by folding one": lambda: edit @ joint,
         "MLP edits compose by folding": lambda: joint @ edit,
         "at strength -1": lambda: edit.inverse(),
@@ -176,13 +176,13 @@ def test_a_batch_cannot_be_folded() -> None:
 @pytest.mark.parametrize(
     "read, write, space, message",
     [
-        (randn(7, 3), randn(7, 2), "joint", "rank"),
-        (randn(8, 3), randn(7, 3), "joint", "8 and 7 dimensions"),
-        (randn(2, 7, 3), randn(7, 3), "joint", "leading dimensions"),
-        (randn(7), randn(7), "joint", "matrices"),
-        (randn(7, 3), randn(7, 3), "joined", "must be 'joint', 'hidden' or 'mlp'"),
-        (randn(7, 3) * float("nan"), randn(7, 3), "joint", "NaN or Inf"),
-        (randn(7, 3), randn(7, 3) / 0, "joint", "NaN or Inf"),
+        (randn(7, 3), randn(7, 2), "embedding", "rank"),
+        (randn(8, 3), randn(7, 3), "embedding", "8 and 7 dimensions"),
+        (randn(2, 7, 3), randn(7, 3), "embedding", "leading dimensions"),
+        (randn(7), randn(7), "embedding", "matrices"),
+        (randn(7, 3), randn(7, 3), "joined", "allowed: embedding, hidden, mlp"),
+        (randn(7, 3) * float("nan"), randn(7, 3), "embedding", "NaN or Inf"),
+        (randn(7, 3), randn(7, 3) / 0, "embedding", "NaN or Inf"),
     ],
 )
 def test_what_is_no_edit(unchecked, read: Tensor, write: Tensor, space: str, message: str) -> None:
@@ -269,7 +269,11 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
     ],
 )
 def test_a_foreign_file_is_refused(tmp_path: Path, change: dict[str, str | None]) -> None:
-    header = {"format": "nullspace-unlearn edit 1", "space": "joint", "provenance": json.dumps({})}
+    header = {
+        "format": "nullspace-unlearn edit 2",
+        "space": "embedding",
+        "provenance": json.dumps({}),
+    }
     tensors = {"read": randn(7, 2), "write": randn(7, 2)}
     save_file(tensors, tmp_path / "good", metadata=header)
     assert Edit.load(tmp_path / "good").rank == 2
@@ -283,7 +287,7 @@ def test_a_foreign_file_is_refused(tmp_path: Path, change: dict[str, str | None]
 def test_a_file_without_finite_matrices_is_refused(
     tmp_path: Path, tensors: dict[str, Tensor]
 ) -> None:
-    header = {"format": "nullspace-unlearn edit 1", "space": "joint", "provenance": "{}"}
+    header = {"format": "nullspace-unlearn edit 2", "space": "embedding", "provenance": "{}"}
     if not tensors["read"].isfinite().all():
         tensors = {**tensors, "write": randn(7, 2)}
     save_file(tensors, tmp_path / "edit", metadata=header)

@@ -362,7 +362,7 @@ def seen(clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> Visual:
     """Three real pictures a cell, one of them left for the judging of the others."""
     root = tmp_path_factory.mktemp("pictures")
     mini.write_images(root, seeds=range(8_000_000, 8_000_003))
-    return from_images(clip, find_images(root), quiet=True, deeper=True)
+    return from_images(clip, find_images(root), quiet=True, space="mlp")
 
 
 def right(clip: Clip, fresh: Tensor, mask: Tensor) -> tuple[float, float]:
@@ -386,17 +386,17 @@ def test_prompts_alone_forget_a_domain(clip, fresh):
 
 
 @pytest.mark.parametrize(
-    ("request_", "reading"),
+    ("request_", "space"),
     [(CELL, "embedding"), (DOMAIN, "embedding"), (DOMAIN, "hidden"), (DOMAIN, "mlp")],
 )
 def test_real_pictures_forget_a_cell_and_a_domain_wherever_they_are_read(
-    request_, reading, clip, fresh, seen
+    request_, space, clip, fresh, seen
 ):
     made = plan(clip, request_)
     # For a cell they choose their numbers; for a domain these are given, since it takes seconds.
     visual = seen if request_ is CELL else replace(seen, numbers=IMAGES)
-    edit = erase(clip, made, visual=visual, reading=reading)
-    assert edit.space == {"embedding": "joint", "hidden": "hidden", "mlp": "mlp"}[reading]
+    edit = erase(clip, made, visual=visual, space=space)
+    assert edit.space == space
     assert edit.rank == (1 if request_ is CELL else 2)
     edited = edit.fold(clip)
     before, after = right(clip, fresh, made.mask), right(edited, fresh, made.mask)
@@ -407,11 +407,11 @@ def test_real_pictures_forget_a_cell_and_a_domain_wherever_they_are_read(
 def test_the_provenance_says_where_prototypes_came_from(clip, seen):
     made = plan(clip, CELL)
     given = replace(seen, numbers=IMAGES)
-    for visual, reading in ((None, "embedding"), (given, "embedding"), (given, "mlp")):
-        edit = erase(clip, made, visual=visual, reading=reading, strength=0.5)
+    for visual, space in ((None, "embedding"), (given, "embedding"), (given, "mlp")):
+        edit = erase(clip, made, visual=visual, space=space, strength=0.5)
         said = json.loads(json.dumps(dict(edit.provenance), allow_nan=False))
         assert said == dict(edit.provenance)
-        assert said["method"] == "gated" and said["reading"] == reading
+        assert said["method"] == "gated" and said["space"] == space
         if visual is None:
             assert said["prototypes"] == "prompts"
         else:
@@ -445,20 +445,20 @@ def test_what_pictures_show_beside_the_request_changes_nothing(clip, seen):
 def test_what_cannot_be_read_is_refused(clip, seen, unchecked):
     cell, text = plan(clip, CELL), plan(clip, CELL, side="text")
     everywhere = Forget(["car"])
-    said = "reading is 'pixels'; it must be 'embedding', 'hidden'"
+    said = "space is 'pixels'; allowed: embedding, hidden, mlp"
     with unchecked(), pytest.raises(ValueError, match=said):
-        erase(clip, cell, visual=seen, reading="pixels")  # type: ignore[arg-type]
-    for reading in ("hidden", "mlp"):
-        with pytest.raises(ValueError, match=f"only images show what the {reading} feature is"):
-            erase(clip, cell, reading=reading)
-        with pytest.raises(ValueError, match=f"the {reading} feature is the image tower's"):
-            erase(clip, text, visual=seen, reading=reading)
-        with pytest.raises(ValueError, match=f"only gated reads the {reading} feature; .* nullsp"):
-            erase(clip, CELL, visual=seen, reading=reading, method="nullspace")
+        erase(clip, cell, visual=seen, space="pixels")  # type: ignore[arg-type]
+    for space in ("hidden", "mlp"):
+        with pytest.raises(ValueError, match=f"only images show what the {space} feature is"):
+            erase(clip, cell, space=space)
+        with pytest.raises(ValueError, match=f"the {space} feature is the image tower's"):
+            erase(clip, text, visual=seen, space=space)
+        with pytest.raises(ValueError, match=f"only gated reads the {space} feature; .* nullsp"):
+            erase(clip, CELL, visual=seen, space=space, method="nullspace")
     bare = Visual(replace(seen.features, hidden=None), None)
-    for reading in ("hidden", "mlp"):
-        with pytest.raises(ValueError, match=f"were made without the {reading} feature"):
-            erase(clip, cell, visual=bare, reading=reading)
+    for space in ("hidden", "mlp"):
+        with pytest.raises(ValueError, match=f"were made without the {space} feature"):
+            erase(clip, cell, visual=bare, space=space)
     with pytest.raises(ValueError, match="two_sided forgets images too and needs visual"):
         erase(clip, everywhere, method="two_sided")
     for name, method in METHODS.items():
@@ -468,8 +468,8 @@ def test_what_cannot_be_read_is_refused(clip, seen, unchecked):
             with pytest.raises(ValueError, match=f"'{name}' takes no visual prototypes; .* gated,"):
                 erase(clip, request_, visual=seen, method=name, side=side)
     # The controls: what remains is taken.
-    assert erase(clip, text, visual=replace(seen, numbers=IMAGES)).space == "joint"
-    assert erase(clip, cell, visual=replace(bare, numbers=IMAGES)).space == "joint"
+    assert erase(clip, text, visual=replace(seen, numbers=IMAGES)).space == "embedding"
+    assert erase(clip, cell, visual=replace(bare, numbers=IMAGES)).space == "embedding"
 
 
 def test_two_sided_on_real_pictures_keeps_the_proof(clip, seen, fresh):
@@ -519,7 +519,7 @@ def test_pictures_made_by_the_model_itself_forget_a_cell(clip, fresh, tmp_path):
     }
     made = plan(clip, Forget(["car"], ["taken"]), **choices)
     synthesis = Synthesis(each=2)
-    visual = synthesise_for(clip, made, synthesis, quiet=True, cache=tmp_path, deeper=True)
+    visual = synthesise_for(clip, made, synthesis, quiet=True, cache=tmp_path, space="mlp")
     f = visual.features
     assert (f.class_names, f.domain_names) == cells_shown(made) and len(f) == 12
     assert visual.numbers == IMAGES and visual.mlp is not None

@@ -15,7 +15,7 @@ from nullspace_unlearn import erasers, train, unlearn
 from nullspace_unlearn.bench.datasets import Pool
 from nullspace_unlearn.bench.recipe import Entry
 from nullspace_unlearn.clip import Clip
-from nullspace_unlearn.edit import Edit
+from nullspace_unlearn.edit import Edit, Space
 from nullspace_unlearn.evaluate.compare import (
     Comparison,
     accuracy,
@@ -145,12 +145,12 @@ def _erase(
     )
     visual = None
     if shots is not None:
-        visual = _seen(clip, shots, words, deeper=entry.reading == "mlp")
+        visual = _seen(clip, shots, words, space=entry.space)
     elif entry.prototypes == "closed":
         visual = from_text(clip, *unlearn.cells_needed(plan), plan.words.cell_templates)
     elif entry.prototypes == "pixels":
-        visual = unlearn.synthesise_for(clip, plan, deeper=entry.reading == "mlp", quiet=True)
-    edit = unlearn.erase(clip, plan, strength=entry.strength, visual=visual, reading=entry.reading)
+        visual = unlearn.synthesise_for(clip, plan, space=entry.space, quiet=True)
+    edit = unlearn.erase(clip, plan, strength=entry.strength, visual=visual, space=entry.space)
     edited = edit.fold(clip, entry.side)
     seconds = time.perf_counter() - started
 
@@ -202,11 +202,11 @@ def _shots(entry: Entry, own: Subject, validation: int, seed: int) -> tuple[Shot
     return own.pool.draw(own.clip, entry.shots, validation, seed)
 
 
-def _seen(clip: Clip, shots: Shots, words: Words, deeper: bool) -> Visual:
+def _seen(clip: Clip, shots: Shots, words: Words, space: Space) -> Visual:
     """Images that a method is given, as visual prototypes."""
     batches = (shots.read(some) for some in torch.arange(len(shots)).split(64))
     cells = (shots.labels, shots.domains, words.classes, tuple(words.domains))
-    return from_batches(clip, batches, *cells, deeper=deeper, source=shots.source)
+    return from_batches(clip, batches, *cells, space=space, source=shots.source)
 
 
 def _accuracies(one: Subject, again: Features, clip: Clip | None) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 
 from nullspace_unlearn import erasers, train
 from nullspace_unlearn.bench.strict import read_yaml
+from nullspace_unlearn.edit import Space
 from nullspace_unlearn.forget import Paradigm
 from nullspace_unlearn.spelling import instead, listed
 from nullspace_unlearn.unlearn import MAX_STRENGTH
@@ -253,7 +254,7 @@ class Entry:
         label: What the table calls it; absent: made from the rest.
         prototypes: What shows a closed form how images look: "text" alone, "closed" (prompts moved
             to where images lie), "pixels" (pictures made from the model), "images" (real ones).
-        reading: The feature that gated reads.
+        space: What a closed form reads: embedding, hidden or mlp.
         side: The tower a closed form edits; absent: the first that the method is for.
         strength: Of a closed form.
         shots: Images a cell that it is given, where it is given any.
@@ -266,7 +267,7 @@ class Entry:
     name: str
     label: str = ""
     prototypes: Literal["text", "closed", "pixels", "images"] = "text"
-    reading: Literal["embedding", "hidden", "mlp"] = "embedding"
+    space: Space = "embedding"
     side: Literal["visual", "text"] | None = None
     strength: float = 1.0
     shots: int = 8
@@ -316,7 +317,7 @@ class Entry:
         return {key: str(v).lower() if isinstance(v, bool) else str(v) for key, v in both.items()}
 
     def _check_trained(self) -> None:
-        closed = ("prototypes", "reading", "side", "strength")
+        closed = ("prototypes", "space", "side", "strength")
         given = [one.name for one in fields(self)
                  if one.name in closed and getattr(self, one.name) != one.default]  # fmt: skip
         if given:
@@ -336,18 +337,18 @@ class Entry:
         if self.prototypes != "text" and not method.visual:
             able = [name for name, one in erasers.METHODS.items() if one.visual]
             raise ValueError(f"{self.name} takes text alone; {listed(able)} take other prototypes")
-        if self.prototypes == "text" and (self.name == "two_sided" or self.reading != "embedding"):
+        if self.prototypes == "text" and (self.name == "two_sided" or self.space != "embedding"):
             raise ValueError(f"{self.name} must be shown images here: prototypes pixels or images")
-        if self.reading != "embedding" and self.name != "gated":
-            raise ValueError(f"only gated has a reading, {self.name} has none")
+        if self.space != "embedding" and self.name != "gated":
+            raise ValueError(f"{self.name} reads the embedding alone, not {self.space}")
 
     def _made_label(self) -> str:
         said = [self.name]
         if self.prototypes != "text":
             shown = {"images": f"{self.shots} images"}
             said.append(shown.get(self.prototypes, self.prototypes))
-        if self.reading != "embedding":
-            said.append(self.reading)
+        if self.space != "embedding":
+            said.append(self.space)
         if self.strength != 1:
             said.append(f"strength {self.strength:g}")
         return ", ".join(said)

@@ -221,7 +221,7 @@ def run(
     failed: list[tuple[Trial, str]] = []
     subjects: dict[str, Subject] = {}
     if left:
-        hidden = any(trial.entry.reading == "hidden" for trial in trials)
+        hidden = any(trial.entry.space == "hidden" for trial in trials)
         subjects = {
             pool.name: _subject(recipe, pool, clip, output, hidden, weights, quiet)
             for pool in pools

@@ -66,8 +66,8 @@ def erase(
         refuse_existing(path, overwrite)
     found = data.find(request.domain_words(), model)
     shown = visual.find(request.domain_words())
-    if visual.reach and isinstance(found, Features):
-        raise ValueError("--reach is measured on images encoded again, and --data is features")
+    if visual.space == "mlp" and isinstance(found, Features):
+        raise ValueError("--space mlp is measured on images encoded again, and --data is features")
 
     from nullspace_unlearn import unlearn
     from nullspace_unlearn.erasers import METHODS
@@ -89,7 +89,7 @@ def erase(
     prototypes = visual.make(clip, plan, shown, data.batch_size, silent)
     made = time.perf_counter()
     edit = unlearn.erase(
-        clip, plan, strength=request.strength, visual=prototypes, reading=visual.reading
+        clip, plan, strength=request.strength, visual=prototypes, space=visual.space
     )
     edited = edit.fold(clip, plan.side)
     done = time.perf_counter()

@@ -52,5 +52,5 @@ def _sentence(found: dict[str, object] | None) -> str:
     bias = f", bias {found['bias']}" if found["bias"] else ""
     if not found["stored"]:
         return f"can be edited: the edit adds {found['key']} [{found['dim']} x {found['dim']}]"
-    deeper = f"; one step deeper: {found['mlp']}" if found["mlp"] else ""
-    return f"can be edited: {found['key']} [{found['width']} -> {found['dim']}]{bias}{deeper}"
+    mlp = f"; --space mlp: {found['mlp']}" if found["mlp"] else ""
+    return f"can be edited: {found['key']} [{found['width']} -> {found['dim']}]{bias}{mlp}"

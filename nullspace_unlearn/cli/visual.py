@@ -13,8 +13,9 @@ from nullspace_unlearn.cli.request import RequestOptions
 
 if TYPE_CHECKING:
     from nullspace_unlearn.clip import Clip
+    from nullspace_unlearn.edit import Space
     from nullspace_unlearn.prototypes import Visual
-    from nullspace_unlearn.unlearn import Plan, Reading
+    from nullspace_unlearn.unlearn import Plan
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,7 @@ class VisualOptions:
     prototypes: str
     images: str | None
     shots: int
-    read: str
-    reach: bool
+    space: Space
     depth: str
     cache: str | None
     no_cache: bool
@@ -38,8 +38,6 @@ class VisualOptions:
         """
         if self.images and self.prototypes != "auto":
             raise ValueError("--images are the prototypes: leave out --prototypes")
-        if self.reach and self.read != "embedding":
-            raise ValueError("--reach says what is read: leave out --read")
         if self.depth == "language":
             return request
         if request.cells.domain:
@@ -57,13 +55,6 @@ class VisualOptions:
         from nullspace_unlearn.data.folders import find_images
 
         return None if self.images is None else find_images(self.images, domain_words)
-
-    @property
-    def reading(self) -> Reading:
-        """What the edit reads."""
-        if self.reach:
-            return "mlp"
-        return "hidden" if self.read == "hidden" else "embedding"
 
     def make(
         self, clip: Clip, plan: Plan, found: Any, batch_size: int, quiet: bool
@@ -89,14 +80,14 @@ class VisualOptions:
                 found,
                 *cells_of_images(plan, found.classes, found.domains),
                 shots=self.shots,
-                deeper=self.reach,
+                space=self.space,
                 batch_size=batch_size,
                 quiet=quiet,
             )
         kind = self._kind(plan)
         if kind == "closed":
-            if self.reach:
-                raise ValueError("--reach reads what only pictures show: --prototypes pixels")
+            if self.space == "mlp":
+                raise ValueError("--space mlp is what only pictures show: --prototypes pixels")
             return from_text(clip, *cells_needed(plan), plan.words.cell_templates)
         if kind == "pixels":
             return synthesise_for(
@@ -104,7 +95,7 @@ class VisualOptions:
                 plan,
                 Synthesis(batch_size=batch_size),
                 cache=cache_folder(self.cache, self.no_cache),
-                deeper=self.reach,
+                space=self.space,
                 quiet=quiet,
             )
         return None
@@ -113,7 +104,7 @@ class VisualOptions:
         if self.prototypes != "auto":
             return self.prototypes
         # Text says enough of a cell, too little of a domain, and nothing of what images share.
-        seen = plan.method == "two_sided" or self.reading != "embedding"
+        seen = plan.method == "two_sided" or self.space != "embedding"
         whole = plan.method == "gated" and plan.forget.paradigm == "domain"
         return "pixels" if seen or whole else "text"
 
@@ -136,13 +127,13 @@ visual_options = gathered(
     ),
     click.option("--shots", default=8, show_default=True, help="Of these at most so many a cell."),
     click.option(
-        "--read",
-        type=click.Choice(["embedding", "hidden"]),
+        "--space",
+        type=click.Choice(["embedding", "hidden", "mlp"]),
         default="embedding",
         show_default=True,
-        help="Which feature gated reads.",
+        help="Which feature gated reads: the embedding, the hidden feature that enters the final "
+        "projection, or what enters the last MLP's output layer (ViT), which is edited then.",
     ),
-    click.option("--reach", is_flag=True, help="Edit one step deeper, in the last MLP (ViT)."),
     click.option(
         "--depth",
         type=click.Choice(["language", "both"]),

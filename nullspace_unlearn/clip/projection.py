@@ -123,7 +123,7 @@ def fold(
 
     Args:
         model: An open_clip model, or transformers' `CLIPModel`.
-        edit: One edit, not a batch. A joint edit goes on either side (transposed on the text
+        edit: One edit, not a batch. An embedding edit goes on either side (transposed on the text
             side); a hidden edit on the visual side only.
         side: The tower to change.
         before: The changes that made `model`, so that edits compose without rounding in between.
@@ -232,8 +232,8 @@ def _check_fits(edit: Edit, projection: Projection) -> None:
         )
 
 
-def _joint_on(edit: Edit, side: Side) -> Edit:
-    """The joint edit as the rows of that side see it: z' = z M, t' = t Mt."""
+def _embedding_edit_on(edit: Edit, side: Side) -> Edit:
+    """The embedding edit as the rows of that side see it: z' = z M, t' = t Mt."""
     return edit if side == "visual" else replace(edit, read=edit.write, write=edit.read)
 
 
@@ -244,7 +244,7 @@ def _edited(projection: Projection, edit: Edit) -> dict[str, Tensor]:
     write = edit.write.detach().to("cpu", torch.float64)
     if edit.space == "hidden":
         return {projection.key: projection.stored(matrix - read @ write.mT)}
-    rows = _joint_on(replace(edit, read=read, write=write), projection.side)
+    rows = _embedding_edit_on(replace(edit, read=read, write=write), projection.side)
     new = {projection.key: projection.stored(rows.apply(matrix))}
     if bias is not None and projection.bias_key is not None:
         new[projection.bias_key] = rows.apply(bias[None])[0]
@@ -264,5 +264,5 @@ def _verify(model: nn.Module, edited: nn.Module, edit: Edit, side: Side) -> None
             hidden = encode(headless(original), inputs, side).double()
             expected = edit.apply(plain, hidden)
         else:
-            expected = _joint_on(edit, side).apply(plain)
+            expected = _embedding_edit_on(edit, side).apply(plain)
     check_took(edited, find(edited, side).key, plain, expected, actual)

@@ -139,7 +139,7 @@ def gated(
     return Edit(
         read=read.mT.reshape(*batch, -1, rank),
         write=write.mT.reshape(*batch, -1, rank),
-        space="joint" if hidden is None else "hidden",
+        space="embedding" if hidden is None else "hidden",
         provenance={"method": "gated", "numbers": {**asdict(numbers), "rank": rank}},
     )
 

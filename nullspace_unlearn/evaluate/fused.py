@@ -109,7 +109,7 @@ def _check(embeddings: Tensor, prototypes: Tensor, edit: Edit, hidden: Tensor | 
         raise ValueError(
             "edits of the hidden space read the hidden feature: pass hidden=[n, width]"
         )
-    source = embeddings if edit.space == "joint" or hidden is None else hidden
+    source = embeddings if edit.space == "embedding" or hidden is None else hidden
     sizes = [embeddings.shape[-1], prototypes.shape[-1], source.shape[-1], len(source)]
     if sizes != [edit.dim, edit.dim, edit.read.shape[-2], len(embeddings)] or not len(prototypes):
         raise ValueError(
@@ -151,7 +151,7 @@ def _tiles(
     """Edits, images, and the classes `[images, edits]` named there, tile by tile."""
     device = embeddings.device
     rows = unit(prototypes.to(device, torch.float64))
-    source = embeddings if hidden is None or edit.space == "joint" else hidden
+    source = embeddings if hidden is None or edit.space == "embedding" else hidden
     looked, rank = min(_NEAREST, len(rows)), max(edit.rank, 1)
     wide = max(1, _TILE // (_IMAGES * looked * rank))
     many = wide * max(1, _WRITES // (len(rows) * rank * wide))

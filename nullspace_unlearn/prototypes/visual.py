@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.data.folders import ImageSet, few, load_batches
+from nullspace_unlearn.edit import Space
 from nullspace_unlearn.erasers import IMAGES, TEXT, Numbers
 from nullspace_unlearn.features import Features, embed
 from nullspace_unlearn.linalg import group_means, unit
@@ -90,7 +91,7 @@ def from_images(
     *,
     shots: int = 8,
     seed: int = 0,
-    deeper: bool = False,
+    space: Space = "embedding",
     batch_size: int = 64,
     workers: int = 2,
     quiet: bool = False,
@@ -104,7 +105,7 @@ def from_images(
         domains: The domains of these cells; absent: all of the set.
         shots: At most so many images a cell, drawn at random, 1 to 64.
         seed: Of the draw.
-        deeper: Whether to read the last MLP too, for an edit there.
+        space: What an edit will read of them; "mlp" looks at every image once more.
         batch_size: Images per forward pass.
         workers: Threads that read images ahead.
         quiet: Whether to leave out the progress bar on stderr.
@@ -114,7 +115,7 @@ def from_images(
 
     Raises:
         ValueError: If `shots` is out of range, a cell has no image, an image cannot be embedded, or
-            `deeper` is asked of a model whose last MLP cannot be reached.
+            the space is "mlp" and the model has no last MLP that can be read.
     """
     if not 1 <= shots <= MOST_SHOTS:
         raise ValueError(f"shots must be from 1 to {MOST_SHOTS}, got {shots}")
@@ -125,7 +126,7 @@ def from_images(
     features = embed(clip, drawn, batch_size=batch_size, workers=workers, quiet=quiet, hidden=True)
     files = [path.relative_to(drawn.root).as_posix() for path in drawn.paths]
     features = replace(features, provenance={**features.provenance, "files": files})
-    if not deeper:
+    if space != "mlp":
         return Visual(features, numbers=None)
     batches = load_batches(drawn, clip.preprocess, batch_size, workers)
     mlp = [_mlp(clip, batch.images) for batch in batches if len(batch.indices)]
@@ -140,7 +141,7 @@ def from_batches(
     class_names: Sequence[str],
     domain_names: Sequence[str],
     *,
-    deeper: bool = False,
+    space: Space = "embedding",
     source: Mapping[str, Any] | None = None,
 ) -> Visual:
     """Visual prototypes from preprocessed images in memory.
@@ -152,21 +153,21 @@ def from_batches(
         domains: `[images]` the domain of each.
         class_names: What labels index.
         domain_names: What domains index.
-        deeper: Whether to read the last MLP too, for an edit there.
+        space: What an edit will read of them; "mlp" looks at every image once more.
         source: Where the images come from, for the provenance.
 
     Returns:
         The prototypes, one an image.
 
     Raises:
-        ValueError: If `deeper` is asked of a model whose last MLP cannot be reached.
+        ValueError: If the space is "mlp" and the model has no last MLP that can be read.
     """
     hidden, embeddings, mlp = [], [], []
     for batch in batches:
         h, z = clip.encode_both(batch)
         hidden.append(h.cpu())
         embeddings.append(z.cpu())
-        if deeper:
+        if space == "mlp":
             mlp.append(_mlp(clip, batch))
     features = Features(
         embeddings=torch.cat(embeddings),
@@ -177,24 +178,24 @@ def from_batches(
         domain_names=tuple(domain_names),
         provenance=source or {},
     )
-    return Visual(features, numbers=None, mlp=torch.cat(mlp) if deeper else None)
+    return Visual(features, numbers=None, mlp=torch.cat(mlp) if mlp else None)
 
 
-def from_pictures(clip: Clip, pictures: Pictures, *, deeper: bool = False) -> Visual:
+def from_pictures(clip: Clip, pictures: Pictures, *, space: Space = "embedding") -> Visual:
     """Visual prototypes from synthesised pictures.
 
     Args:
         clip: The model that made them.
         pictures: The pictures.
-        deeper: Whether to read the last MLP too, for an edit there.
+        space: What an edit will read of them; "mlp" looks at every image once more.
 
     Returns:
         The prototypes.
 
     Raises:
-        ValueError: If `deeper` is asked of a model whose last MLP cannot be reached.
+        ValueError: If the space is "mlp" and the model has no last MLP that can be read.
     """
-    if not deeper:
+    if space != "mlp":
         return Visual(pictures.features, IMAGES)
     mlp = [_mlp(clip, clip.normalise(batch / 255)) for batch in pictures.images.split(_BATCH)]
     return Visual(pictures.features, IMAGES, torch.cat(mlp))

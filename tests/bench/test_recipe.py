@@ -97,7 +97,7 @@ def test_labels_tell_methods_apart(tmp_path: Path) -> None:
         ("hull", "gated", "gated is run on requests of kind cell, domain, and there are none"),
         ("hull", "hull, side: text", "hull edits the visual side, not text"),
         ("hull", "hull, prototypes: images", "hull takes text alone; gated, two_sided, nullspace"),
-        ("hull", "hull, reading: mlp", "hull must be shown images here"),
+        ("hull", "hull, space: mlp", "hull must be shown images here"),
         ("hull", "hull, strength: 3", "strength must lie in (0, 2], got 3"),
         ("hull", "hull, set: {lr: 1}", "hull is a closed form: set is for trained"),
         ("hull", "hull, kinds: [cell]", "hull takes requests of kind global, not cell"),

@@ -76,21 +76,21 @@ def drawn(root: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    "reading", ["embedding", pytest.param("hidden", marks=pytest.mark.slow), "mlp"]
+    "space", ["embedding", pytest.param("hidden", marks=pytest.mark.slow), "mlp"]
 )
 def test_a_closed_form_gives_what_the_library_gives(
-    reading: Any, root: Path, clip: Clip, tmp_path: Path
+    space: Any, root: Path, clip: Clip, tmp_path: Path
 ) -> None:
-    entry = Entry("gated", prototypes="images", shots=2, reading=reading)
+    entry = Entry("gated", prototypes="images", shots=2, space=space)
     done = run(recipe(entry), root, clip, tmp_path / "out")
     forget = Forget(("car",), ("sketch",))
     plan = unlearn.plan(clip, forget, classes=CLASSES, domains=DOMAIN_WORDS)
-    visual = from_images(clip, drawn(root), shots=2, deeper=reading == "mlp", quiet=True)
-    edit = unlearn.erase(clip, plan, visual=visual, reading=reading)
+    visual = from_images(clip, drawn(root), shots=2, space=space, quiet=True)
+    edit = unlearn.erase(clip, plan, visual=visual, space=space)
     edited = edit.fold(clip)
     templates = plan.words.class_templates
     features = reported(root, clip, hidden=True)
-    again = reported(root, edited) if reading == "mlp" else None
+    again = reported(root, edited) if space == "mlp" else None
     same(done.runs[0], compare(clip, edited, edit, "visual", features, forget, templates, again))
     assert done.runs[0]["images"] == 12 and done.runs[0]["seconds"] > 0
 

@@ -56,7 +56,7 @@ def test_the_other_commands_read_it(embedded: Path, photos: Path, other: Path) -
     for command in (
         ("evaluate", "nsu-mini"),
         ("erase", "--class", "car", "--output", "out", "--overwrite"),
-        ("erase", "--class", "car", "--domain", "sketch", "--read", "hidden", "--prototypes",
+        ("erase", "--class", "car", "--domain", "sketch", "--space", "hidden", "--prototypes",
          "closed", "--output", "out", "--overwrite"),
     ):  # fmt: skip
         read, again = (nsu(*command, "--data", data, "--json") for data in (embedded, photos))

@@ -67,8 +67,8 @@ def test_real_images_are_read_and_named(images):
 def test_each_reading_changes_its_own_tensor_and_is_undone(images):
     for options, tensor in (
         ((), "visual.proj"),
-        (("--read", "hidden"), "visual.proj"),
-        (("--reach",), "visual.transformer.resblocks.5.mlp.c_proj.weight"),
+        (("--space", "hidden"), "visual.proj"),
+        (("--space", "mlp"), "visual.transformer.resblocks.5.mlp.c_proj.weight"),
     ):
         report = nsu(
             *DOMAIN, "--images", images, *options, "--undo", "undo", "--output", "out", "--json",
@@ -96,10 +96,15 @@ def test_both_depths_keep_the_certificate():
         ),
         ((*CELL, "--images", "none"), "image folder 'none' is not a folder"),
         ((*CELL, "--images", ".", "--prototypes", "text"), "--images are the prototypes"),
-        ((*CELL, "--reach", "--read", "hidden"), "--reach says what is read"),
-        ((*CELL, "--reach", "--prototypes", "closed"), "--reach reads what only pictures show"),
-        ((*CELL, "--reach", "--prototypes", "text"), "only images show what the mlp feature is"),
-        ((*CELL, "--read", "hidden", "--prototypes", "text"), "only images show what the hidden"),
+        (
+            (*CELL, "--space", "mlp", "--prototypes", "closed"),
+            "--space mlp is what only pictures",
+        ),
+        (
+            (*CELL, "--space", "mlp", "--prototypes", "text"),
+            "only images show what the mlp",
+        ),
+        ((*CELL, "--space", "hidden", "--prototypes", "text"), "only images show what the hidden"),
         (
             ("erase", "--class", "car", "--prototypes", "closed"),
             "method 'hull' takes no visual prototypes; those that do: gated, two_sided, nullspace",

@@ -54,14 +54,14 @@ def clip_of(folder_of: Callable[..., Path]) -> Callable[..., Clip]:
 
 @pytest.fixture(scope="session")
 def random_edit() -> Callable[..., Edit]:
-    """Dimensions -> a joint or hidden edit of rank 3 that is neither symmetric nor idempotent."""
+    """Dimensions -> an edit (embedding or hidden) of rank 3, neither symmetric nor idempotent."""
 
     def edit(dim: int, source: int | None = None, seed: int = 0) -> Edit:
         random = torch.Generator().manual_seed(seed)
         return Edit(
             read=torch.randn(source or dim, 3, generator=random, dtype=torch.float64) / 3,
             write=torch.randn(dim, 3, generator=random, dtype=torch.float64) / 3,
-            space="hidden" if source else "joint",
+            space="hidden" if source else "embedding",
             provenance={"method": "random", "seed": seed},
         )
 

@@ -398,7 +398,7 @@ def test_what_does_not_fit_is_refused(clip_of, random_edit):
         clip.fold(edit, "text")
     with pytest.raises(ValueError, match="fold it with `fold_mlp`"):
         fold(clip.model, edit)
-    with pytest.raises(ValueError, match="space is 'joint'; the last MLP takes 'mlp'"):
+    with pytest.raises(ValueError, match="space is 'embedding'; the last MLP takes 'mlp'"):
         found.apply(random_edit(clip.dim), seen)
     with pytest.raises(ValueError, match="write has 5 dimensions and the joint space 12"):
         found.carry_back(randn(5, 1))

@@ -394,14 +394,14 @@ def test_half_precision_is_widened() -> None:
     assert torch.equal(half.read, wide.read) and torch.equal(half.write, wide.write)
 
 
-# Reading elsewhere.
+# Space elsewhere.
 
 
 @pytest.mark.parametrize("name", MASKS)
 def test_reading_a_rotation_of_the_embeddings_is_reading_them(name: str) -> None:
     turn = torch.linalg.qr(randn(DIM, DIM, seed=9))[0]
     joint, hidden = make(MASKS[name]), make(MASKS[name], hidden=ROWS @ turn)
-    assert (joint.space, hidden.space) == ("joint", "hidden")
+    assert (joint.space, hidden.space) == ("embedding", "hidden")
     moved = hidden.apply(images(), images() @ turn)
     assert torch.allclose(moved, joint.apply(images()), atol=1e-7)
     assert not torch.allclose(hidden.apply(images(), images()), moved, atol=1e-2)  # the control

@@ -160,7 +160,7 @@ def test_real_images_are_what_the_model_makes_of_the_files(clip: Clip, folder: I
 
 
 def test_reading_deeper_gives_what_enters_the_last_mlp(clip: Clip, folder: ImageSet) -> None:
-    visual = from_images(clip, folder, shots=2, quiet=True, deeper=True, batch_size=5)
+    visual = from_images(clip, folder, shots=2, quiet=True, space="mlp", batch_size=5)
     images = opened(clip, folder.root, visual.features.provenance["files"])
     seen = clip.mlp_image(images)
     expected = seen.mlp / seen.deviation[:, None]
@@ -172,10 +172,10 @@ def test_reading_deeper_gives_what_enters_the_last_mlp(clip: Clip, folder: Image
 
 
 def test_images_in_memory_are_read_as_those_in_files(clip: Clip, folder: ImageSet) -> None:
-    files = from_images(clip, folder, shots=64, deeper=True, quiet=True)
+    files = from_images(clip, folder, shots=64, space="mlp", quiet=True)
     images = opened(clip, folder.root, list(files.features.provenance["files"]))
     cells = (files.features.labels, files.features.domains, folder.classes, folder.domains)
-    made = from_batches(clip, images.split(3), *cells, deeper=True, source={"images": "mine"})
+    made = from_batches(clip, images.split(3), *cells, space="mlp", source={"images": "mine"})
     assert made.numbers is None and made.features.provenance == {"images": "mine"}
     for name in ("embeddings", "hidden"):
         ours, theirs = getattr(made.features, name), getattr(files.features, name)
@@ -189,9 +189,9 @@ def test_images_in_memory_are_read_as_those_in_files(clip: Clip, folder: ImageSe
 
 def test_a_file_that_is_no_image_is_left_out_of_everything(clip: Clip, tmp_path: Path) -> None:
     mini.write_images(tmp_path, CLASSES[:2], DOMAINS, range(2))
-    whole = from_images(clip, find_images(tmp_path), quiet=True, deeper=True)
+    whole = from_images(clip, find_images(tmp_path), quiet=True, space="mlp")
     (tmp_path / "photo/dog/0.png").write_bytes(b"")
-    visual = from_images(clip, find_images(tmp_path), quiet=True, deeper=True)
+    visual = from_images(clip, find_images(tmp_path), quiet=True, space="mlp")
     assert len(visual.features) == 7 and len(visual.mlp) == 7
     left = [
         i for i, file in enumerate(whole.features.provenance["files"]) if "photo/dog/0" not in file
