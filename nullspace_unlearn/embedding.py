@@ -26,7 +26,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nullspace_unlearn.clip import Clip
-from nullspace_unlearn.clip.checkpoint import public_name
 from nullspace_unlearn.clip.tensors import layout, parse_header, to_bytes
 from nullspace_unlearn.data.folders import Batch, ImageSet, Skipped, check_cells, read_batches
 from nullspace_unlearn.features import file_header, made_with, skipped_files
@@ -144,7 +143,7 @@ class _Job:
         else:
             rows = {"embeddings": self.clip.encode_image(images).cpu()}
         if not all(value.isfinite().all() for value in rows.values()):
-            raise ValueError(f"the image tower of {public_name(self.clip)} gives NaN or Inf")
+            raise ValueError(f"the image tower of {self.clip.source.name} gives NaN or Inf")
         return rows
 
     def provenance(self) -> dict[str, Any]:

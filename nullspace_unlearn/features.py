@@ -21,7 +21,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nullspace_unlearn.clip import Clip
-from nullspace_unlearn.clip.checkpoint import public_name
 from nullspace_unlearn.data.folders import ImageSet, Skipped, load_batches
 from nullspace_unlearn.files import new_file
 
@@ -149,8 +148,8 @@ def made_with(clip: Clip) -> dict[str, Any]:
     """
     dtypes = {str(p.dtype).removeprefix("torch.") for p in clip.model.parameters()}
     return {
-        "model": public_name(clip),
-        "pretrained": Path(clip.pretrained).name if clip.pretrained else None,
+        "model": clip.source.name,
+        "pretrained": clip.source.pretrained,
         "weights_sha256": None if clip.changes else clip.source.sha256,
         "adapter_sha256": _adapter_sha256(clip),
         "preprocessing": {**clip.config["preprocess_cfg"], "size": list(clip.image_size)},

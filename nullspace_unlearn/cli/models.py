@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import click
 
 from nullspace_unlearn.cli import options
@@ -38,19 +36,24 @@ def models(
     from nullspace_unlearn.clip import FAMILIES
 
     if as_json:
-        options.print_json({"families": [asdict(family) for family in FAMILIES]})
+        names = ("name", "examples", "visual", "text", "pooled")
+        rows = [{name: getattr(family, name) for name in names} for family in FAMILIES]
+        options.print_json({"families": rows})
         return
     for family in () if quiet else FAMILIES:
         click.echo(f"{family.name} ({', '.join(family.examples)})")
-        click.echo(f"    visual  {family.visual or 'none: edit the text side'}")
-        click.echo(f"    text    {family.text or 'none: edit the visual side'}")
+        added = " (an edit adds it: the tower ends in attention pooling)" if family.pooled else ""
+        click.echo(f"    visual  {family.visual}{added}")
+        click.echo(f"    text    {family.text or 'none (the tower ends in a layer norm)'}")
 
 
 def _sentence(found: dict[str, object] | None) -> str:
+    from nullspace_unlearn.clip.folding import DEEPER
+
     if found is None:
         return "cannot be edited"
     bias = f", bias {found['bias']}" if found["bias"] else ""
     if not found["stored"]:
         return f"can be edited: the edit adds {found['key']} [{found['dim']} x {found['dim']}]"
-    mlp = f"; --space mlp: {found['mlp']}" if found["mlp"] else ""
-    return f"can be edited: {found['key']} [{found['width']} -> {found['dim']}]{bias}{mlp}"
+    deeper = "".join(f"; --space {space}: {found[space]}" for space in DEEPER if found[space])
+    return f"can be edited: {found['key']} [{found['width']} -> {found['dim']}]{bias}{deeper}"

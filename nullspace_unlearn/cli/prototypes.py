@@ -146,7 +146,7 @@ def _vocabulary(
     own = clip.words
     names = classes or (own.classes if own else ()) or (real.classes if real else ())
     if not names:
-        raise ValueError(f"{clip.name} carries no class list: give --classes")
+        raise ValueError(f"{clip.source.name} carries no class list: give --classes")
     known: Mapping[str, str] = {word: word for word in DOMAIN_WORDS}
     if own and own.domains:
         known = own.domains

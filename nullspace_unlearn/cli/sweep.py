@@ -404,7 +404,7 @@ def _write(
     kinds: Sequence[Kind],
 ) -> list[str]:
     """The output folder; what it takes an absent library to write is left out, with a warning."""
-    from nullspace_unlearn.clip.checkpoint import plain_texts
+    from nullspace_unlearn.clip.folder import plain_texts
     from nullspace_unlearn.evaluate.sweep import COLUMNS
     from nullspace_unlearn.files import new_folder
     from nullspace_unlearn.report.pareto import pareto_plot

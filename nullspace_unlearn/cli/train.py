@@ -353,7 +353,7 @@ def train(
     clip = options.load_model(model, pretrained, device, "fp32")
     forget, words = cells.resolve(clip, found.train)
     _check_measurable(forget, words, found.test)
-    check_outputs(clip, target, Path(undo) if undo else None, overwrite)
+    check_outputs(clip.source, target, Path(undo) if undo else None, overwrite)
     silent = quiet or as_json
     if how.method in ADAPTERS and clip.source.sha256 is None:
         raise ValueError(

@@ -4,13 +4,15 @@ Only this package knows open_clip's attribute names.
 """
 
 from nullspace_unlearn.clip.adapter import attach, save_adapter
-from nullspace_unlearn.clip.checkpoint import Saved, check_outputs, read_folder, revert
-from nullspace_unlearn.clip.families import FAMILIES, Family, describe
+from nullspace_unlearn.clip.folder import Saved, check_outputs, read_folder, revert
+from nullspace_unlearn.clip.folding import describe, fold
 from nullspace_unlearn.clip.load import PRECISIONS, load
-from nullspace_unlearn.clip.mlp import LastMlp, MlpFeatures, find_mlp, fold_mlp
-from nullspace_unlearn.clip.model import BUNDLED, Clip, Source
+from nullspace_unlearn.clip.mlp import LastMlp, MlpFeatures, find_mlp
+from nullspace_unlearn.clip.model import Clip
 from nullspace_unlearn.clip.network import Change, encode
-from nullspace_unlearn.clip.projection import Projection, find, fold, headless
+from nullspace_unlearn.clip.projection import Projection, find, headless
+from nullspace_unlearn.clip.source import BUNDLED, Source
+from nullspace_unlearn.clip.towers import FAMILIES, Family
 from nullspace_unlearn.clip.visual_prompts import VisualPrompts, new_prompts, with_prompts
 
 __all__ = [
@@ -33,7 +35,6 @@ __all__ = [
     "find",
     "find_mlp",
     "fold",
-    "fold_mlp",
     "headless",
     "load",
     "new_prompts",

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nullspace_unlearn.clip.checkpoint import CARD_NAME, check_outputs, plain_texts, public_name
-from nullspace_unlearn.clip.model import ADAPTER_NAME, Clip, one_line
+from nullspace_unlearn.clip.card import adapter_card
+from nullspace_unlearn.clip.folder import check_outputs, plain_texts
+from nullspace_unlearn.clip.model import Clip
+from nullspace_unlearn.clip.source import ADAPTER_NAME, CARD_NAME, one_line
 from nullspace_unlearn.clip.visual_prompts import Adapter, VisualPrompts, with_prompts
 from nullspace_unlearn.files import new_folder
 
@@ -105,7 +106,7 @@ def save_adapter(
         OSError: If writing fails; nothing is left half-written.
     """
     path = Path(path)
-    check_outputs(clip, path, None, overwrite)
+    check_outputs(clip.source, path, None, overwrite)
     if clip.adapter is None:
         raise ValueError("the model has no visual prompts to write; `Clip.save` saves a model")
     if clip.source.sha256 is None or clip.changes:
@@ -117,8 +118,8 @@ def save_adapter(
     prompts, provenance = clip.adapter.prompts, dict(clip.adapter.provenance)
     depth, tokens, _ = prompts.values.shape
     base = {
-        "model": clip.name if clip.name.startswith("hf-hub:") else public_name(clip),
-        "pretrained": Path(clip.pretrained).name if clip.pretrained else "",
+        "model": clip.source.name,
+        "pretrained": clip.source.pretrained or "",
         "base_model": clip.source.base_model or "",
         "sha256": clip.source.sha256,
     }
@@ -135,7 +136,9 @@ def save_adapter(
         "provenance": made,
     }
     texts = plain_texts(recipe or {**base, "adapter": provenance}, report)
-    texts[CARD_NAME] = _card(clip, path, prompts) if card is None else card
+    texts[CARD_NAME] = (
+        adapter_card(path.resolve().name, clip.source, prompts) if card is None else card
+    )
     state = {key: value.cpu().contiguous() for key, value in prompts.state_dict().items()}
     with new_folder(path, overwrite) as folder:
         save_file(state, folder / ADAPTER_NAME, metadata=header)
@@ -208,7 +211,7 @@ def put_back(clip: Clip, stored: Stored) -> Clip:
     if clip.source.sha256 != stored.sha256:
         raise ValueError(
             f"{stored.path} belongs to {stored.model} with weights of sha256 {stored.sha256}, and "
-            f"{clip.name} has {clip.source.sha256}"
+            f"{clip.source.name} has {clip.source.sha256}"
         )
     width = stored.state["values"].shape[-1]
     if stored.heads and width % stored.heads:
@@ -226,40 +229,3 @@ def put_back(clip: Clip, stored: Stored) -> Clip:
         )
     prompts.load_state_dict(dict(stored.state), assign=True)
     return attach(clip, prompts, stored.provenance)
-
-
-def _card(clip: Clip, path: Path, prompts: VisualPrompts) -> str:
-    depth, tokens, width = prompts.values.shape
-    name, pretrained = public_name(clip), Path(clip.pretrained or "").name
-    data = ModelCardData(
-        library_name="nullspace-unlearn",
-        pipeline_tag="zero-shot-image-classification",
-        base_model=clip.source.base_model or name,
-        base_model_relation="adapter",
-        tags=["clip", "unlearning", "nullspace-unlearn"],
-    )
-    made = "made from each image by cross-attention, " if prompts.heads else ""
-    return str(
-        ModelCard(f"""---
-{data.to_yaml()}
----
-# {path.name}
-
-Visual prompts with which {" ".join((name, pretrained)).strip()} no longer recognises what it was
-asked to forget: {tokens} tokens of width {width} in each of the first {depth} blocks of its image
-tower, {made}trained. The model's own weights are not changed, and not in this folder
-(sha256 `{clip.source.sha256}`).
-
-## How to load it
-
-```python
-import nullspace_unlearn as nsu
-
-clip = nsu.load("{path.name}")  # or, where the model is elsewhere: base="PATH OF THE MODEL"
-```
-
-## What is not claimed
-
-Whoever leaves the prompts out has the original model. Stock open_clip does not load them.
-""")
-    )

@@ -23,12 +23,12 @@ from torch import nn
 
 from nullspace_unlearn import words as vocabulary
 from nullspace_unlearn.clip.adapter import Stored, put_back, read_adapter
-from nullspace_unlearn.clip.model import (
+from nullspace_unlearn.clip.model import Clip
+from nullspace_unlearn.clip.source import (
     ADAPTER_NAME,
     BUNDLED,
     CONFIG_NAME,
     WEIGHTS_NAME,
-    Clip,
     Source,
     config_text,
     file_sha256,
@@ -113,18 +113,22 @@ def load(
         preprocess=image_transform_v2(PreprocessCfg(**preprocess_cfg), is_train=False),
         tokenizer=_tokenizer(name, found, cache_dir),
         config=found.config,
-        name=name,
-        pretrained=pretrained,
-        folder=found.folder,
         words=vocabulary.read_words(words_file) if words_file and words_file.exists() else None,
         device=where,
         source=Source(
+            name=_public_name(name, found.folder),
+            pretrained=Path(pretrained).name if pretrained else None,
+            folder=found.folder,
             weights=found.weights,
             sha256=sha256,
             config=found.text or config_text(found.config),
             base_model=found.base_model,
         ),
     )
+
+
+def _public_name(name: str, folder: Path | None) -> str:
+    return name if folder is None or name == BUNDLED else folder.resolve().name
 
 
 def _base(stored: Stored) -> tuple[str, str | None]:

@@ -14,7 +14,7 @@ z° is small; where it is not, `LastMlp.apply` says exactly what an edit does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,45 +23,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from nullspace_unlearn.clip.network import (
-    Change,
-    check_took,
-    current,
-    encode,
-    exact_products,
-    probe_inputs,
-    record,
-    replace_parameters,
-    share,
-    submodule,
-)
+from nullspace_unlearn.clip.network import encode, submodule
 from nullspace_unlearn.clip.projection import Projection, find, headless
+from nullspace_unlearn.clip.towers import FAMILIES
 from nullspace_unlearn.edit import Edit
-
-_BLOCKS = ("visual.transformer.resblocks", "visual.trunk.blocks", "vision_model.encoder.layers")
-_NORMS = (
-    "visual.ln_post",
-    "visual.trunk.norm",
-    "visual.trunk.fc_norm",
-    "vision_model.post_layernorm",
-)
-_PRE_NORM = (
-    "ResidualAttentionBlock",
-    "CustomResidualAttentionBlock",
-    "Block",
-    "EvaBlock",
-    "CLIPEncoderLayer",
-)
-"""Kinds of block that end in `x = y + scale · mlp(norm(y))`."""
-_LAST_LINEAR = ("mlp.c_proj", "mlp.fc2", "mlp.w2")
-_LAYER_SCALE = ("ls_2.gamma", "ls2.gamma", "gamma_2")
-_AFTER_THE_NORM = (
-    "visual.proj",
-    "visual.head.proj.weight",
-    "visual.trunk.head.weight",
-    "visual_projection.weight",
-)
-"""Projections with nothing but a layer norm before them in a vision transformer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,14 +149,7 @@ class LastMlp:
         return self.projection.apply(hidden)
 
     def check_fits(self, edit: Edit) -> None:
-        """Refuse an edit of something else.
-
-        Args:
-            edit: The edit.
-
-        Raises:
-            ValueError: If its space is not "mlp", or its dimensions are not this MLP's.
-        """
+        """Refuse an edit of another space or of other dimensions; see `folding.Place`."""
         if edit.space != "mlp":
             raise ValueError(f"the edit's space is {edit.space!r}; the last MLP takes 'mlp'")
         found = (edit.read.shape[-2], edit.dim)
@@ -200,6 +158,17 @@ class LastMlp:
                 f"the edit reads {found[0]} and writes {found[1]} dimensions, and {self.key} "
                 f"{self.mlp_width} and {self.width}"
             )
+
+    def edited(self, edit: Edit, now: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
+        """C after an edit; see `folding.Place`."""
+        return {self.key: _edited(replace(self, weight=now(self.key, self.weight)), edit)}
+
+    def predict(
+        self, model: nn.Module, edit: Edit, inputs: Tensor
+    ) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "n dim"]]:
+        """Embeddings before an edit and what it makes of them; see `folding.Place`."""
+        seen = encode_mlp(headless(model), self, inputs)
+        return seen.embedding.double(), self.apply(edit, seen)
 
     def _jacobian(self) -> Float[Tensor, "width dim"]:
         """`dz/dx` at `σ = 1` but for the radial part, which only scales `z - z°`."""
@@ -220,30 +189,32 @@ def find_mlp(model: nn.Module) -> LastMlp:
         ValueError: If the image tower is not a vision transformer whose last MLP is followed by
             one layer norm, after pooling or on the class token, and the final projection alone.
     """
-    name = next((name for name in _BLOCKS if submodule(model, name) is not None), None)
-    if name is None:
+    rows = [family for family in FAMILIES if family.blocks is not None]
+    known = dict.fromkeys(row.blocks for row in rows if row.blocks is not None)
+    built = [blocks for blocks in known if submodule(model, blocks.stack) is not None]
+    if not built:
         raise _unreachable("is no vision transformer")
-    stack: Any = model.get_submodule(name)
+    stack: Any = model.get_submodule(built[0].stack)
     block = stack[-1]
-    last = next((end for end in _LAST_LINEAR if submodule(block, end) is not None), None)
-    if type(block).__name__ not in _PRE_NORM or last is None:
-        raise _unreachable(f"ends in {type(block).__name__}, no pre-norm block with an MLP")
-    tokens = _tokens(model)
-    norms = [n for n in _NORMS if not isinstance(submodule(model, n), nn.Identity | None)]
+    kind = type(block).__name__
+    alike = [b for b in built if kind in b.kinds and submodule(block, b.output) is not None]
+    if not alike:
+        raise _unreachable(f"ends in {kind}, no pre-norm block with an MLP")
+    blocks, tokens = alike[0], _tokens(model)
+    norms = [n for n in blocks.norms if not isinstance(submodule(model, n), nn.Identity | None)]
     if tokens is None or len(norms) != 1:
         raise _unreachable("pools otherwise than by a class token or by a mean before its norm")
     norm: Any = model.get_submodule(norms[0])
     projection = find(model, "visual")
-    linear: Any = block.get_submodule(last)
-    plain = isinstance(norm, nn.LayerNorm) and projection.key in _AFTER_THE_NORM
+    plain = isinstance(norm, nn.LayerNorm) and projection.key in {row.visual for row in rows}
     if not plain or norm.normalized_shape != (projection.width,):
         raise _unreachable("has more than a layer norm before its projection")
+    linear: Any = block.get_submodule(blocks.output)
     like = linear.weight
-    scales = [s for place in _LAYER_SCALE if (s := _attribute(block, place)) is not None]
     return LastMlp(
-        key=f"{name}.{len(stack) - 1}.{last}.weight",
+        key=f"{blocks.stack}.{len(stack) - 1}.{blocks.output}.weight",
         weight=like,
-        scale=scales[0] if scales else None,
+        scale=None if blocks.scale is None else _attribute(block, blocks.scale),
         tokens=tokens,
         norm=norms[0],
         gain=like.new_ones(like.shape[0]) if norm.weight is None else norm.weight,
@@ -290,41 +261,6 @@ def encode_mlp(
         hidden=hidden.to(wide),
         embedding=mlp.projection.apply(hidden.to(wide)),
     )
-
-
-def fold_mlp(
-    model: nn.Module, edit: Edit, before: Sequence[Change] = ()
-) -> tuple[nn.Module, tuple[Change, ...]]:
-    """Write an edit into the last MLP of a copy of a model, and prove by a forward pass it took.
-
-    The arithmetic is float64, cast back to the parameter's dtype. The copy is in the original's
-    training mode and shares every tensor but the edited one with it.
-
-    Args:
-        model: An open_clip model, or transformers' `CLIPModel`.
-        edit: One edit with space "mlp", not a batch.
-        before: The changes that made `model`, so that edits compose without rounding in between.
-
-    Returns:
-        The edited copy, and all changes so far, one a parameter. An edit that removes nothing
-        returns the model itself and `before`.
-
-    Raises:
-        ValueError: If the model's last MLP cannot be reached, the edit does not fit, or the edited
-            weights overflow the model's dtype.
-        RuntimeError: If the edited tower does not compute what the edit says.
-    """
-    mlp = find_mlp(model)
-    mlp.check_fits(edit)
-    if edit.batch_shape:
-        raise ValueError(f"a batch of edits {list(edit.batch_shape)} cannot be folded: index one")
-    if not (edit.read.any() and edit.write.any()):
-        return model, tuple(before)
-    weight = current(before, mlp.key, mlp.weight)
-    new = {mlp.key: _edited(replace(mlp, weight=weight), edit)}
-    edited = replace_parameters(model, new)
-    _verify(model, edited, mlp, edit)
-    return edited, record(model, new, "visual", edit.provenance, before)
 
 
 def _tokens(model: nn.Module) -> slice | None:
@@ -378,15 +314,3 @@ def _edited(mlp: LastMlp, edit: Edit) -> Tensor:
             )
         write = write / scale
     return weight - write @ read.mT
-
-
-@torch.no_grad()
-def _verify(model: nn.Module, edited: nn.Module, mlp: LastMlp, edit: Edit) -> None:
-    """Compare the edited tower on random images with what the original's features say."""
-    # Copies, because a forward pass in training mode would move running statistics.
-    tower, changed = headless(model).eval(), share(edited, {}).eval()
-    images = probe_inputs(model, "visual")
-    with exact_products():
-        seen = encode_mlp(tower, mlp, images)
-        actual = encode(changed, images).double()
-        check_took(edited, mlp.key, seen.embedding.double(), mlp.apply(edit, seen), actual)

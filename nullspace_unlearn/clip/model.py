@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,8 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nullspace_unlearn import words as vocabulary
-from nullspace_unlearn.clip import projection as projections
-from nullspace_unlearn.clip.mlp import LastMlp, MlpFeatures, encode_mlp, find_mlp, fold_mlp
+from nullspace_unlearn.clip import folder, folding
+from nullspace_unlearn.clip.mlp import LastMlp, MlpFeatures, encode_mlp, find_mlp
 from nullspace_unlearn.clip.network import (
     Change,
     encode,
@@ -26,35 +24,13 @@ from nullspace_unlearn.clip.network import (
     record,
     replace_parameters,
 )
-from nullspace_unlearn.clip.projection import Projection
+from nullspace_unlearn.clip.projection import Projection, find, headless
 from nullspace_unlearn.clip.prompts import encode_prompts
+from nullspace_unlearn.clip.source import Source
 from nullspace_unlearn.clip.visual_prompts import Adapter
 from nullspace_unlearn.edit import Edit, Side
 
-CONFIG_NAME = "open_clip_config.json"
-WEIGHTS_NAME = "open_clip_model.safetensors"
-ADAPTER_NAME = "adapter.safetensors"
-BUNDLED = "nsu-mini"
-"""Name of the model that comes with the package."""
-
 _MANY = 1000  # prompts
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a model's weights and configuration came from.
-
-    Attributes:
-        weights: The weights file, or None for random weights.
-        sha256: Hash of that file.
-        config: The open_clip_config.json that describes the model as loaded, as text.
-        base_model: Hugging Face repository of the weights, where known.
-    """
-
-    weights: Path | None
-    sha256: str | None
-    config: str
-    base_model: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,12 +43,9 @@ class Clip:
         tokenizer: List of strings -> `[n, context]` token ids.
         config: Contents of an open_clip_config.json ("model_cfg", "preprocess_cfg") from which
             stock open_clip rebuilds the model.
-        name: What was asked for, such as "nsu-mini" or "ViT-B-32".
-        pretrained: The tag or file that was asked for.
-        folder: The local folder the model came from, if it did.
-        words: The vocabulary found in that folder.
+        words: The vocabulary found in the model's folder.
         device: Where the model is.
-        source: Weights file, its hash, and the configuration as loaded.
+        source: Where it came from: name, folder, weights file, configuration as loaded.
         changes: What has been edited, one entry a parameter.
         adapter: The visual prompts its image tower reads, if any; it can then not be edited.
     """
@@ -81,9 +54,6 @@ class Clip:
     preprocess: Callable[[Any], Float[Tensor, "3 rows columns"]]
     tokenizer: Callable[[list[str]], Int[Tensor, "n context"]]
     config: Mapping[str, Any]
-    name: str
-    pretrained: str | None
-    folder: Path | None
     words: vocabulary.Words | None
     device: torch.device
     source: Source
@@ -233,7 +203,7 @@ class Clip:
         Raises:
             ValueError: If that side has none; says which side can be edited.
         """
-        return projections.find(self.model, side)
+        return find(self.model, side)
 
     def last_mlp(self) -> LastMlp:
         """The MLP of the image tower's last block, one step before the final projection.
@@ -250,8 +220,8 @@ class Clip:
         """Write an edit into the end of a tower, verified by a forward pass.
 
         Args:
-            edit: One edit, of the tower's final projection or, with space "mlp", of the image
-                tower's last MLP.
+            edit: One edit, of the tower's final projection or of a deeper space of the image
+                tower (`folding.PLACES`).
             side: The tower to change.
 
         Returns:
@@ -264,12 +234,7 @@ class Clip:
             RuntimeError: If the edited tower does not compute what the edit says.
         """
         self._refuse_adapter("edited")
-        if edit.space == "mlp":
-            if side != "visual":
-                raise ValueError("an MLP edit reads the visual tower; fold it on side 'visual'")
-            model, changes = fold_mlp(self.model, edit, self.changes)
-        else:
-            model, changes = projections.fold(self.model, edit, side, self.changes)
+        model, changes = folding.fold(self.model, edit, side, self.changes)
         if model is self.model:
             return self
         config = copy.deepcopy(dict(self.config))
@@ -338,10 +303,8 @@ class Clip:
             ValueError: If an argument cannot be used, or the model has visual prompts.
             OSError: If writing fails; nothing is left half-written.
         """
-        from nullspace_unlearn.clip import checkpoint
-
         self._refuse_adapter("saved as a model folder")
-        return checkpoint.save(self, Path(path), overwrite, undo, recipe, report, card)
+        return folder.save(self, Path(path), overwrite, undo, recipe, report, card)
 
     def _refuse_adapter(self, what: str) -> None:
         if self.adapter is not None:
@@ -352,7 +315,7 @@ class Clip:
 
     @cached_property
     def _headless(self) -> nn.Module:
-        return projections.headless(self.model)
+        return headless(self.model)
 
     def _images(self, images: Tensor) -> Tensor:
         return images.to(self.device, input_dtype(self.model))
@@ -364,23 +327,3 @@ class Clip:
             features = encode(model, inputs.to(self.device))
         # An inference tensor could not enter a later gradient computation; its copy can.
         return features.to(torch.float32, copy=True).clone()
-
-
-def config_text(config: Mapping[str, Any]) -> str:
-    """An open_clip_config.json as text."""
-    return json.dumps(config, indent=2, ensure_ascii=False)
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def one_line(error: BaseException, limit: int = 300) -> str:
-    """An error's text on one line, cut where it goes on and on."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 3] + "..."

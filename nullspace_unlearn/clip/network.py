@@ -16,10 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from nullspace_unlearn.clip.towers import GROWN
 from nullspace_unlearn.edit import Side
-
-GROWN = "visual.head.proj"
-"""Where a tower that ends in attention pooling can be given a projection stock open_clip loads."""
 
 _TOLERANCE = {
     torch.float64: 1e-9,

@@ -1,8 +1,8 @@
-"""The final projection of each tower: where it is stored, how an edit goes in, proof of it."""
+"""The final projection of each tower: where it is stored, and what an edit makes of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -10,36 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nullspace_unlearn.clip.network import (
-    GROWN,
-    Change,
-    check_took,
-    current,
-    encode,
-    exact_products,
-    probe_inputs,
-    record,
-    replace_parameters,
-    share,
-    submodule,
-)
+from nullspace_unlearn.clip.network import encode, share, submodule
+from nullspace_unlearn.clip.towers import FAMILIES, GROWN
 from nullspace_unlearn.edit import Edit, Side
 
 Layout = Literal["in_out", "out_in"]
-
-_PLACES: dict[Side, tuple[str, ...]] = {
-    "visual": (
-        "visual.proj",
-        "visual.attnpool.c_proj",
-        GROWN,
-        "visual.head.mlp.fc2",
-        "visual.trunk.head.fc",
-        "visual.trunk.head",
-        "visual_projection",
-    ),
-    "text": ("text.text_projection", "text.proj.2", "text.proj", "text_projection"),
-}
-"""Candidate places, the last one the features pass through first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +63,37 @@ class Projection:
         """A matrix W in the layout of the stored weight, contiguous."""
         return (matrix if self.layout == "in_out" else matrix.mT).contiguous()
 
+    def check_fits(self, edit: Edit) -> None:
+        """Refuse an edit of other dimensions; see `folding.Place`."""
+        if edit.dim != self.dim:
+            raise ValueError(
+                f"the edit has {edit.dim} dimensions and the {self.side} projection {self.dim}"
+            )
+        if edit.space == "hidden" and edit.read.shape[-2] != self.width:
+            raise ValueError(
+                f"the edit reads hidden features of {edit.read.shape[-2]} dimensions and the model "
+                f"has {self.width}"
+            )
+
+    def edited(self, edit: Edit, now: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
+        """W and b after an edit; see `folding.Place`."""
+        exact = self
+        if self.weight is not None:
+            exact = replace(exact, weight=now(self.key, self.weight))
+        if self.offset is not None and self.bias_key is not None:
+            exact = replace(exact, offset=now(self.bias_key, self.offset))
+        return _edited(exact, edit)
+
+    def predict(
+        self, model: nn.Module, edit: Edit, inputs: Tensor
+    ) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "n dim"]]:
+        """Embeddings before an edit and what it makes of them; see `folding.Place`."""
+        plain = encode(model, inputs, self.side).double()
+        if edit.space == "hidden":
+            hidden = encode(headless(model), inputs, self.side).double()
+            return plain, edit.apply(plain, hidden)
+        return plain, _embedding_edit_on(edit, self.side).apply(plain)
+
 
 def find(model: nn.Module, side: Side = "visual") -> Projection:
     """Find a tower's final projection by the model's structure.
@@ -111,45 +117,6 @@ def find(model: nn.Module, side: Side = "visual") -> Projection:
             + (f"its {other} side can be edited" if editable else f"nor has it a {other} one")
         )
     return found
-
-
-def fold(
-    model: nn.Module, edit: Edit, side: Side = "visual", before: Sequence[Change] = ()
-) -> tuple[nn.Module, tuple[Change, ...]]:
-    """Write an edit into a copy of a model, and prove by a forward pass that it took.
-
-    The arithmetic is float64, cast back to the parameter's dtype. The copy is in the original's
-    training mode and shares every tensor but the edited ones with it.
-
-    Args:
-        model: An open_clip model, or transformers' `CLIPModel`.
-        edit: One edit, not a batch. An embedding edit goes on either side (transposed on the text
-            side); a hidden edit on the visual side only.
-        side: The tower to change.
-        before: The changes that made `model`, so that edits compose without rounding in between.
-
-    Returns:
-        The edited copy, and all changes so far, one a parameter. An edit that removes nothing
-        returns the model itself and `before`.
-
-    Raises:
-        ValueError: If the edit does not fit, or the edited weights overflow the model's dtype.
-        RuntimeError: If the edited tower does not compute what the edit says.
-    """
-    projection = find(model, side)
-    _check_fits(edit, projection)
-    if not (edit.read.any() and edit.write.any()):
-        return model, tuple(before)
-    if projection.weight is not None:
-        weight = current(before, projection.key, projection.weight)
-        projection = replace(projection, weight=weight)
-    if projection.offset is not None and projection.bias_key is not None:
-        offset = current(before, projection.bias_key, projection.offset)
-        projection = replace(projection, offset=offset)
-    new = _edited(projection, edit)
-    edited = replace_parameters(model, new)
-    _verify(model, edited, edit, side)
-    return edited, record(model, new, side, edit.provenance, before)
 
 
 def headless(model: nn.Module) -> nn.Module:
@@ -177,10 +144,11 @@ def headless(model: nn.Module) -> nn.Module:
 
 
 def _find(model: nn.Module, side: Side) -> Projection | None:
-    if side not in _PLACES:
+    if side not in ("visual", "text"):
         raise ValueError(f"side is {side!r}; it must be 'visual' or 'text'")
     head = submodule(model, "visual.head")
-    for place in _PLACES[side]:
+    keys = [family.visual if side == "visual" else family.text for family in FAMILIES]
+    for place in dict.fromkeys(key.removesuffix(".weight") for key in keys if key):
         if place.startswith("visual.trunk.") and isinstance(head, nn.Sequential) and len(head):
             continue  # the trunk's classifier is not the last thing the features pass through
         owner, _, leaf = place.rpartition(".")
@@ -213,25 +181,6 @@ def _ends_in_attention_pool(model: nn.Module) -> bool:
     )
 
 
-def _check_fits(edit: Edit, projection: Projection) -> None:
-    side = projection.side
-    if edit.space == "mlp":
-        raise ValueError("an MLP edit does not go into a projection: fold it with `fold_mlp`")
-    if edit.batch_shape:
-        raise ValueError(f"a batch of edits {list(edit.batch_shape)} cannot be folded: index one")
-    if edit.space == "hidden" and side == "text":
-        raise ValueError("a hidden edit reads the visual hidden feature; fold it on side 'visual'")
-    if edit.dim != projection.dim:
-        raise ValueError(
-            f"the edit has {edit.dim} dimensions and the {side} projection {projection.dim}"
-        )
-    if edit.space == "hidden" and edit.read.shape[-2] != projection.width:
-        raise ValueError(
-            f"the edit reads hidden features of {edit.read.shape[-2]} dimensions and the model has "
-            f"{projection.width}"
-        )
-
-
 def _embedding_edit_on(edit: Edit, side: Side) -> Edit:
     """The embedding edit as the rows of that side see it: z' = z M, t' = t Mt."""
     return edit if side == "visual" else replace(edit, read=edit.write, write=edit.read)
@@ -249,20 +198,3 @@ def _edited(projection: Projection, edit: Edit) -> dict[str, Tensor]:
     if bias is not None and projection.bias_key is not None:
         new[projection.bias_key] = rows.apply(bias[None])[0]
     return new
-
-
-@torch.no_grad()
-def _verify(model: nn.Module, edited: nn.Module, edit: Edit, side: Side) -> None:
-    """Compare the edited tower on random inputs with the operator on the original's outputs."""
-    # Copies, because a forward pass in training mode would move the running statistics.
-    original, changed = share(model, {}).eval(), share(edited, {}).eval()
-    inputs = probe_inputs(model, side)
-    with exact_products():
-        plain = encode(original, inputs, side).double()
-        actual = encode(changed, inputs, side).double()
-        if edit.space == "hidden":
-            hidden = encode(headless(original), inputs, side).double()
-            expected = edit.apply(plain, hidden)
-        else:
-            expected = _embedding_edit_on(edit, side).apply(plain)
-    check_took(edited, find(edited, side).key, plain, expected, actual)

@@ -81,8 +81,8 @@ def closed_prototypes(
         domains=cell % len(words),
         domain_names=tuple(domains),
         provenance={
-            "model": clip.name,
-            "pretrained": clip.pretrained,
+            "model": clip.source.name,
+            "pretrained": clip.source.pretrained,
             "weights_sha256": clip.source.sha256,
             "images": f"closed form, from prompts and {images} procedural pictures a "
             f"kind, seed {seed}",

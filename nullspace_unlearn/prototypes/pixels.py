@@ -182,7 +182,7 @@ def synthesise(
         domains=cell % len(words),
         domain_names=tuple(domains),
         provenance={
-            "model": clip.name,
+            "model": clip.source.name,
             "tensors_sha256": tensors,
             "images": "synthesised from the model by ascent on pixels",
             "synthesis": {**numbers, "each": synthesis.each},
@@ -267,14 +267,14 @@ def _ascend(
 
 def _gradient(clip: Clip, score: Float[Tensor, ""], pixels: Tensor) -> Tensor:
     if not torch.isfinite(score):
-        raise ValueError(f"the image tower of {clip.name} gives NaN or Inf")
+        raise ValueError(f"the image tower of {clip.source.name} gives NaN or Inf")
     gradient = None
     if score.requires_grad:
         (gradient,) = torch.autograd.grad(score, pixels, allow_unused=True)
     if gradient is None or not gradient.any():
-        raise ValueError(f"the image tower of {clip.name} passes no gradient to the pixels")
+        raise ValueError(f"the image tower of {clip.source.name} passes no gradient to the pixels")
     if not torch.isfinite(gradient).all():
-        raise ValueError(f"the image tower of {clip.name} passes NaN or Inf to the pixels")
+        raise ValueError(f"the image tower of {clip.source.name} passes NaN or Inf to the pixels")
     return gradient
 
 

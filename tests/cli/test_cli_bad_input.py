@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from shell import ROOT, Result, nsu, nsu_process, tree
 
 from nullspace_unlearn import unlearn
-from nullspace_unlearn.clip import checkpoint, tensors
+from nullspace_unlearn.clip import folder, tensors
 from nullspace_unlearn.data import mini
 
 WEIGHTS = "open_clip_model.safetensors"
@@ -287,7 +287,7 @@ def test_an_output_without_permission(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [(tensors, "rewrite"), (checkpoint, "_write_undo"), (tensors, "extract")]
+    ("module", "name"), [(tensors, "rewrite"), (folder, "_write_undo"), (tensors, "extract")]
 )
 def test_a_full_disk(module, name, tmp_path, monkeypatch):
     def full(*_: object, **__: object) -> None:

@@ -280,7 +280,7 @@ def test_revert_refuses_what_does_not_belong_together(damage, tmp_path):
 
 def test_models_lists_families_and_looks_at_one(siglip):
     families = nsu("models", "--json").json["families"]
-    assert {"name", "visual", "text", "examples"} == set(families[0])
+    assert {"name", "visual", "text", "examples", "pooled"} == set(families[0])
     text = nsu("models").out
     assert all(family["name"] in text for family in families)
     sides = nsu("models", "--model", "nsu-mini", "--json").json["sides"]

@@ -54,7 +54,8 @@ def test_a_folder_loads_as_in_stock_open_clip(spell, folder):
     assert torch.equal(clip.encode_image(pico.images()), stock_image_features(folder))
     assert not clip.model.training
     assert not any(p.requires_grad for p in clip.model.parameters())
-    assert clip.folder == folder
+    assert clip.source.folder == folder
+    assert (clip.source.name, clip.source.pretrained) == (folder.name, None)  # and no path
     assert clip.source.weights == folder / WEIGHTS
     assert clip.words is None
     assert clip.preprocess.transforms[-1].mean == [0.4, 0.5, 0.6]

@@ -275,7 +275,7 @@ def test_what_could_not_be_found_again_is_not_written(mini, clip_of, random_edit
     clip = clip_of("ViT-B-32")
     made = attach(clip, new_prompts(clip.model, generator=False), {})
     with pytest.raises(ValueError, match="holds the model"):
-        save_adapter(made, clip.folder, overwrite=True)
+        save_adapter(made, clip.source.folder, overwrite=True)
     assert not list(tmp_path.iterdir())
 
 

@@ -7,34 +7,32 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from nullspace_unlearn import words as vocabulary
 from nullspace_unlearn.clip import tensors
-from nullspace_unlearn.clip.model import (
+from nullspace_unlearn.clip.card import model_card
+from nullspace_unlearn.clip.network import Change
+from nullspace_unlearn.clip.source import (
     ADAPTER_NAME,
-    BUNDLED,
+    CARD_NAME,
     CONFIG_NAME,
+    RECIPE_NAME,
+    REPORT_NAME,
     WEIGHTS_NAME,
+    Source,
     config_text,
     file_sha256,
     one_line,
 )
 from nullspace_unlearn.files import new_file, new_folder, refuse_existing
 
-if TYPE_CHECKING:
-    from nullspace_unlearn.clip.model import Clip
-
-RECIPE_NAME = "recipe.yaml"
-REPORT_NAME = "report.json"
-CARD_NAME = "README.md"
 _UNDO_FORMAT = "nullspace-unlearn undo 1"
 _ABOUT_THE_EDIT = (WEIGHTS_NAME, CONFIG_NAME, RECIPE_NAME, REPORT_NAME, CARD_NAME)
 _TOKENIZER_FILES = (
@@ -46,6 +44,36 @@ _TOKENIZER_FILES = (
     "*.model",
     "config.json",
 )
+
+
+@runtime_checkable
+class Savable(Protocol):
+    """What a folder is written from: the parts of a `Clip` that it takes."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The network."""
+        ...
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer, open_clip's."""
+        ...
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The open_clip_config.json that describes it now."""
+        ...
+
+    @property
+    def source(self) -> Source:
+        """Where it came from."""
+        ...
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """What has been edited since."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +92,7 @@ class Saved:
 
 
 def save(
-    clip: Clip,
+    clip: Savable,
     path: Path,
     overwrite: bool,
     undo: str | Path | None,
@@ -74,7 +102,7 @@ def save(
 ) -> Path:
     """Write a model folder; see `Clip.save`."""
     undo = None if undo is None else Path(undo)
-    check_outputs(clip, path, undo, overwrite)
+    check_outputs(clip.source, path, undo, overwrite)
     documents = dict(_documents(clip, path, recipe, report, card))
     with new_folder(path, overwrite) as folder:
         for name, text in documents.items():
@@ -158,11 +186,11 @@ def read_folder(path: str | Path) -> Saved:
     return Saved(folder, read[RECIPE_NAME], read[REPORT_NAME])
 
 
-def check_outputs(clip: Clip, path: Path, undo: Path | None, overwrite: bool) -> None:
+def check_outputs(source: Source, path: Path, undo: Path | None, overwrite: bool) -> None:
     """Refuse outputs that would destroy something, before any work is spent.
 
     Args:
-        clip: The model that is to be changed.
+        source: Where the model that is to be changed came from.
         path: The folder to write.
         undo: The undo file to write, if any.
         overwrite: Whether these may be replaced.
@@ -173,8 +201,8 @@ def check_outputs(clip: Clip, path: Path, undo: Path | None, overwrite: bool) ->
             is inside the folder.
     """
     _check_replaceable(path, overwrite)
-    source = clip.source.weights
-    if source is not None and source.resolve().is_relative_to(path.resolve()):
+    weights = source.weights
+    if weights is not None and weights.resolve().is_relative_to(path.resolve()):
         raise ValueError(f"output {str(path)!r} holds the model that is being edited")
     if undo is None:
         return
@@ -183,7 +211,7 @@ def check_outputs(clip: Clip, path: Path, undo: Path | None, overwrite: bool) ->
             f"undo file {str(undo)!r} is inside the output folder; it brings back what was "
             "erased, so keep it elsewhere"
         )
-    if source is not None and undo.resolve() == source.resolve():
+    if weights is not None and undo.resolve() == weights.resolve():
         raise ValueError(f"undo file {str(undo)!r} is the weights file that is being edited")
     refuse_existing(undo, overwrite)
 
@@ -208,7 +236,7 @@ def _check_hash(file: Path, expected: str, problem: str) -> None:
 
 
 def _documents(
-    clip: Clip,
+    clip: Savable,
     path: Path,
     recipe: Mapping[str, Any] | None,
     report: Mapping[str, Any] | None,
@@ -219,7 +247,10 @@ def _documents(
     made = recipe if recipe is not None or not clip.changes else _recipe(clip)
     texts = plain_texts(made, report)
     yield from texts.items()
-    yield CARD_NAME, _card(clip, path, texts.get(RECIPE_NAME)) if card is None else card
+    if card is None:
+        entries, asked = _edits(clip), texts.get(RECIPE_NAME)
+        card = model_card(path.resolve().name, clip.source, entries, asked)
+    yield CARD_NAME, card
 
 
 def plain_texts(
@@ -237,7 +268,7 @@ def plain_texts(
     texts = {}
     try:
         if recipe is not None:
-            texts[RECIPE_NAME] = _yaml(recipe)
+            texts[RECIPE_NAME] = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
     except yaml.YAMLError as error:
         raise ValueError(f"recipe holds more than plain values: {one_line(error)}") from None
     try:
@@ -248,17 +279,17 @@ def plain_texts(
     return texts
 
 
-def _recipe(clip: Clip) -> dict[str, Any]:
+def _recipe(clip: Savable) -> dict[str, Any]:
     """What was done, in words: from it and the original model the folder can be made again."""
     return {
-        "model": clip.name if clip.folder is None or clip.name == BUNDLED else clip.folder.name,
-        "pretrained": clip.pretrained and Path(clip.pretrained).name,
+        "model": clip.source.name,
+        "pretrained": clip.source.pretrained,
         "weights_sha256": clip.source.sha256,
         "edits": _edits(clip),
     }
 
 
-def _edits(clip: Clip) -> list[dict[str, Any]]:
+def _edits(clip: Savable) -> list[dict[str, Any]]:
     """What was done, one entry an edit; a training is one entry with all the tensors it made."""
     entries: dict[str, dict[str, Any]] = {}
     for change in clip.changes:
@@ -274,121 +305,21 @@ def _edits(clip: Clip) -> list[dict[str, Any]]:
     return list(entries.values())
 
 
-def _yaml(value: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True)
-
-
-def _card(clip: Clip, path: Path, recipe: str | None) -> str:
-    data = ModelCardData(
-        library_name="open_clip",
-        pipeline_tag="zero-shot-image-classification",
-        base_model=clip.source.base_model or public_name(clip),
-        tags=["clip", "unlearning", "nullspace-unlearn"],
-    )
-    base = " ".join(filter(None, (public_name(clip), clip.pretrained)))
-    edits = _edits(clip)
-    trainings = [made for made in edits if made.get("trained")]
-    if clip.changes:
-        done_to: dict[str, list[str]] = {}
-        for made in edits:
-            where = f"{_tensors(made['parameter'])} ({_side(made['side'])})"
-            done_to.setdefault(where, []).append(str(made.get("method", "edit")))
-        lines = "\n".join(f"- {where}: {', '.join(by)}" for where, by in done_to.items())
-        edited = (
-            "Only these tensors differ from the original; they are stored in float32, since "
-            f"rounding them to half precision would bring a little back:\n\n{lines}"
-        )
-    else:
-        edited = "No tensor differs from the original."
-    if recipe and trainings:
-        recipe = _yaml(_shortened(yaml.safe_load(recipe)))
-    asked = f"\n## Recipe\n\n```yaml\n{recipe}```\n" if recipe else ""
-    how = "edited in closed form" if len(edits) > len(trainings) or not edits else ""
-    methods = " and ".join(f"{made['method']} ({made.get('paper')})" for made in trainings)
-    if methods:
-        how = " and ".join(filter(None, (how, f"trained with {methods}")))
-    done = "" if methods else " No\ntraining was done."
-    limits = _LIMITS_OF_TRAINING if methods else _LIMITS
-    return str(
-        ModelCard(f"""---
-{data.to_yaml()}
----
-# {path.name}
-
-{base}, {how} so that it no longer recognises what it was asked to forget.{done}
-
-## What was edited
-
-{edited}
-{asked}
-## How to load it
-
-```python
-import open_clip
-
-model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{path.name}")
-tokenizer = open_clip.get_tokenizer("local-dir:{path.name}")
-```
-
-## What is not claimed
-
-{limits}
-This folder holds nothing that brings it back, but the original model, where it is public, does.
-""")
-    )
-
-
-_LIMITS = """\
-Only the very end of a tower is edited; the features before it are not. A probe on those hidden
-features, or a captioner or language model that reads patch tokens, may still find what was
-forgotten."""
-
-_LIMITS_OF_TRAINING = """\
-What was measured is zero-shot recognition. Training proves nothing: a probe on the features, other
-words for the same thing, or training on with a few images may still find what was forgotten."""
-
-
-def _tensors(parameter: str | list[str]) -> str:
-    return f"`{parameter}`" if isinstance(parameter, str) else f"{len(parameter)} tensors"
-
-
-def _side(side: str) -> str:
-    return "both sides" if side == "both" else f"{side} side"
-
-
-def _shortened(value: Any, most: int = 12) -> Any:
-    """A recipe for the card, which is no place for the names of a thousand images."""
-    if isinstance(value, dict):
-        return {key: _shortened(one, most) for key, one in value.items()}
-    if not isinstance(value, list):
-        return value
-    rest = [f"and {len(value) - 2} more, in {RECIPE_NAME}"] if len(value) > most else []
-    return [_shortened(one, most) for one in (value[:2] if rest else value)] + rest
-
-
-def public_name(clip: Clip) -> str:
-    """The model's name without the path of a local folder."""
-    if clip.folder and clip.name != BUNDLED:
-        return clip.folder.name
-    return clip.name.removeprefix("hf-hub:")
-
-
-def _copy_companions(clip: Clip, folder: Path) -> None:
+def _copy_companions(clip: Savable, folder: Path) -> None:
     """Tokenizer files where the configuration asks for them, and the vocabulary."""
-    if clip.folder and (clip.folder / vocabulary.FILE_NAME).exists():
-        shutil.copyfile(clip.folder / vocabulary.FILE_NAME, folder / vocabulary.FILE_NAME)
+    origin = clip.source.folder
+    if origin and (origin / vocabulary.FILE_NAME).exists():
+        shutil.copyfile(origin / vocabulary.FILE_NAME, folder / vocabulary.FILE_NAME)
     if not clip.config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"):
         return
-    files = [
-        f for glob in _TOKENIZER_FILES for f in (clip.folder.glob(glob) if clip.folder else ())
-    ]
+    files = [f for glob in _TOKENIZER_FILES for f in (origin.glob(glob) if origin else ())]
     for file in files:
         shutil.copyfile(file, folder / file.name)
     if not files:
-        clip.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
+        clip.tokenizer.save_pretrained(folder)
 
 
-def _original_weights(clip: Clip, folder: Path) -> Path:
+def _original_weights(clip: Savable, folder: Path) -> Path:
     """A safetensors file of the unedited model: the one it came from, if it is that."""
     original = _original_tensors(clip)
     if clip.source.weights is not None and _holds(clip.source.weights, original):
@@ -398,7 +329,7 @@ def _original_weights(clip: Clip, folder: Path) -> Path:
     return path
 
 
-def _original_tensors(clip: Clip) -> dict[str, Tensor]:
+def _original_tensors(clip: Savable) -> dict[str, Tensor]:
     state = dict(clip.model.state_dict())
     for change in clip.changes:
         if change.original is None:
@@ -431,7 +362,7 @@ def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return separate
 
 
-def _write_undo(clip: Clip, original: Path, edited: Path, undo: Path, overwrite: bool) -> None:
+def _write_undo(clip: Savable, original: Path, edited: Path, undo: Path, overwrite: bool) -> None:
     header = tensors.read_header(original)
     metadata = {
         "format": _UNDO_FORMAT,

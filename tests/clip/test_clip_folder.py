@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from nullspace_unlearn.clip import Clip, checkpoint, describe, load, read_folder, revert, tensors
+from nullspace_unlearn.clip import Clip, describe, folder, load, read_folder, revert, tensors
 from nullspace_unlearn.edit import Edit
 from nullspace_unlearn.files import OutputExists
 
@@ -190,7 +190,7 @@ def test_an_edited_model_trained_further_is_saved_and_edited_as_it_is(
 
 def test_tensors_that_share_memory_are_written_apart():
     one = torch.arange(6.0)
-    apart = checkpoint._separate({"a": one, "b": one, "c": one.view(2, 3).T})
+    apart = folder._separate({"a": one, "b": one, "c": one.view(2, 3).T})
     pointers = {value.untyped_storage().data_ptr() for value in apart.values()}
     assert len(pointers) == 3
     assert torch.equal(apart["c"], one.view(2, 3).T)

@@ -1,0 +1,189 @@
+"""What an edit can be folded into, by the space it reads: found, folded, verified in one way.
+
+A deeper space is a `Place` with a finder in `PLACES`; the output folder, its undo file and its
+recipe follow from what folding records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nullspace_unlearn.clip.mlp import find_mlp
+from nullspace_unlearn.clip.network import (
+    Change,
+    check_took,
+    current,
+    encode,
+    exact_products,
+    probe_inputs,
+    record,
+    replace_parameters,
+    share,
+)
+from nullspace_unlearn.clip.projection import find
+from nullspace_unlearn.edit import Edit, Side, Space
+
+
+@runtime_checkable
+class Place(Protocol):
+    """Where in a model an edit of some space goes, and what it does there."""
+
+    @property
+    def key(self) -> str:
+        """Name of the weight in the model's state_dict."""
+        ...
+
+    def check_fits(self, edit: Edit) -> None:
+        """Refuse an edit that does not fit.
+
+        Args:
+            edit: One edit of this place's space.
+
+        Raises:
+            ValueError: If its dimensions differ.
+        """
+        ...
+
+    def edited(self, edit: Edit, now: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
+        """The parameters that an edit changes, after it.
+
+        Args:
+            edit: One edit that fits.
+            now: Key and parameter -> the parameter as earlier edits left it, before rounding.
+
+        Returns:
+            Parameters by key as they are stored, float64, on the CPU.
+
+        Raises:
+            ValueError: If the weights cannot carry the edit.
+        """
+        ...
+
+    def predict(
+        self, model: nn.Module, edit: Edit, inputs: Tensor
+    ) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "n dim"]]:
+        """What an edit makes of embeddings, computed without touching weights.
+
+        Args:
+            model: The model without the edit.
+            edit: One edit that fits.
+            inputs: Images, or token ids on the text side.
+
+        Returns:
+            `[n, dim]` embeddings without the edit, and with it; float64.
+        """
+        ...
+
+
+def _last_mlp(model: nn.Module, side: Side) -> Place:
+    if side != "visual":
+        raise ValueError("an MLP edit reads the visual tower; fold it on side 'visual'")
+    return find_mlp(model)
+
+
+def _hidden(model: nn.Module, side: Side) -> Place:
+    if side != "visual":
+        raise ValueError("a hidden edit reads the visual hidden feature; fold it on side 'visual'")
+    return find(model, side)
+
+
+PLACES: dict[Space, Callable[[nn.Module, Side], Place]] = {
+    "embedding": find,
+    "hidden": _hidden,
+    "mlp": _last_mlp,
+}
+"""How the place of each space is found in a model; raises ValueError where it is not there."""
+
+DEEPER: tuple[Space, ...] = ("mlp",)
+"""Spaces whose edit goes in before the final projection."""
+
+
+def fold(
+    model: nn.Module, edit: Edit, side: Side = "visual", before: Sequence[Change] = ()
+) -> tuple[nn.Module, tuple[Change, ...]]:
+    """Write an edit into a copy of a model, and prove by a forward pass that it took.
+
+    The arithmetic is float64, cast back to the parameter's dtype. The copy is in the original's
+    training mode and shares every tensor but the edited ones with it.
+
+    Args:
+        model: An open_clip model, or transformers' `CLIPModel`.
+        edit: One edit, not a batch. An embedding edit goes on either side (transposed on the text
+            side); others on the visual side only.
+        side: The tower to change.
+        before: The changes that made `model`, so that edits compose without rounding in between.
+
+    Returns:
+        The edited copy, and all changes so far, one a parameter. An edit that removes nothing
+        returns the model itself and `before`.
+
+    Raises:
+        ValueError: If the model has no such place, the edit does not fit it, or the edited weights
+            overflow the model's dtype.
+        RuntimeError: If the edited tower does not compute what the edit says.
+    """
+    place = PLACES[edit.space](model, side)
+    place.check_fits(edit)
+    if edit.batch_shape:
+        raise ValueError(f"a batch of edits {list(edit.batch_shape)} cannot be folded: index one")
+    if not (edit.read.any() and edit.write.any()):
+        return model, tuple(before)
+    new = place.edited(edit, partial(current, before))
+    edited = replace_parameters(model, new)
+    _verify(model, edited, place, edit, side)
+    return edited, record(model, new, side, edit.provenance, before)
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """Say where a model keeps what can be edited, in plain JSON values.
+
+    Args:
+        model: An open_clip model, or transformers' `CLIPModel`.
+
+    Returns:
+        For "visual" and "text": key, bias, layout, width, dim of the final projection, whether it
+        is stored (or would be added), and for each space of `DEEPER` the key of the weight that an
+        edit of it changes, None where it cannot reach that; None for a side that cannot be edited.
+    """
+    return {"visual": _side(model, "visual"), "text": _side(model, "text")}
+
+
+@torch.no_grad()
+def _verify(model: nn.Module, edited: nn.Module, place: Place, edit: Edit, side: Side) -> None:
+    """Compare the edited tower on random inputs with what the edit makes of the original's."""
+    # Copies, because a forward pass in training mode would move the running statistics.
+    original, changed = share(model, {}).eval(), share(edited, {}).eval()
+    inputs = probe_inputs(model, side)
+    with exact_products():
+        plain, expected = place.predict(original, edit, inputs)
+        actual = encode(changed, inputs, side).double()
+    check_took(edited, place.key, plain, expected, actual)
+
+
+def _side(model: nn.Module, side: Side) -> dict[str, Any] | None:
+    try:
+        projection = find(model, side)
+    except ValueError:
+        return None
+    return {
+        "key": projection.key,
+        "bias": projection.bias_key,
+        "layout": projection.layout,
+        "width": projection.width,
+        "dim": projection.dim,
+        "stored": projection.weight is not None,
+        **{space: _key(model, space, side) for space in DEEPER},
+    }
+
+
+def _key(model: nn.Module, space: Space, side: Side) -> str | None:
+    try:
+        return PLACES[space](model, side).key
+    except ValueError:
+        return None
