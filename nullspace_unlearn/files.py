@@ -1,17 +1,42 @@
-"""Writing so that nothing is lost: to a temporary sibling first, renamed when whole."""
+"""Writing so that nothing is lost: one process at a time, to a sibling that is renamed when whole.
+
+A process that dies leaves the old content or the new, and beside it at most hidden siblings:
+`.NAME.????????.tmp`, `.NAME.????????.old` and `.NAME.lock`. The next that claims the name clears
+them.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import platform
+import re
 import shutil
+import sys
 import tempfile
+import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+# What `tempfile` makes of a prefix and a suffix of ours.
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.(?P<kind>tmp|old)", re.DOTALL)
+# How `renameat2` on Linux and `renamex_np` on macOS are told to swap two paths.
+_HERE, _EXCHANGE = -100, 2
+_A_DAY = 24 * 3600.0
+
+_claims: set[Path] = set()
 
 
 class OutputExists(ValueError):
     """The output is already there and overwriting was not asked for."""
+
+
+class OutputInUse(ValueError):
+    """Another process is writing the output."""
 
 
 def default_cache() -> Path:
@@ -29,13 +54,81 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
 
     Raises:
         OutputExists: If `path` exists and `overwrite` is false.
-        ValueError: If its parent is not a folder that can be written to.
+        ValueError: If it is neither a file nor a folder, or its parent is not a folder that can be
+            written to.
     """
+    if path.name in ("", ".."):
+        raise ValueError(f"output {str(path)!r} has no name of its own: name a file or folder")
     if not overwrite and (path.exists() or path.is_symlink()):
         raise OutputExists(f"output {str(path)!r} exists; name another or pass --overwrite")
+    if path.is_symlink():
+        raise ValueError(f"output {str(path)!r} is a link, which is not replaced: name its target")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError(f"output {str(path)!r} is neither a file nor a folder")
     parent = next(p for p in path.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ValueError(f"output {str(path)!r} cannot be written: no write access to {parent}")
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Keep other processes from an output, and clear what dead ones left beside it.
+
+    The claim ends with the process, whatever ends it; within the process it can be made again.
+
+    Args:
+        path: The file or folder that is to be written; it need not exist.
+
+    Raises:
+        OutputInUse: If another process has claimed it, which is named.
+    """
+    path = _resolved(path)
+    if path in _claims:
+        yield
+        return
+    made = _make_parents(path)
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        with _locked(lock, path):
+            _claims.add(path)
+            try:
+                _put_back(path)
+                clear_leftovers(path.parent, path.name)
+                yield
+            finally:
+                _claims.discard(path)
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def clear_leftovers(folder: Path, name: str | None = None, idle: float = 0.0) -> None:
+    """Remove what dead processes were writing in a folder.
+
+    Args:
+        folder: The folder.
+        name: What they were writing there; absent: anything. Nobody else must be writing it now,
+            unless `idle` tells.
+        idle: Seconds for which a leftover was not touched.
+    """
+    with contextlib.suppress(OSError):
+        for left in list(folder.iterdir()):
+            match = _LEFTOVER.fullmatch(left.name)
+            if match and (name is None or match["name"] == name):
+                with contextlib.suppress(OSError):
+                    if not idle or time.time() - left.lstat().st_mtime > idle:
+                        _remove(left)
+
+
+def clear_cache(folder: Path) -> None:
+    """Remove what dead processes left in a cache, which others may be writing to.
+
+    Args:
+        folder: The cache; what nobody has touched for a day goes.
+    """
+    for one in (folder, *(child for child in _children(folder) if child.is_dir())):
+        clear_leftovers(one, idle=_A_DAY)
 
 
 @contextlib.contextmanager
@@ -51,9 +144,12 @@ def new_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
 
     Raises:
         OutputExists: If `path` exists and `overwrite` is false.
+        ValueError: If `path` is a folder, or cannot be written.
     """
     path = Path(path)
     refuse_existing(path, overwrite)
+    if path.is_dir():
+        raise ValueError(f"output {str(path)!r} is a folder, and a file is to be written")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
@@ -62,6 +158,7 @@ def new_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
         yield temporary
         _sync(temporary)
         temporary.chmod(0o666 & ~_umask())
+        refuse_existing(path, overwrite)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -71,10 +168,12 @@ def new_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
 def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary sibling folder that becomes `path` when the block ends without an error.
 
-    An existing folder is moved aside first and removed only once the new one is in its place.
+    An existing folder changes places with the new one in one step where the system can do that.
+    Where it cannot, the old one is moved aside first, and put back if the new one cannot take its
+    place; after a kill in between, by the next who claims the path.
 
     Args:
-        path: The folder to write.
+        path: The folder to write; it is claimed meanwhile.
         overwrite: Whether an existing folder may be replaced.
 
     Yields:
@@ -82,26 +181,120 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
 
     Raises:
         OutputExists: If `path` exists and `overwrite` is false.
+        OutputInUse: If another process is writing it.
+        ValueError: If `path` is a file, or cannot be written.
     """
     path = Path(path)
     refuse_existing(path, overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    if path.is_file():
+        raise ValueError(f"output {str(path)!r} is a file, and a folder is to be written")
+    with claimed(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        try:
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            temporary.chmod(0o777 & ~_umask())
+            refuse_existing(path, overwrite)
+            if not path.exists():
+                temporary.replace(path)
+            elif not _exchange(temporary, path):
+                _replace_in_two_steps(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace_in_two_steps(new: Path, path: Path) -> None:
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
     try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        temporary.chmod(0o777 & ~_umask())
-        if path.exists() or path.is_symlink():
-            aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-            path.replace(aside / path.name)
-            temporary.replace(path)
-            shutil.rmtree(aside)
-        else:
-            temporary.replace(path)
+        path.replace(aside / path.name)
+        new.replace(path)
+    except BaseException:
+        _put_back(path)
+        raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put_back(path: Path) -> None:
+    """Bring back a folder that was moved aside, where nothing has taken its place."""
+    for aside in () if path.exists() or path.is_symlink() else _children(path.parent):
+        match = _LEFTOVER.fullmatch(aside.name)
+        if match and (match["name"], match["kind"]) == (path.name, "old"):
+            with contextlib.suppress(FileNotFoundError):
+                (aside / path.name).replace(path)
+                aside.rmdir()
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places, so that at no time one is missing; False: it cannot be done."""
+    paths = os.fsencode(one), os.fsencode(other)
+    try:
+        system = ctypes.CDLL(None)
+        if sys.platform == "darwin":
+            return bool(system.renamex_np(*paths, _EXCHANGE) == 0)
+        return bool(system.renameat2(_HERE, paths[0], _HERE, paths[1], _EXCHANGE) == 0)
+    except (AttributeError, OSError, TypeError):
+        return False
+
+
+@contextlib.contextmanager
+def _locked(file: Path, path: Path) -> Iterator[None]:
+    """Hold a lock file; the system frees it when the process ends."""
+    holder = ""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        holder = file.read_text(encoding="utf-8")
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputInUse(
+            f"output {str(path)!r} is being written by {holder or 'another process'}; wait for it, "
+            "or name another"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        warnings.warn(f"{str(path)!r} is not kept from other processes: {error}", stacklevel=4)
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):
+            file.write_text(
+                f"process {os.getpid()} on {platform.node()} since {time.strftime('%F %T')}",
+                encoding="utf-8",
+            )
+        yield
+    finally:
+        # Held still, so whoever opened it meanwhile notices that it has gone and begins anew.
+        with contextlib.suppress(OSError):
+            file.unlink()
+        lock.release()
+
+
+def _resolved(path: Path) -> Path:
+    return path.absolute().parent.resolve() / path.name
+
+
+def _make_parents(path: Path) -> list[Path]:
+    """Make the folders above a path; those that were not there, innermost first."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _children(folder: Path) -> list[Path]:
+    with contextlib.suppress(OSError):
+        return list(folder.iterdir())
+    return []
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _sync(path: Path) -> None:

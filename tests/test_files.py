@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from nullspace_unlearn.files import OutputExists, new_file, new_folder
+from nullspace_unlearn import files
+from nullspace_unlearn.files import (
+    OutputExists,
+    OutputInUse,
+    claimed,
+    clear_cache,
+    new_file,
+    new_folder,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
+posix = pytest.mark.skipif(os.name != "posix", reason="needs fork and SIGKILL")
 
 
 def names(folder: Path) -> list[str]:
@@ -114,7 +125,7 @@ with new(Path(sys.argv[2]), overwrite=True) as temporary:
 """
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+@posix
 @pytest.mark.parametrize("kind", ["file", "folder"])
 @pytest.mark.parametrize("existing", [True, False])
 def test_a_kill_in_the_middle_leaves_the_old_or_nothing(
@@ -139,6 +150,185 @@ def test_a_kill_in_the_middle_leaves_the_old_or_nothing(
     with new(path, overwrite=True) as temporary:
         (temporary if kind == "file" else temporary / "weights").write_text("new")
     assert inside.read_text() == "new"
+
+
+def forked(work: Callable[[], None]) -> int:
+    """Run in a child process; its exit status, negative for a signal."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def killed_at(step: int, work: Callable[[], None]) -> None:
+    """Work, and die by SIGKILL before the step-th thing that the system is asked for."""
+    count = itertools.count(1)
+
+    def hook(event: str, _: object) -> None:
+        if event.startswith(("os.", "shutil.", "ctypes.", "open", "tempfile.")):
+            if next(count) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    work()
+
+
+@posix
+@pytest.mark.parametrize("in_one_step", [True, False])
+def test_a_kill_at_any_step_of_overwriting_loses_nothing(
+    tmp_path: Path, in_one_step: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where folders cannot be exchanged, whoever claims the path next puts the old one back."""
+    if not in_one_step:
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    path, seen, absent = tmp_path / "out", set(), 0
+
+    def write() -> None:
+        with new_folder(path, overwrite=True) as temporary:
+            (temporary / "weights").write_text("new")
+
+    for step in itertools.count(1):
+        path.mkdir(exist_ok=True)
+        (path / "weights").write_text("old")
+        done = forked(lambda step=step: killed_at(step, write))
+        assert path.is_dir() or not in_one_step
+        absent += not path.exists()
+        with claimed(path):
+            assert names(tmp_path) == [".out.lock", "out"]
+            seen.add((path / "weights").read_text())
+            assert names(path) == ["weights"]
+        assert names(tmp_path) == ["out"]
+        if done == 0:
+            break
+    assert step > 12 and seen == {"old", "new"}
+    assert (absent > 0) != in_one_step  # the control: the steps taken do show a gap
+
+
+def test_a_swap_that_fails_leaves_the_old_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, replace, fails = tmp_path / "out", Path.replace, True
+    path.mkdir()
+    (path / "old").touch()
+
+    def replaced(self: Path, target: Path) -> Path:
+        if fails and self.name.endswith(".tmp"):
+            raise OSError(5, "disk gone")
+        return replace(self, target)
+
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(Path, "replace", replaced)
+    for expected in ("old", "new"):
+        try:
+            with new_folder(path, overwrite=True) as temporary:
+                (temporary / "new").touch()
+        except OSError as error:
+            assert fails and error.errno == 5
+        assert names(path) == [expected]
+        assert names(tmp_path) == ["out"]
+        fails = False  # the control: it is this failure that keeps the old one
+
+
+def hold(path: Path) -> tuple[int, int]:
+    """A child process that claims a path until it is killed: its number, and where it says so."""
+    reads, writes = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with claimed(path):
+            os.write(writes, b"!")
+            signal.pause()
+    assert os.read(reads, 1) == b"!"
+    return child, reads
+
+
+@posix
+@pytest.mark.parametrize("existing", [True, False])
+def test_the_second_process_is_told_who_holds_an_output(tmp_path: Path, existing: bool) -> None:
+    path = tmp_path / "deep" / "out"
+    if existing:
+        path.mkdir(parents=True)
+    child, _ = hold(path)
+    try:
+        for _ in range(2):
+            with pytest.raises(OutputInUse, match=rf"written by process {child} on .* since"):
+                with new_folder(path, overwrite=True):
+                    pytest.fail("the work was begun")
+        with claimed(path.with_name("other")):  # the control: only that path is held
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    with new_folder(path, overwrite=True) as temporary:  # a dead process holds nothing
+        (temporary / "file").touch()
+    assert names(path) == ["file"]
+    assert names(path.parent) == ["out"]
+
+
+def test_a_claim_may_be_made_again_and_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "er" / "out"
+    with claimed(path), claimed(path):
+        assert names(path.parent) == [".out.lock"]
+    assert names(tmp_path) == []
+
+
+def test_a_claim_clears_what_dead_processes_left_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".out.abcd_123.tmp", ".out.abcd1234.old", ".other.abcd1234.tmp", ".out.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").touch()
+    (tmp_path / ".out.12345678.tmp").symlink_to(tmp_path / ".out.tmp")
+    with claimed(tmp_path / "out"):
+        assert names(tmp_path) == [".other.abcd1234.tmp", ".out.lock", ".out.tmp"]
+    assert names(tmp_path / ".out.tmp") == ["weights"]
+
+
+def test_a_cache_loses_only_what_was_left_for_a_day(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    old, new, kept = (tmp_path / "text" / n for n in (".a.abcd1234.tmp", ".b.abcd1234.tmp", "a"))
+    for file in (old, new, kept):
+        file.touch()
+    for file in (old, kept):
+        os.utime(file, (0, 0))
+    clear_cache(tmp_path)
+    assert names(tmp_path / "text") == [new.name, "a"]
+    clear_cache(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("new", [new_file, new_folder])
+@pytest.mark.parametrize("there", ["link", "pipe", "other kind"])
+def test_links_pipes_and_other_kinds_are_not_replaced(tmp_path: Path, new, there: str) -> None:
+    path, target = tmp_path / "out", tmp_path / "target"
+    target.touch()
+    if there == "link":
+        path.symlink_to(target)
+    elif there == "pipe":
+        os.mkfifo(path)
+    elif new is new_file:
+        path.mkdir()
+    else:
+        path.touch()
+    before = path.lstat()
+    with pytest.raises(ValueError, match="is a (link|folder|file)|neither a file nor a folder"):
+        with new(path, overwrite=True):
+            pytest.fail("the work was begun")
+    assert os.path.samestat(path.lstat(), before)
+
+
+@pytest.mark.parametrize("new", [new_file, new_folder])
+@pytest.mark.parametrize("path", [".", "/", ".."])
+def test_an_output_needs_a_name(new, path: str) -> None:
+    with pytest.raises(ValueError, match="has no name of its own"), new(Path(path), overwrite=True):
+        pytest.fail("the work was begun")
+
+
+@pytest.mark.parametrize("new", [new_file, new_folder])
+def test_what_appears_meanwhile_is_not_replaced_without_leave(tmp_path: Path, new) -> None:
+    with pytest.raises(OutputExists), new(tmp_path / "out") as temporary:
+        (tmp_path / "out").write_text("of another")
+    assert (tmp_path / "out").read_text() == "of another"
+    assert not temporary.exists()
 
 
 @pytest.mark.parametrize("new", [new_file, new_folder])

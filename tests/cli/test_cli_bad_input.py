@@ -148,8 +148,12 @@ ROWS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "existing undo": ((*ERASE, "--undo", "file"), "output 'file' exists"),
     "output is no model folder": (
-        (*ERASE, "--output", "empty/..", "--overwrite"),
+        (*ERASE, "--output", "notes", "--overwrite"),
         "is not a model folder, so it is not replaced",
+    ),
+    "output without a name": (
+        (*ERASE, "--output", "empty/..", "--overwrite"),
+        "no name of its own",
     ),
     "heatmap of no format": ((*ERASE, "--heatmap", "grid.gif"), r"allowed: \.png \.svg \.pdf"),
     "no data": ((*ERASE, "--data", "no"), "image folder 'no' is not a folder"),
