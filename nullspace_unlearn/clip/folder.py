@@ -31,9 +31,11 @@ from nullspace_unlearn.clip.source import (
     file_sha256,
     one_line,
 )
+from nullspace_unlearn.clip.towers import GROWN
 from nullspace_unlearn.files import new_file, new_folder, refuse_existing
 
 _UNDO_FORMAT = "nullspace-unlearn undo 1"
+_UNDO_FIELDS = ("original", "edited", "config", "header")
 _ABOUT_THE_EDIT = (WEIGHTS_NAME, CONFIG_NAME, RECIPE_NAME, REPORT_NAME, CARD_NAME)
 _TOKENIZER_FILES = (
     "tokenizer*",
@@ -136,7 +138,8 @@ def revert(
 
     Raises:
         OutputExists: If `output` exists and `overwrite` is false.
-        ValueError: If the undo file belongs to other weights, or is damaged.
+        ValueError: If the undo file belongs to other weights or another configuration, or is
+            damaged.
         OSError: If writing fails; nothing is left half-written.
     """
     folder, undo, output = Path(folder), Path(undo), Path(output)
@@ -144,10 +147,13 @@ def revert(
     said = tensors.read_header(undo).metadata
     if said.get("format") != _UNDO_FORMAT:
         raise ValueError(f"{undo} is not an undo file: its format is {said.get('format')!r}")
+    if missing := [name for name in _UNDO_FIELDS if name not in said]:
+        raise ValueError(f"{undo} is damaged: it lacks {', '.join(missing)}")
     edited = folder / WEIGHTS_NAME
     if not edited.is_file():
         raise ValueError(f"model folder {str(folder)!r} holds no {WEIGHTS_NAME}")
     _check_hash(edited, said["edited"], f"{undo} was written with other weights than {edited}")
+    _check_config(folder, undo, said["config"], said["header"])
     with new_folder(output, overwrite) as restored:
         weights = restored / WEIGHTS_NAME
         tensors.reassemble(said["header"], undo, edited, weights)
@@ -233,6 +239,26 @@ def _check_hash(file: Path, expected: str, problem: str) -> None:
     actual = file_sha256(file)
     if actual != expected:
         raise ValueError(f"{problem}: sha256 is {actual}, expected {expected}")
+
+
+def _check_config(folder: Path, undo: Path, text: str, header: str) -> None:
+    """Refuse an undo file whose configuration is not the folder's, less what an edit adds to it."""
+    try:
+        now = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        before = json.loads(text)
+        if f"{GROWN}.weight" not in tensors.parse_header(header).entries:
+            grown = now["model_cfg"]["vision_cfg"]
+            for name in ("timm_proj", "timm_proj_bias"):
+                grown.pop(name, None)
+                before["model_cfg"]["vision_cfg"].pop(name, None)
+        # What the original leaves unsaid of its preprocessing, loading has filled in.
+        said = now["preprocess_cfg"]
+        now["preprocess_cfg"] = {name: said[name] for name in before.get("preprocess_cfg", {})}
+        before.setdefault("preprocess_cfg", {})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{undo} is damaged, or {folder} is: {one_line(error)}") from None
+    if now != before:
+        raise ValueError(f"{undo} holds another {CONFIG_NAME} than {folder}")
 
 
 def _documents(

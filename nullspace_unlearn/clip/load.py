@@ -34,6 +34,7 @@ from nullspace_unlearn.clip.source import (
     file_sha256,
     one_line,
 )
+from nullspace_unlearn.clip.trust import refuse_remote_code, weights_only
 
 PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
@@ -97,6 +98,7 @@ def load(
         raise ValueError(f"unknown precision {precision!r}; allowed: {', '.join(PRECISIONS)}")
     found = _resolve(name, pretrained, cache_dir)
     _check_precision(name, found.config["model_cfg"], precision)
+    _check_trust(name, found, cache_dir)
     sha256 = None
     if found.weights is not None:
         _check_readable(found.weights)
@@ -168,6 +170,17 @@ def _check_precision(name: str, model_cfg: Mapping[str, Any], precision: str) ->
             f"open_clip cannot run {name} at precision {precision!r}; allowed for CoCa and for "
             "Hugging Face text towers: fp32, pure_fp16, pure_bf16"
         )
+
+
+def _check_trust(name: str, found: _Found, cache_dir: str | None) -> None:
+    try:
+        with _quiet():
+            text = found.config["model_cfg"]["text_cfg"]
+            refuse_remote_code(text, found.folder, cache_dir=cache_dir)
+    except OSError as error:
+        raise RuntimeError(f"cannot load {name}: {one_line(error)}") from None
+    except ValueError as error:
+        raise ValueError(f"cannot load {name}: {one_line(error)}") from None
 
 
 def _resolve(name: str, pretrained: str | None, cache_dir: str | None) -> _Found:
@@ -298,8 +311,6 @@ def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
             raise TypeError("embed_dim must be an integer")
         if not isinstance(config.get("preprocess_cfg", {}), dict):
             raise TypeError("preprocess_cfg must be an object")
-        if (parts["text_cfg"].get("tokenizer_kwargs") or {}).get("trust_remote_code"):
-            raise ValueError("it asks to run code that a tokenizer brings along, which is refused")
     except KeyError as error:
         raise ValueError(f"{path} is no open_clip configuration: it lacks {error}") from None
     except (OSError, ValueError, TypeError) as error:
@@ -349,7 +360,8 @@ def _build(name: str, found: _Found, device: torch.device, precision: str) -> nn
 
 def _load_weights(model: nn.Module, path: Path) -> None:
     try:
-        open_clip.load_checkpoint(model, str(path), strict=True, weights_only=True)
+        with weights_only():
+            open_clip.load_checkpoint(model, str(path), strict=True, weights_only=True)
     except Exception as error:
         message = one_line(error)
         if "weights_only" in str(error) or "Weights only" in str(error):
@@ -362,7 +374,9 @@ def _load_weights(model: nn.Module, path: Path) -> None:
 def _tokenizer(name: str, found: _Found, cache_dir: str | None) -> Any:
     try:
         with _quiet():
-            return open_clip.get_tokenizer(found.tokenizer, cache_dir=cache_dir)
+            hugging_face = found.config["model_cfg"]["text_cfg"].get("hf_tokenizer_name")
+            safely = {"trust_remote_code": False} if hugging_face else {}
+            return open_clip.get_tokenizer(found.tokenizer, cache_dir=cache_dir, **safely)
     except Exception as error:
         message = f"cannot load the tokenizer of {name}: {one_line(error)}"
         raise (ValueError if found.folder else RuntimeError)(message) from None

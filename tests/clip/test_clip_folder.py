@@ -260,6 +260,33 @@ def test_undo_of_another_model_is_refused(clip_of, random_edit, tmp_path):
     assert not (tmp_path / "restored").exists()
 
 
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16-SigLIP"])
+def test_an_undo_file_that_was_tampered_with_is_refused(name, clip_of, random_edit, tmp_path):
+    clip = clip_of(name)
+    saved = clip.fold(random_edit(clip.dim)).save(tmp_path / "m", undo=tmp_path / "undo")
+    with safe_open(tmp_path / "undo", "pt") as file:
+        said, held = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}
+    config = json.loads(said["config"])
+    assert config["model_cfg"]["embed_dim"] == clip.dim
+
+    def reverted(**changed: str | None) -> Path:
+        metadata = {k: v for k, v in {**said, **changed}.items() if v is not None}
+        save_file(held or {"none": torch.zeros(1)}, tmp_path / "other", metadata=metadata)
+        return revert(saved, tmp_path / "other", tmp_path / "restored", overwrite=True)
+
+    reverted()  # control
+    config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
+    with pytest.raises(ValueError, match=f"holds another {CONFIG} than .*m"):
+        reverted(config=json.dumps(config))
+    config = json.loads(said["config"])
+    config["preprocess_cfg"] = {**config.get("preprocess_cfg", {}), "mean": [0, 0, 0]}
+    with pytest.raises(ValueError, match=f"holds another {CONFIG}"):
+        reverted(config=json.dumps(config))
+    for lost in ("config", "header", "edited", "original"):
+        with pytest.raises(ValueError, match=f"undo file|is damaged: it lacks {lost}"):
+            reverted(**{lost: None})
+
+
 def test_outputs_that_would_destroy_something_are_refused(folder_of, random_edit, tmp_path):
     source = Path(shutil.copytree(folder_of("ViT-B-32"), tmp_path / "source"))
     clip = load(str(source), device="cpu").fold(random_edit(pico.DIM))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
+import pickle
 import shutil
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import open_clip
@@ -228,6 +232,64 @@ def test_a_bad_folder_is_one_line_of_error(case, folder):
     with pytest.raises(ValueError, match=message) as caught:
         load(str(folder), device="cpu")
     assert "\n" not in str(caught.value)
+
+
+class Payload:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (eval, (f"open({str(self.path)!r}, 'w').close()",))
+
+
+def test_a_crafted_weights_file_runs_nothing(folder, tmp_path, monkeypatch):
+    """open_clip falls back to a plain `torch.load` where the safe one ends in a TypeError."""
+    ran, crafted = tmp_path / "ran", folder / "open_clip_pytorch_model.bin"
+    # Pickle takes a state of None for none, and torch's safe reader fails over it.
+    stumble = b"\x80\x02ccollections\nOrderedDict\n)RNb0"
+    torch.save({}, crafted)
+    with zipfile.ZipFile(crafted) as good:
+        parts = {name: good.read(name) for name in good.namelist()}
+    parts["open_clip_pytorch_model/data.pkl"] = stumble + pickle.dumps(Payload(ran), 2)[2:]
+    with zipfile.ZipFile(crafted, "w") as bad:
+        for name, data in parts.items():
+            bad.writestr(name, data)
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    model = load(str(folder), device="cpu").model
+    with pytest.warns(UserWarning, match="FORCE_NO"), contextlib.suppress(Exception):
+        open_clip.load_checkpoint(model, str(crafted))  # control: stock open_clip runs it
+    assert ran.exists()
+    ran.unlink()
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(ValueError, match="cannot load weights file") as caught:
+        load(str(folder), device="cpu")
+    assert "\n" not in str(caught.value) and not ran.exists()
+    assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "text tower"])
+def test_code_that_a_text_tower_brings_along_is_refused(part, folder_of, tmp_path, monkeypatch):
+    """transformers would ask on stdout whether to run it, and take a y on stdin."""
+    whole = Path(shutil.copytree(folder_of("roberta-ViT-B-32"), tmp_path / "model"))
+    config = json.loads((whole / CONFIG).read_text())
+    tower = Path(config["model_cfg"]["text_cfg"]["hf_model_name"])
+    edited = Path(shutil.copytree(tower, tmp_path / "tower"))
+    config["model_cfg"]["text_cfg"]["hf_model_name"] = str(edited)
+    (whole / CONFIG).write_text(json.dumps(config))
+    load(str(whole), device="cpu")  # control
+    file = (whole if part == "tokenizer" else edited) / (
+        "tokenizer_config.json" if part == "tokenizer" else "config.json"
+    )
+    said = json.loads(file.read_text())
+    brought = {"AutoTokenizer": ["tokenizer.Bad", None], "AutoConfig": "tokenizer.Bad"}
+    file.write_text(json.dumps({**said, "auto_map": brought}))
+    (file.parent / "tokenizer.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked"))
+    with pytest.raises(ValueError, match=f"cannot load .*: {part} .* brings code along") as caught:
+        load(str(whole), device="cpu")
+    assert "\n" not in str(caught.value) and not (tmp_path / "ran").exists()
 
 
 BAD_NAMES = {
