@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from _worlds import World, plain
@@ -40,9 +41,14 @@ class Peer:
 
 
 def run_trained(
-    world: World, peer: Peer, forget: Forget, seed: int, epochs: int | None = None
+    world: World,
+    peer: Peer,
+    forget: Forget,
+    seed: int,
+    epochs: int | None = None,
+    keep: Path | None = None,
 ) -> dict[str, Any]:
-    """Train one method on one request and measure it."""
+    """Train one method on one request and measure it; `keep` as for `World.measure`."""
     shots, validation = world.draw(seed)
     best = {**peer.numbers, **peer.on.get(forget.paradigm, {})}
     numbers = {key: plain(value) for key, value in best.items()}
@@ -54,7 +60,7 @@ def run_trained(
     trained = train.train(method, task, Settings(), quiet=True)
     seconds = time.perf_counter() - started
     return {
-        **asdict(world.measure(forget, trained.clip)),
+        **asdict(world.measure(forget, trained.clip, keep)),
         "seconds": seconds,
         "images": len(shots) + len(validation) if method.sees_images else 0,
         "epochs": len(trained.log),

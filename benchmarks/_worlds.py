@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from safetensors.torch import save_file
 from torch import Tensor
 
 import nullspace_unlearn as nsu
@@ -19,6 +20,7 @@ from nullspace_unlearn.data import mini
 from nullspace_unlearn.data.folders import few, find_images
 from nullspace_unlearn.evaluate.metrics import Figures, figures, ideal_grid
 from nullspace_unlearn.evaluate.zeroshot import Grid, accuracy_grid, predict
+from nullspace_unlearn.files import new_file
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.prototypes import Visual, class_prototypes, from_batches
 from nullspace_unlearn.train.shots import Shots, from_bundled, from_images, split
@@ -80,11 +82,22 @@ class World:
         shape = (len(self.words.classes), len(self.words.domains))
         return accuracy_grid(predict(embeddings, text), self.labels, self.domains, *shape)
 
-    def measure(self, forget: Forget, edited: Clip) -> Figures:
-        """The figures of an edited or trained model under a request."""
+    def measure(self, forget: Forget, edited: Clip, keep: Path | None = None) -> Figures:
+        """The figures of an edited or trained model under a request.
+
+        Args:
+            forget: The request.
+            edited: The model.
+            keep: File for what the model makes of images and names, so that a figure thought of
+                later needs no new training.
+        """
         mask = forget.mask(self.words.classes, tuple(self.words.domains))
         z = self.untouched if edited is self.clip else embed(edited, self.images)
-        return figures(self.grid(z, self.classifier(edited)), mask)
+        text = self.classifier(edited)
+        if keep is not None:
+            with new_file(keep, overwrite=True) as temporary:
+                save_file({"embeddings": z.contiguous(), "text": text.contiguous()}, temporary)
+        return figures(self.grid(z, text), mask)
 
     def ideal(self, forget: Forget) -> Figures:
         """What a perfect edit would reach."""

@@ -80,6 +80,7 @@ def run_job(given: tuple[Job, Path]) -> None:
     logging.getLogger().setLevel(logging.ERROR)
     torch.set_num_threads(1)
     world = world_of(job.world, job.numbers is not None)
+    path = job.file(work)
     forget = world.requests(job.kind)[job.number]
     if job.label == "untouched":
         result: dict[str, Any] = asdict(world.measure(forget, world.clip))
@@ -92,8 +93,9 @@ def run_job(given: tuple[Job, Path]) -> None:
         if job.numbers is not None:
             numbers = {**peer.numbers, **peer.on.get(job.kind, {}), **dict(job.numbers)}
             peer = peers.Peer(peer.method, numbers)
-        result = peers.run_trained(world, peer, forget, job.seed)
-    path = job.file(work)
+        result = peers.run_trained(
+            world, peer, forget, job.seed, keep=path.with_suffix(".safetensors")
+        )
     with new_file(path, overwrite=True) as temporary:
         temporary.write_text(json.dumps({**asdict(job), **result}))
 
