@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from nullspace_unlearn.version import __version__
+
 if TYPE_CHECKING:
     from nullspace_unlearn import erasers
     from nullspace_unlearn.clip.load import load
@@ -21,8 +23,7 @@ if TYPE_CHECKING:
     from nullspace_unlearn.forget import Forget
     from nullspace_unlearn.unlearn import Plan, erase, plan
 
-__version__ = "0.1.0"
-__all__ = ["Clip", "Edit", "Forget", "Plan", "erase", "erasers", "load", "plan"]
+__all__ = ["Clip", "Edit", "Forget", "Plan", "__version__", "erase", "erasers", "load", "plan"]
 
 # torch and open_clip take seconds to import; each name brings what it needs when first used, so
 # that `nsu --help` need not wait.

@@ -28,11 +28,11 @@ from nullspace_unlearn.clip.source import (
     WEIGHTS_NAME,
     Source,
     config_text,
-    file_sha256,
     one_line,
 )
 from nullspace_unlearn.clip.towers import GROWN
 from nullspace_unlearn.files import new_file, new_folder, refuse_existing
+from nullspace_unlearn.fingerprint import file_sha256
 
 _UNDO_FORMAT = "nullspace-unlearn undo 1"
 _UNDO_FIELDS = ("original", "edited", "config", "header")

@@ -31,10 +31,10 @@ from nullspace_unlearn.clip.source import (
     WEIGHTS_NAME,
     Source,
     config_text,
-    file_sha256,
     one_line,
 )
 from nullspace_unlearn.clip.trust import refuse_remote_code, weights_only
+from nullspace_unlearn.fingerprint import file_sha256
 
 PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")

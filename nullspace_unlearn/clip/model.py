@@ -29,8 +29,11 @@ from nullspace_unlearn.clip.prompts import encode_prompts
 from nullspace_unlearn.clip.source import Source
 from nullspace_unlearn.clip.visual_prompts import Adapter
 from nullspace_unlearn.edit import Edit, Side
+from nullspace_unlearn.fingerprint import Fingerprint, of_tensors
 
 _MANY = 1000  # prompts
+_PROBE = ("a photo of a café.", "Sketch, 2 guitars: naïve über-ostrich!", "crème brûlée 漢字 😀")
+"""Words on which two tokenizers are told apart."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +80,35 @@ class Clip:
         """What cosine similarities are multiplied by before a softmax."""
         network: Any = self.model
         return float(network.logit_scale.detach().float().exp())
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """What features of this model depend on, besides what is embedded and on what machine.
+
+        Facts: "weights", the hash of the weights file (of all parameters where there is none);
+        "edits", the hash of the parameters of each tower that were changed since; "model_cfg" with
+        its activation; "preprocessing"; "tokenizer", a hash of the ids that it gives for a few
+        words; "adapter", the hash of visual prompts; "precision", the dtypes of the parameters.
+        """
+        held = self.model.state_dict()
+        edits: dict[str, str | None] = {"visual": None, "text": None}
+        for side in {change.side for change in self.changes}:
+            keys = [change.key for change in self.changes if change.side == side]
+            edits[side] = of_tensors({key: held[key] for key in keys})
+        dtypes = {str(p.dtype).removeprefix("torch.") for p in self.model.parameters()}
+        adapter = None if self.adapter is None else of_tensors(self.adapter.prompts.state_dict())
+        size = list(self.image_size)
+        return Fingerprint(
+            {
+                "weights": self.source.sha256 or f"random, {of_tensors(held)}",
+                "edits": edits,
+                "model_cfg": {"quick_gelu": False, **self.config["model_cfg"]},
+                "preprocessing": {**self.config["preprocess_cfg"], "size": size},
+                "tokenizer": of_tensors({"ids": self.tokenizer(list(_PROBE)).long()}),
+                "adapter": adapter,
+                "precision": "+".join(sorted(dtypes)),
+            }
+        )
 
     def normalise(self, pixels: Float[Tensor, "*n 3 rows columns"]) -> Float[Tensor, ...]:
         """Take RGB pixels to what the image tower wants, as the last step of `preprocess` does.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,15 +45,6 @@ class Source:
 def config_text(config: Mapping[str, Any]) -> str:
     """An open_clip_config.json as text."""
     return json.dumps(config, indent=2, ensure_ascii=False)
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import zlib
@@ -19,6 +21,7 @@ from jaxtyping import Float, Int
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from nullspace_unlearn.fingerprint import Fingerprint, contents_in_use
 from nullspace_unlearn.words import check_names
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -78,6 +81,29 @@ class ImageSet:
         grid = torch.zeros(len(self.classes), len(self.domains), dtype=torch.int64)
         one = torch.ones(len(self), dtype=torch.int64)
         return grid.index_put((self.class_index, self.domain_index), one, accumulate=True)
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """What features of these images depend on: their names, cells and contents, in order.
+
+        Files are hashed, those that `fingerprint.contents_in_use` knows by what the file system
+        says of them; an image in a shard counts as its place in that.
+
+        Raises:
+            OSError: If one cannot be read.
+        """
+        holders: list[Any] = [getattr(path, "shard", path) for path in self.paths]
+        hashes = contents_in_use().of(self.root, holders)
+        names, contents = hashlib.sha256(), hashlib.sha256()
+        cells = zip(self.class_index.tolist(), self.domain_index.tolist(), strict=True)
+        for path, (c, d), content in zip(self.paths, cells, hashes, strict=True):
+            name = path.relative_to(self.root).as_posix()
+            names.update(json.dumps([name, self.classes[c], self.domains[d]]).encode())
+            place = [getattr(path, part, None) for part in ("offset", "size")]
+            contents.update(json.dumps([content, *place]).encode())
+        return Fingerprint(
+            {"count": len(self), "names": names.hexdigest(), "contents": contents.hexdigest()}
+        )
 
     def subset(self, chosen: Int[Tensor, " k"]) -> ImageSet:
         """Some of the images; the names of classes and domains stay.

@@ -440,3 +440,32 @@ def test_leaving_early_leaves_no_thread_behind(eleven: ImageSet) -> None:
 def test_numbers_out_of_range(eleven: ImageSet, options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must be at least 1"):
         read(eleven, **options)
+
+
+FOUR = ("photo/cat/a.png", "photo/dog/a.png", "sketch/cat/a.png", "sketch/dog/a.png")
+
+
+@pytest.mark.parametrize("change", ["content", "size and time alike", "name", "cell", "subset"])
+def test_a_fingerprint_tells_images_apart(tmp_path: Path, change: str) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    before = find_images(put(here, *FOUR))
+    assert before.fingerprint == find_images(put(there, *FOUR)).fingerprint  # wherever they lie
+    file, facts = there / FOUR[1], {"contents"}
+    stat = file.stat()
+    if change == "content":
+        put(there, FOUR[1], colour=(0, 0, 255))
+    elif change == "size and time alike":
+        file.write_bytes(file.read_bytes()[::-1])
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert (file.stat().st_size, file.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    elif change == "name":
+        file.rename(file.with_name("b.png"))
+        facts = {"names"}
+    elif change == "cell":
+        (there / "sketch").rename(there / "drawn")
+        facts = {"names"}
+    after = find_images(there)
+    if change == "subset":
+        after, facts = after.subset(torch.tensor([0, 2, 3])), {"count", "names", "contents"}
+    differences = before.fingerprint.differences(after.fingerprint)
+    assert {line.partition(":")[0] for line in differences} == facts

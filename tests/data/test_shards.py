@@ -269,3 +269,16 @@ def test_a_damaged_header_is_not_the_end(tmp_path: Path) -> None:
     path.write_bytes(b"<html>404</html>" * 99)
     with pytest.raises(ValueError, match="cannot be used"):
         find_shards(path)
+
+
+def test_a_fingerprint_tells_shards_apart(tmp_path: Path) -> None:
+    def found(folder: str, *reds: int) -> ImageSet:
+        samples = [sample(f"{i:02}", i % 2, red) for i, red in enumerate(reds)]
+        return find_shards(write(tmp_path / folder / "0.tar", sum(samples, [])).parent)
+
+    one, same, other = found("a", 1, 2, 3), found("b", 1, 2, 3), found("c", 1, 9, 3)
+    assert one.fingerprint == same.fingerprint
+    assert one.fingerprint.differences(other.fingerprint)
+    assert (
+        one.subset(torch.tensor([0, 1])).fingerprint != one.subset(torch.tensor([0, 2])).fingerprint
+    )

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .pose import place
-from .shapes import FIGURES
-from .styles import STYLES
+from nullspace_unlearn.data.mini.pose import place
+from nullspace_unlearn.data.mini.shapes import FIGURES
+from nullspace_unlearn.data.mini.styles import STYLES
 
 CLASSES: tuple[str, ...] = tuple(FIGURES)
 DOMAINS: tuple[str, ...] = tuple(STYLES)

@@ -6,7 +6,7 @@ import colorsys
 
 import numpy as np
 
-from .geometry import Colour
+from nullspace_unlearn.data.mini.geometry import Colour
 
 BLACK: Colour = (28, 28, 32)
 WHITE: Colour = (244, 244, 240)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .geometry import Part, turn
+from nullspace_unlearn.data.mini.geometry import Part, turn
 
 
 def place(figure: list[Part], side: float, rng: np.random.Generator) -> list[Part]:

@@ -11,8 +11,18 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .colours import BLACK, GLASS, METAL, WHITE, fur, leaf, mix, paint, shade
-from .geometry import Colour, Part, box, curve, ellipse, polygon, turn
+from nullspace_unlearn.data.mini.colours import (
+    BLACK,
+    GLASS,
+    METAL,
+    WHITE,
+    fur,
+    leaf,
+    mix,
+    paint,
+    shade,
+)
+from nullspace_unlearn.data.mini.geometry import Colour, Part, box, curve, ellipse, polygon, turn
 
 Rng = np.random.Generator
 Figure = list[Part]

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from .colours import from_hsv, luminance, mix, paint, shade, stretch
-from .geometry import Colour, Part, Points, densify
-from .textures import clouds, gradient, grain, scenery, to_image
+from nullspace_unlearn.data.mini.colours import from_hsv, luminance, mix, paint, shade, stretch
+from nullspace_unlearn.data.mini.geometry import Colour, Part, Points, densify
+from nullspace_unlearn.data.mini.textures import clouds, gradient, grain, scenery, to_image
 
 Rng = np.random.Generator
 Pen = ImageDraw.ImageDraw

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .geometry import Colour
+from nullspace_unlearn.data.mini.geometry import Colour
 
 Field = NDArray[np.float32]
 
