@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,8 @@ from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.clip.mlp import MlpFeatures
 from nullspace_unlearn.edit import Edit, Space
 from nullspace_unlearn.evaluate.compare import classifier
-from nullspace_unlearn.evaluate.metrics import Figures, figures, ideal_grid
+from nullspace_unlearn.evaluate.figures import grid_figures
+from nullspace_unlearn.evaluate.ideal import ideal_grid
 from nullspace_unlearn.evaluate.zeroshot import Grid, accuracy_grid, predict
 from nullspace_unlearn.features import Features
 from nullspace_unlearn.forget import Forget
@@ -110,12 +111,12 @@ class Row:
     """
 
     method: str
-    figures: tuple[Figures, ...]
+    figures: tuple[dict[str, float | None], ...]
 
     @property
     def h4(self) -> float:
         """Mean of the harmonic means."""
-        return spread([one.h4 for one in self.figures]).mean
+        return spread([one["h4"] for one in self.figures]).mean
 
 
 def requests(classes: Sequence[str], domains: Sequence[str]) -> dict[str, list[Forget]]:
@@ -139,7 +140,7 @@ def measure(bench: Bench, kind: str) -> list[Row]:
 
     def row(name: str, edit: Callable[[Forget], Edit | None]) -> Row:
         bar = tqdm(asked, unit="request", desc=f"{kind}: {name}", leave=False)
-        return Row(name, tuple(figures(bench.grid(edit(one)), masks[id(one)]) for one in bar))
+        return Row(name, tuple(grid_figures(bench.grid(edit(one)), masks[id(one)]) for one in bar))
 
     def erase(method: str, visual: Visual | None, space: Space = "embedding") -> Any:
         def edit(one: Forget) -> Edit:
@@ -155,7 +156,7 @@ def measure(bench: Bench, kind: str) -> list[Row]:
     ideal = Row(
         "ideal",
         tuple(
-            figures(
+            grid_figures(
                 ideal_grid(f.embeddings, bench.classes, f.labels, f.domains, masks[id(one)]),
                 masks[id(one)],
             )
@@ -222,19 +223,19 @@ def table(found: Sequence[Row]) -> str:
         "kept": "all kept",
         "worst_kept": "worst kept cell",
     }
-    if found[0].figures[0].rest is None:  # a class everywhere or a whole domain: two groups only
+    if found[0].figures[0]["rest"] is None:  # a class everywhere or a whole domain: two groups only
         groups = {"kept": "kept", "worst_kept": "worst kept cell"}
     h = "H4" if "rest" in groups else "H"
     header = ["method", "forgotten (worst)", *groups.values(), f"{h} ± sd (worst)", "of the ideal"]
     lines = []
     for row in found:
-        gone = spread([one.forgotten for one in row.figures], high_is_good=False)
-        h4 = spread([one.h4 for one in row.figures])
+        gone = spread([one["forgotten"] for one in row.figures], high_is_good=False)
+        h4 = spread([one["h4"] for one in row.figures])
         lines.append(
             [
                 row.method,
                 f"{gone.mean:.3f} ({gone.worst:.2f})",
-                *(f"{spread([getattr(one, g) for one in row.figures]).mean:.3f}" for g in groups),
+                *(f"{spread([one[g] for one in row.figures]).mean:.3f}" for g in groups),
                 f"{h4.mean:.3f} ± {h4.sd:.3f} ({h4.worst:.3f})",
                 f"{h4.mean / ideal:.1%}",
             ]
@@ -246,7 +247,7 @@ def to_json(found: Sequence[Row], asked: Sequence[Forget]) -> dict[str, Any]:
     """The rows with every request's figures."""
     return {
         "requests": [[*one.classes, *one.domains] for one in asked],
-        "methods": {row.method: [asdict(one) for one in row.figures] for row in found},
+        "methods": {row.method: list(row.figures) for row in found},
     }
 
 

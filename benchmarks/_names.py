@@ -18,7 +18,8 @@ from tqdm import tqdm
 from nullspace_unlearn import erasers
 from nullspace_unlearn.certificate import TOLERANCE, certify
 from nullspace_unlearn.edit import Edit
-from nullspace_unlearn.evaluate.metrics import figures, ideal_grid
+from nullspace_unlearn.evaluate.figures import grid_figures
+from nullspace_unlearn.evaluate.ideal import ideal_grid
 from nullspace_unlearn.evaluate.zeroshot import accuracy_grid, predict
 from nullspace_unlearn.features import Features
 from nullspace_unlearn.forget import harmonic_mean
@@ -168,8 +169,9 @@ def outcome(data: Images, gone: Bool[Tensor, " classes"], edit: Edit | None) -> 
 def ideal(data: Images, gone: Bool[Tensor, " classes"]) -> Outcome:
     """What striking the forgotten names off the list would give."""
     mask, features = gone[:, None], data.features
-    found = figures(ideal_grid(features.embeddings, data.text, features.labels, None, mask), mask)
-    return Outcome(found.forgotten, found.kept)
+    grid = ideal_grid(features.embeddings, data.text, features.labels, None, mask)
+    found = grid_figures(grid, mask)
+    return Outcome(found["forgotten"], found["kept"])
 
 
 def measure(data: Images, tasks: Sequence[Task], name: str, eraser: Eraser) -> Row:
@@ -269,8 +271,8 @@ def to_json(found: dict[int, list[Row]]) -> dict[str, Any]:
 
 def _outcome(data: Images, gone: Tensor, predicted: Tensor) -> Outcome:
     grid = accuracy_grid(predicted, data.features.labels, None, len(gone))
-    found = figures(grid, gone[:, None])
-    return Outcome(found.forgotten, found.kept)
+    found = grid_figures(grid, gone[:, None])
+    return Outcome(found["forgotten"], found["kept"])
 
 
 def _rounded(data: Images, gone: Tensor, operator: Tensor) -> Outcome:

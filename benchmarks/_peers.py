@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def run_trained(
     trained = train.train(method, task, Settings(), quiet=True)
     seconds = time.perf_counter() - started
     return {
-        **asdict(world.measure(forget, trained.clip, keep)),
+        **world.measure(forget, trained.clip, keep),
         "seconds": seconds,
         "images": len(shots) + len(validation) if method.sees_images else 0,
         "epochs": len(trained.log),
@@ -90,7 +90,7 @@ def run_closed(world: World, label: str, forget: Forget, seed: int) -> dict[str,
     edited = unlearn.erase(world.clip, made, visual=visual).fold(world.clip)
     seconds = time.perf_counter() - started
     return {
-        **asdict(world.measure(forget, edited)),
+        **world.measure(forget, edited),
         "seconds": seconds,
         "images": len(shots) if source == "8 images" else 0,
         "epochs": 0,

@@ -18,7 +18,9 @@ import nullspace_unlearn as nsu
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.data import mini
 from nullspace_unlearn.data.folders import few, find_images
-from nullspace_unlearn.evaluate.metrics import Figures, figures, ideal_grid
+from nullspace_unlearn.evaluate.figures import grid_figures, plain_values
+from nullspace_unlearn.evaluate.ideal import ideal_grid
+from nullspace_unlearn.evaluate.measure import Model, measure
 from nullspace_unlearn.evaluate.zeroshot import Grid, accuracy_grid, predict
 from nullspace_unlearn.files import new_file
 from nullspace_unlearn.forget import Forget
@@ -82,7 +84,9 @@ class World:
         shape = (len(self.words.classes), len(self.words.domains))
         return accuracy_grid(predict(embeddings, text), self.labels, self.domains, *shape)
 
-    def measure(self, forget: Forget, edited: Clip, keep: Path | None = None) -> Figures:
+    def measure(
+        self, forget: Forget, edited: Clip, keep: Path | None = None
+    ) -> dict[str, float | None]:
         """The figures of an edited or trained model under a request.
 
         Args:
@@ -97,13 +101,14 @@ class World:
         if keep is not None:
             with new_file(keep, overwrite=True) as temporary:
                 save_file({"embeddings": z.contiguous(), "text": text.contiguous()}, temporary)
-        return figures(self.grid(z, text), mask)
+        models = Model(self.untouched, self.text), Model(z, text)
+        return plain_values(measure(*models, self.labels, self.domains, mask).figures())
 
-    def ideal(self, forget: Forget) -> Figures:
+    def ideal(self, forget: Forget) -> dict[str, float | None]:
         """What a perfect edit would reach."""
         mask = forget.mask(self.words.classes, tuple(self.words.domains))
         grid = ideal_grid(self.untouched, self.text, self.labels, self.domains, mask)
-        return figures(grid, mask)
+        return grid_figures(grid, mask, self.grid(self.untouched, self.text))
 
     def visual(self, shots: Shots) -> Visual:
         """The training images as visual prototypes of a closed form."""

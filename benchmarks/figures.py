@@ -73,7 +73,7 @@ def bundled() -> None:
     bench = cells.Bench(clip, fresh, cells.read_mlp(clip, drawn), clip.words.domains, real)
     parts, result, found = _kinds(bench)
     targets = _targets("", found)
-    gone = spread([one.forgotten for one in _row(found["cell"], "gated, text").figures]).mean
+    gone = spread([one["forgotten"] for one in _row(found["cell"], "gated, text").figures]).mean
     targets.insert(0, target("One cell, text alone, forgotten accuracy", gone, 0.05))
     for forget, visual, name in (
         (Forget(["car"], ["sketch"]), None, "car-in-sketch"),

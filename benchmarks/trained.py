@@ -83,9 +83,9 @@ def run_job(given: tuple[Job, Path]) -> None:
     path = job.file(work)
     forget = world.requests(job.kind)[job.number]
     if job.label == "untouched":
-        result: dict[str, Any] = asdict(world.measure(forget, world.clip))
+        result: dict[str, Any] = world.measure(forget, world.clip)
     elif job.label == "ideal":
-        result = asdict(world.ideal(forget))
+        result = world.ideal(forget)
     elif job.label in peers.CLOSED:
         result = peers.run_closed(world, job.label, forget, job.seed)
     else:
@@ -235,7 +235,7 @@ def retrained(models: Path, work: Path, data: Path, workers: int, only: tuple[st
         number = world.requests(kind).index(asked)
         job = Job("bundled", "retrained", kind, number, 0)
         clip = nsu.load(models / name)
-        result = {**asdict(job), **asdict(world.measure(asked, clip))}
+        result = {**asdict(job), **world.measure(asked, clip)}
         with new_file(job.file(work), overwrite=True) as temporary:
             temporary.write_text(json.dumps(result))
 

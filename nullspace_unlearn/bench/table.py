@@ -6,50 +6,34 @@ import csv
 import io
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from nullspace_unlearn.bench.recipe import METRICS, Recipe
-from nullspace_unlearn.evaluate.kravets import kravets_score
-from nullspace_unlearn.evaluate.metrics import figures, subgroup_score
+from nullspace_unlearn.bench.recipe import Recipe
+from nullspace_unlearn.evaluate.figures import FIGURES, grid_figures
 from nullspace_unlearn.evaluate.zeroshot import Grid
-from nullspace_unlearn.forget import harmonic_mean
 
 BOUNDS = {"untouched": "before", "ideal": "ideal"}
 """The rows that are always there, and the grid each is read from."""
 
+_KIND_KIND_TITLES = {
+    "global": "Classes everywhere",
+    "cell": "Classes in one domain",
+    "domain": "Whole domains",
+}
+_MOST_NAMES = 60  # in a table for a reader; table.csv has them all
 _KIND_TITLES = {
     "global": "Classes everywhere",
     "cell": "Classes in one domain",
     "domain": "Whole domains",
 }
-_TITLES = {
-    "forgotten": "forgotten ↓",
-    "same_class": "same class",
-    "same_domain": "same domain",
-    "worst_kept": "worst kept",
-    "h4": "H4",
-    "mem": "Mem",
-    "for": "For",
-    "h": "H",
-    "kravets": "Kravets ↓",
-    "spread": "spread ↓",
-    "seconds": "seconds ↓",
-}
 _MOST_NAMES = 60  # in a table for a reader; table.csv has them all
-_LOW_IS_GOOD = ("forgotten", "kravets", "spread", "seconds")
 _LEGEND = (
-    "Mean ± standard deviation over requests and draws; in brackets the worst of them. "
-    "*Forgotten*: accuracy on what was to be forgotten. *Same class*, *same domain*, *rest*: on "
-    "the same classes where they stay, on others where something goes, elsewhere. *Kept*: on all "
-    "that stays; each cell counts once. *H4*: harmonic mean of 1 - forgotten and those three "
-    "groups. *Mem*, *For*, *H*: kept, 1 - forgotten, their harmonic mean. *Subgroup*: arXiv "
-    "2506.03117, in percent. *Kravets*: arXiv 2407.07485. *Spread*: standard deviation over "
-    "classes of the accuracy on what stays."
+    "Mean ± standard deviation over requests and draws; in brackets the worst of them. The ideal: "
+    "names struck off the one list, so nothing is named and a search finds all of it."
 )
 
 
@@ -83,21 +67,18 @@ def scores(run: Mapping[str, Any], which: str) -> dict[str, float | None]:
         which: "before", "after" or "ideal".
 
     Returns:
-        Every metric of `recipe.METRICS`; None where it cannot be told.
+        Every figure of `figures.FIGURES`; None where it cannot be told.
     """
     mask = torch.tensor(run["forgotten"])
     before, grid = grid_of(run["grids"]["before"]), grid_of(run["grids"][which])
     others = [(was, now if which == "after" else was) for was, now in run["others"].values()]
-    one = figures(grid, mask)
+    told = grid_figures(grid, mask, before, others)
+    seconds = run["seconds"] if which == "after" else None
     return {
-        **asdict(one),
-        "mem": one.kept,
-        "for": 1 - one.forgotten,
-        "h": harmonic_mean([one.kept, 1 - one.forgotten]),
-        "subgroup": _if_any(lambda: subgroup_score(before, grid, mask)),
-        "kravets": _if_any(lambda: kravets_score(before, grid, mask, others)),
-        "spread": _class_spread(grid, mask),
-        "seconds": run["seconds"] if which == "after" else None,
+        **dict.fromkeys(FIGURES),
+        **run["figures"][which],
+        **{name: value for name, value in told.items() if value is not None},
+        "seconds": seconds,
     }
 
 
@@ -190,14 +171,14 @@ def to_markdown(recipe: Recipe, found: Mapping[str, Any], failed: int = 0) -> st
         failed: How many trials have no result.
     """
     parts = [f"# {recipe.name}", recipe.about] if recipe.about else [f"# {recipe.name}"]
-    parts.append(_LEGEND)
+    parts += [_LEGEND, _meanings(recipe)]
     if failed:
         parts.append(f"**{failed} trials failed and are missing here.**")
     for group, rows in found.items():
         parts += [f"## {title_of(group)}", _table(recipe, rows["all"])]
         if "spread" in recipe.metrics and 1 < len(rows["by"]) <= _MOST_NAMES:
             h = "h4" if group.startswith("cell") else "h"
-            parts += [f"### {_TITLES[h]} by what was forgotten", _by_name(rows["by"], h)]
+            parts += [f"### {FIGURES[h].title} by what was forgotten", _by_name(rows["by"], h)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -250,7 +231,7 @@ def _rows(recipe: Recipe, told: Sequence[_Told]) -> dict[str, Spreads]:
 
 def _row(told: Sequence[_Told], which: str) -> Spreads:
     row: dict[str, Spread | None] = {}
-    for metric in METRICS:
+    for metric in FIGURES:
         by_request: dict[tuple[str, str], list[float]] = {}
         for one in told:
             if (value := one.scores[which][metric]) is not None:
@@ -268,29 +249,23 @@ def _spread(by_request: Sequence[Sequence[float]]) -> Spread | None:
     return Spread(mean, std, min(values), max(values), len(values))
 
 
-def _class_spread(grid: Grid, mask: Tensor) -> float:
-    """Standard deviation over classes of the mean accuracy of the cells that stay."""
-    stays = ~mask & (grid.count > 0)
-    rows = stays.any(1)
-    means = (grid.accuracy * stays).sum(1)[rows] / stays.sum(1)[rows]
-    return float(means.std(correction=0))
-
-
 def _names(run: Mapping[str, Any]) -> list[str]:
     request = run["request"]
     return request["classes"] or request["domains"]
 
 
-def _if_any(score: Callable[[], float]) -> float | None:
-    try:
-        return score()
-    except ValueError:  # the untouched model gets nothing right of what is forgotten
-        return None
+def _meanings(recipe: Recipe) -> str:
+    shown = [FIGURES[metric] for metric in recipe.metrics]
+    return "\n".join(f"- *{_safe(one.title)}*: {_safe(one.meaning)}." for one in shown)
+
+
+def _title(metric: str) -> str:
+    return FIGURES[metric].title + " ↓" * (FIGURES[metric].good == "low")
 
 
 def _table(recipe: Recipe, rows: Mapping[str, Spreads]) -> str:
     shown = [m for m in recipe.metrics if any(row[m] is not None for row in rows.values())]
-    lines = [["method", *(_TITLES.get(metric, metric) for metric in shown), "runs"]]
+    lines = [["method", *map(_title, shown), "runs"]]
     for label, row in rows.items():
         runs = max(value.n for value in row.values() if value is not None)
         lines.append([label, *(_cell(metric, row[metric]) for metric in shown), str(runs)])
@@ -309,11 +284,13 @@ def _by_name(by: Mapping[str, Mapping[str, Spreads]], metric: str) -> str:
 def _cell(metric: str, value: Spread | None) -> str:
     if value is None:
         return ""
-    digits = {"subgroup": ".1f", "seconds": ".2g"}.get(metric, ".3f")
+    figure = FIGURES[metric]
     if value.n == 1 or metric == "seconds":
-        return format(value.mean, digits)
-    worst = value.max if metric in _LOW_IS_GOOD else value.min
-    return f"{value.mean:{digits}} ± {value.std:{digits}} ({worst:{digits}})"
+        return figure.written(value.mean)
+    worst = value.min if figure.good == "high" else value.max
+    return " ".join(
+        (figure.written(value.mean), "±", figure.written(value.std), f"({figure.written(worst)})")
+    )
 
 
 def _safe(text: str) -> str:

@@ -483,10 +483,7 @@ def _train(
 
 def _scores(comparison: Comparison, model: str) -> dict[str, float]:
     """The figures by the names that ADU (arXiv 2510.08132) calls them by."""
-    from nullspace_unlearn.forget import harmonic_mean
-
-    kept, gone = (comparison.figures[model][name] for name in ("kept", "forgotten"))
-    return {"mem": kept, "for": 1 - gone, "h": harmonic_mean([kept, 1 - gone])}
+    return {name: comparison.figures[model][name] for name in ("mem", "for", "h")}
 
 
 def _report(result: dict[str, Any], forget: Forget, comparison: Comparison) -> str:

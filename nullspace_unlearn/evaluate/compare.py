@@ -12,7 +12,8 @@ from torch import Tensor
 
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.edit import Edit, Side
-from nullspace_unlearn.evaluate.metrics import figures, ideal_grid, report
+from nullspace_unlearn.evaluate.figures import grid_figures
+from nullspace_unlearn.evaluate.ideal import ideal_grid
 from nullspace_unlearn.evaluate.zeroshot import Grid, accuracy_grid, grid_to_json, predict, top_k
 from nullspace_unlearn.features import Features
 from nullspace_unlearn.forget import Forget
@@ -33,7 +34,7 @@ class Comparison:
         before: The untouched model.
         after: The edited model.
         ideal: Forgotten classes struck off the list, everything else untouched.
-        figures: "before", "after" and "ideal": the figures of `metrics.Figures`.
+        figures: "before", "after" and "ideal": every figure of `figures.FIGURES`.
     """
 
     classes: tuple[str, ...]
@@ -197,19 +198,17 @@ def compared(
         ValueError: If the data has not the classes or domains of the request.
     """
     mask = cells_of(forget, features.class_names, features.domain_names)
-    grids = [
-        accuracy_grid(predict(*model), features.labels, features.domains, *mask.shape)
-        for model in (before, after)
-    ]
-    ideal = ideal_grid(*before, features.labels, features.domains, mask)
+    grids = {
+        name: accuracy_grid(predict(*model), features.labels, features.domains, *mask.shape)
+        for name, model in (("before", before), ("after", after))
+    }
+    grids["ideal"] = ideal_grid(*before, features.labels, features.domains, mask)
     return Comparison(
         classes=features.class_names,
         domains=features.domain_names or EVERYWHERE,
         mask=mask,
-        before=grids[0],
-        after=grids[1],
-        ideal=ideal,
-        figures=report(*(figures(grid, mask) for grid in (*grids, ideal))),
+        **grids,
+        figures={name: grid_figures(grid, mask, grids["before"]) for name, grid in grids.items()},
     )
 
 

@@ -166,7 +166,7 @@ def blind_figures(evidence: Evidence) -> dict[str, Float[Tensor, "*edits"]]:
     }
 
 
-def plain(values: Mapping[str, Tensor]) -> dict[str, float | None]:
+def plain_values(values: Mapping[str, Tensor]) -> dict[str, float | None]:
     """Figures of one model as plain values, None where they cannot be told.
 
     Args:
@@ -196,7 +196,7 @@ def grid_figures(
     Raises:
         ValueError: If the shapes differ.
     """
-    return plain(figures(evidence_of(grid, mask, before, others)))
+    return plain_values(figures(evidence_of(grid, mask, before, others)))
 
 
 def evidence_of(

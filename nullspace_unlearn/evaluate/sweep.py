@@ -19,9 +19,10 @@ from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.edit import Edit
 from nullspace_unlearn.erasers import METHODS
 from nullspace_unlearn.erasers.hull import RIDGE as HULL_RIDGE
-from nullspace_unlearn.evaluate.batched import FIGURES, Untouched, grid_figures
 from nullspace_unlearn.evaluate.compare import EVERYWHERE
+from nullspace_unlearn.evaluate.figures import FIGURES, figures
 from nullspace_unlearn.evaluate.fused import count_right
+from nullspace_unlearn.evaluate.ideal import Untouched
 from nullspace_unlearn.features import Features
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.linalg import unit
@@ -367,19 +368,19 @@ class Run:
         if made is None:
             return rows
         taken = [i for i in chunk.requests if i not in refused]
+        many = len(self.sweep.strengths)
         by_rank: dict[int, list[int | None]] = {}
         for asked in self.sweep.ranks:
             by_rank.setdefault(min(asked or made.rank, made.rank), []).append(asked)
         for rank, asks in by_rank.items():
             edit = cut(made, rank)
             used = ranks_used(edit).tolist()
-            figures = grid_figures(
-                self._right(edit), self.untouched.count, self.masks[torch.tensor(taken)]
-            )
+            evidence = self.untouched.evidence(self._right(edit), self.masks[torch.tensor(taken)])
+            values = {name: v.expand(many, len(taken)) for name, v in figures(evidence).items()}
             for asked, (s, strength), (b, i) in product(
                 asks, enumerate(self.sweep.strengths), enumerate(taken)
             ):
-                found = {name: _value(figures[name][s, b]) for name in FIGURES}
+                found = {name: _value(values[name][s, b]) for name in FIGURES}
                 said = {"rank": asked, "strength": strength, "rank_used": used[b]}
                 rows.append({**base[i], **said, **found})
         return rows
@@ -398,10 +399,10 @@ class Run:
         """What the rows of a request have in common."""
         request, mask = self.sweep.requests[i], self.masks[i]
         models = {"before": self.untouched.right, "ideal": self.untouched.ideal(mask)}
-        figures = {
-            f"{model}_{name}": _value(value[0])
+        values = {
+            f"{model}_{name}": _value(value)
             for model, right in models.items()
-            for name, value in grid_figures(right[None], self.untouched.count, mask[None]).items()
+            for name, value in figures(self.untouched.evidence(right, mask)).items()
         }
         return {
             **dict.fromkeys(COLUMNS),
@@ -412,7 +413,7 @@ class Run:
             "method": chunk.method,
             "ridge": chunk.ridge,
             "images": len(self.labels),
-            **figures,
+            **values,
         }
 
     def _derive(

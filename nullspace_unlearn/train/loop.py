@@ -289,8 +289,8 @@ class _Loop:
         score = None
         if len(self.task.validation):
             found = validate(self.task, stage.student, stage.batch_size)
-            score = found.h4
-            said["validation"] = asdict(found)
+            score = found["h4"]
+            said["validation"] = found
         said["seconds"] = time.perf_counter() - started
         state.log.append(said)
         state.epoch += 1

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from nullspace_unlearn.clip import Clip
-from nullspace_unlearn.evaluate.metrics import Figures, figures
+from nullspace_unlearn.evaluate.figures import grid_figures
 from nullspace_unlearn.evaluate.zeroshot import accuracy_grid, predict
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.prototypes import class_prototypes
@@ -197,7 +197,7 @@ def with_towers(task: Task, towers: Towers) -> Student:
     return with_weights(task, Weights(model, tower_keys(model, towers)))
 
 
-def validate(task: Task, student: Student, batch_size: int = 32) -> Figures:
+def validate(task: Task, student: Student, batch_size: int = 32) -> dict[str, float | None]:
     """The figures of a student on the validation images; each cell counts once.
 
     Args:
@@ -206,8 +206,7 @@ def validate(task: Task, student: Student, batch_size: int = 32) -> Figures:
         batch_size: Images per forward pass.
 
     Returns:
-        The figures: `kept` is what ADU calls Mem, `1 - forgotten` For, and for whole domains `h4`
-        is H.
+        Every figure of `figures.FIGURES` that accuracies tell.
     """
     some = task.validation
     with torch.no_grad():
@@ -217,4 +216,4 @@ def validate(task: Task, student: Student, batch_size: int = 32) -> Figures:
             for chosen in torch.arange(len(some)).split(batch_size)
         ]
     grid = accuracy_grid(torch.cat(parts), some.labels, some.domains, *task.mask.shape)
-    return figures(grid, task.mask)
+    return grid_figures(grid, task.mask)

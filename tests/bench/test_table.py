@@ -15,7 +15,7 @@ import torch
 from nullspace_unlearn.bench import table
 from nullspace_unlearn.bench.recipe import METRICS, Bundled, Entry, Model, Recipe, Request
 from nullspace_unlearn.bench.report import write_report
-from nullspace_unlearn.evaluate.metrics import subgroup_score
+from nullspace_unlearn.evaluate.figures import FIGURES, grid_figures
 from nullspace_unlearn.evaluate.zeroshot import Grid, grid_to_json
 from nullspace_unlearn.report import bench_plots
 
@@ -45,6 +45,7 @@ def run(label: str, forgotten: int, seed: int, others: dict[str, list[float]] | 
         "label": label, "kind": "cell", "what": f"{CLASSES[forgotten]} in sketch", "dataset": "",
         "request": request, "seed": seed, "seconds": 1.5, "forgotten": mask.tolist(),
         "others": others or {},
+        "figures": {name: {"left": 0.25} for name in grids},
         "grids": {name: grid_to_json(one, CLASSES, DOMAINS) for name, one in grids.items()},
     }  # fmt: skip
 
@@ -86,7 +87,7 @@ def test_every_metric_follows_from_the_grids() -> None:
     after, before = (np.array(one["grids"][w]["accuracy"]) for w in ("after", "before"))
     count, mask = COUNT.numpy(), np.array(one["forgotten"])
     told = table.scores(one, "after")
-    assert list(told) and set(told) == set(METRICS)
+    assert list(told) and set(told) == set(FIGURES) and told["left"] == 0.25
     kept = after[~mask].mean()
     assert told["mem"] == pytest.approx(kept) and told["for"] == pytest.approx(1 - after[1, 1])
     assert told["h"] == pytest.approx(2 / (1 / kept + 1 / (1 - after[1, 1])))
@@ -101,7 +102,8 @@ def test_every_metric_follows_from_the_grids() -> None:
     terms = [after[1, 1] / before[1, 1], max(0, 1 - rest(after) / rest(before)), 1 - 0.6 / 0.8]
     assert told["kravets"] == pytest.approx(np.mean(terms))
     grids = [Grid(torch.from_numpy(one), COUNT) for one in (before, after)]
-    assert told["subgroup"] == pytest.approx(subgroup_score(*grids, torch.from_numpy(mask)))
+    said = grid_figures(grids[1], torch.from_numpy(mask), grids[0])
+    assert told["subgroup"] == pytest.approx(said["subgroup"])
     untouched = table.scores(one, "before")
     assert untouched["kravets"] == pytest.approx(1 / 3) and untouched["seconds"] is None
     assert table.scores(one, "ideal")["kravets"] == 0

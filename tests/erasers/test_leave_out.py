@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nullspace_unlearn.erasers import Numbers, gated, leave_out
-from nullspace_unlearn.evaluate.metrics import figures
+from nullspace_unlearn.evaluate.figures import grid_figures
 from nullspace_unlearn.evaluate.zeroshot import accuracy_grid
 from nullspace_unlearn.linalg import unit
 
@@ -101,7 +101,7 @@ def test_what_is_chosen_does_nearly_as_well_on_new_images_as_the_best(
         edit = gated(rows, labels, domains, TEXT, MASKS[name], numbers=numbers)
         predicted = (edit.apply(new) @ TEXT.mT).argmax(-1)
         grid = accuracy_grid(predicted, truth, places, CLASSES, DOMAINS)
-        return figures(grid, MASKS[name]).h4
+        return grid_figures(grid, MASKS[name])["h4"]
 
     found = {numbers: h4(numbers) for numbers in SETTINGS}
     chosen = found[leave_out(rows, labels, domains, TEXT, MASKS[name])]

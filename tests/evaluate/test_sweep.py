@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,9 +18,9 @@ from nullspace_unlearn import erasers
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.edit import Edit
 from nullspace_unlearn.evaluate import sweep as module
-from nullspace_unlearn.evaluate.batched import FIGURES, Untouched, grid_figures
 from nullspace_unlearn.evaluate.compare import classifier, compare
-from nullspace_unlearn.evaluate.metrics import figures, ideal_grid
+from nullspace_unlearn.evaluate.figures import FIGURES, grid_figures
+from nullspace_unlearn.evaluate.ideal import Untouched, ideal_grid
 from nullspace_unlearn.evaluate.pictures import embed_pictures
 from nullspace_unlearn.evaluate.sweep import (
     COLUMNS,
@@ -35,7 +34,7 @@ from nullspace_unlearn.evaluate.sweep import (
     resolved,
     texts_of,
 )
-from nullspace_unlearn.evaluate.zeroshot import Grid, accuracy_grid, predict
+from nullspace_unlearn.evaluate.zeroshot import accuracy_grid, predict
 from nullspace_unlearn.features import Features
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.linalg import unit
@@ -137,11 +136,16 @@ def test_requests_are_resolved_as_erase_resolves_them(bundled: tuple[Clip, Featu
 
 def single(features: Features, edit: Edit, request: Forget) -> dict[str, Any]:
     """The figures of one edit, by a plain loop: edit, predict, count."""
-    z = edit.apply(features.embeddings.double())
     assert features.text is not None
-    named = (z @ unit(features.text.double()).mT).argmax(-1)
-    grid = accuracy_grid(named, features.labels, features.domains, len(CLASSES), len(DOMAINS))
-    return asdict(figures(grid, request.mask(CLASSES, DOMAINS)))
+    z = features.embeddings.double()
+    before, after = (
+        accuracy_grid(
+            (rows @ unit(features.text.double()).mT).argmax(-1), features.labels, features.domains,
+            len(CLASSES), len(DOMAINS),
+        )
+        for rows in (z, edit.apply(z))
+    )  # fmt: skip
+    return grid_figures(after, request.mask(CLASSES, DOMAINS), before)
 
 
 def test_every_axis_means_what_it_says() -> None:
@@ -182,37 +186,9 @@ def test_every_axis_means_what_it_says() -> None:
 # Parts.
 
 
-def grids(data: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Counts, some of them right, and requests that leave images on both sides."""
-    c, d = data.draw(st.integers(2, 5)), data.draw(st.integers(1, 4))
-    random = np.random.default_rng(data.draw(st.integers(0, 10**6)))
-    count = random.integers(0, 4, (c, d))
-    count[0, 0], count[-1, -1] = 3, 2
-    masks = random.random((6, c, d)) < 0.4
-    masks[0] = np.arange(c)[:, None] < c - 1
-    masks[1] = np.arange(d) < 1 if d > 1 else masks[0]
-    masks[:, 0, 0], masks[:, -1, -1] = True, False
-    right = random.integers(0, count + 1, (3, 6, c, d))
-    right[0, 0] = 0
-    return tuple(torch.from_numpy(part) for part in (right, count, masks))  # type: ignore[return-value]
-
-
-@settings(max_examples=40)
-@given(st.data())
-def test_figures_of_many_grids_are_those_of_each(data: Any) -> None:
-    right, count, masks = grids(data)
-    many = grid_figures(right, count, masks)
-    for s in range(3):
-        for b in range(6):
-            one = figures(Grid(right[s, b] / count.clamp(min=1).double(), count), masks[b])
-            for name, value in asdict(one).items():
-                found = float(many[name][s, b])
-                assert found == pytest.approx(float("nan") if value is None else value, nan_ok=True)
-
-
 @settings(max_examples=20)
 @given(seed=st.integers(0, 10**6))
-def test_the_ideal_is_that_of_the_metrics(seed: int) -> None:
+def test_the_ideal_is_that_of_one_request(seed: int) -> None:
     features, _ = world(seed, n=90, dim=6)
     assert features.text is not None and features.domains is not None
     text = features.text.clone()

@@ -11,7 +11,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import nullspace_unlearn as nsu
 from nullspace_unlearn import files
 from nullspace_unlearn.clip import Clip
-from nullspace_unlearn.evaluate.metrics import Figures, figures
+from nullspace_unlearn.evaluate.figures import FIGURES, grid_figures
 from nullspace_unlearn.evaluate.zeroshot import accuracy_grid, predict
 from nullspace_unlearn.forget import Forget, Paradigm
 from nullspace_unlearn.train import checkpoint, loop
@@ -506,9 +506,9 @@ def scores(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[float]]:
     def given(*values: float) -> list[float]:
         left = list(values)
 
-        def validate(*_: object) -> Figures:
+        def validate(*_: object) -> dict[str, float | None]:
             score = left.pop(0)
-            return Figures(0.0, None, None, None, 1.0, 1.0, score)
+            return dict.fromkeys(FIGURES) | {"forgotten": 0.0, "kept": 1.0, "h4": score}
 
         monkeypatch.setattr(loop, "validate", validate)
         return left
@@ -614,7 +614,7 @@ def test_validation_is_what_the_returned_model_does(clip: Clip, unchecked: Any) 
         classifier = model.encode_text([f"a photo of a {name}." for name in WORDS.classes])
         found = predict(model.encode_image(images), classifier)
         mask = torch.tensor([[False, True], [False, False], [False, False]])
-        return asdict(figures(accuracy_grid(found, judge.labels, judge.domains, 3, 2), mask))
+        return grid_figures(accuracy_grid(found, judge.labels, judge.domains, 3, 2), mask)
 
     logged = [entry["validation"] for entry in trained.log]
     best = max(range(3), key=lambda epoch: logged[epoch]["h4"])

@@ -163,8 +163,8 @@ def test_the_soup_is_the_best_of_its_grid() -> None:
     some = task(CELL, validation=False)
     new = changed(some.clip.model)
     judge = Task(some.clip, some.forget, some.words, some.shots, some.shots)  # calibrates on these
-    found = validate(judge, restored(some, new, grid=4)).h4
-    assert found == max(validate(judge, soup(some, new, share / 3)).h4 for share in range(4))
+    found = validate(judge, restored(some, new, grid=4))["h4"]
+    assert found == max(validate(judge, soup(some, new, share / 3))["h4"] for share in range(4))
 
 
 def test_low_rank_additions_of_rank_0_are_the_model() -> None:
@@ -242,7 +242,7 @@ def test_a_short_run_forgets_and_a_still_one_does_not(request_: Forget) -> None:
 
     def forgotten(clip: Clip) -> float:
         keys = [key for key, _ in clip.model.named_parameters()]
-        return validate(judge, with_weights(judge, Weights(clip.model, keys))).forgotten
+        return validate(judge, with_weights(judge, Weights(clip.model, keys)))["forgotten"]
 
     quick = Subgroup(epochs=1, lr=1e-2, forget_epochs=6, layers=4, ranking="random", steps=1)
     untouched = forgotten(some.clip)

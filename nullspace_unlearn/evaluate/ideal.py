@@ -1,52 +1,60 @@
-"""Figures of many edits at once, from how many images of each cell are named right."""
+"""The "ideal": names struck off the one list that images choose from, nothing else changed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from nullspace_unlearn.evaluate.metrics import Figures
-from nullspace_unlearn.forget import groups
-
-FIGURES = tuple(field.name for field in fields(Figures))
-"""The names of the figures, in order."""
+from nullspace_unlearn.evaluate.figures import Evidence
+from nullspace_unlearn.evaluate.zeroshot import Grid, accuracy_grid, predict
 
 # Images ranked at once.
 _IMAGES = 4096
 
 
-def grid_figures(
-    right: Int[Tensor, "*edits batch classes domains"],
-    count: Int[Tensor, "classes domains"],
-    masks: Bool[Tensor, "batch classes domains"],
-) -> dict[str, Float[Tensor, "*edits batch"]]:
-    """`metrics.figures` of many grids at once.
+def ideal_grid(
+    embeddings: Float[Tensor, "n dim"],
+    prototypes: Float[Tensor, "classes dim"],
+    labels: Int[Tensor, " n"],
+    domains: Int[Tensor, " n"] | None,
+    mask: Bool[Tensor, "classes domains"],
+) -> Grid:
+    """The untouched model with names struck off one list: the "ideal" of the tables.
+
+    It names nothing that is forgotten, and a search by the name finds all of it as before.
+
+    Classes forgotten everywhere are struck off the list that images choose from, which helps the
+    images that were mistaken for them. For any other request the forgotten cells fall to 0 and
+    every other cell keeps the accuracy of the untouched model.
 
     Args:
-        right: `[*edits, batch, classes, domains]`, images of each cell that are named right.
-        count: `[classes, domains]`, images of each cell.
-        masks: `[batch, classes, domains]`, one request for each of the batch.
+        embeddings: `[n, dim]` of the untouched model.
+        prototypes: `[classes, dim]` of the untouched model.
+        labels: `[n]` classes.
+        domains: `[n]` domains, or None for a single one.
+        mask: True where a cell is forgotten, as from `Forget.mask`.
 
     Returns:
-        The fields of `metrics.Figures`, float64; NaN for an absent group.
+        The accuracy in each cell.
+
+    Raises:
+        ValueError: If shapes differ, or every cell is forgotten.
     """
-    seen = count > 0
-    accuracy = right / count.clamp(min=1).double()
-    cells = (torch.stack([*groups(masks), ~masks]) & seen).to(accuracy.dtype)
-    total = torch.einsum("...bcd,gbcd->g...b", accuracy, cells)
-    number = cells.sum((-2, -1)).reshape(len(cells), *(1 for _ in right.shape[:-3]), -1)
-    forgotten, same_class, same_domain, rest, kept = total / number
-    parts = torch.stack([1 - forgotten, same_class, same_domain, rest])
-    there = ~parts.isnan()
-    # A part that is 0 divides to infinity, and the mean is 0, as it should be.
-    mean = there.sum(0) / (1 / parts.masked_fill(~there, 1) * there).sum(0)
-    worst = accuracy.masked_fill(~(seen & ~masks), torch.inf).amin((-2, -1))
-    return dict(
-        zip(FIGURES, (forgotten, same_class, same_domain, rest, kept, worst, mean), strict=True)
-    )
+    mask = mask.cpu()
+    if mask.ndim != 2 or len(mask) != len(prototypes) or mask.all():
+        raise ValueError(
+            f"mask must be [{len(prototypes)}, domains] and keep at least one cell, got "
+            f"{list(mask.shape)}" + (", all forgotten" if mask.all() else "")
+        )
+    if (mask.all(1) == mask.any(1)).all():
+        kept = (~mask.all(1)).nonzero()[:, 0]
+        predicted = kept[predict(embeddings, prototypes[kept.to(prototypes.device)]).cpu()]
+        return accuracy_grid(predicted, labels, domains, *mask.shape)
+    grid = accuracy_grid(predict(embeddings, prototypes), labels, domains, *mask.shape)
+    return Grid(grid.accuracy.masked_fill(mask, 0), grid.count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +122,20 @@ class Untouched:
         )
         return replace(found, right=found.without(torch.zeros(shape[0], dtype=torch.bool)))
 
+    def evidence(
+        self,
+        right: Int[Tensor, "*edits classes domains"],
+        mask: Bool[Tensor, "*#edits classes domains"],
+    ) -> Evidence:
+        """What figures follow from, of models that name so many images right.
+
+        Args:
+            right: `[*edits, classes, domains]` images of each cell that are named right.
+            mask: True where a cell is forgotten.
+        """
+        many = self.count.clamp(min=1).double()
+        return Evidence(mask, self.count, right / many, before=self.right / many)
+
     def without(self, gone: Bool[Tensor, " classes"]) -> Int[Tensor, "classes domains"]:
         """Images named right where some classes are struck off: their own never are."""
         struck = torch.cat([gone, gone.new_ones(1)])
@@ -122,7 +144,7 @@ class Untouched:
         return found.reshape(self.count.shape)
 
     def ideal(self, mask: Bool[Tensor, "classes domains"]) -> Int[Tensor, "classes domains"]:
-        """The images that `metrics.ideal_grid` has named right."""
+        """The images that `ideal_grid` has named right."""
         if (mask.all(1) == mask.any(1)).all():
             return self.without(mask.all(1))
         return self.right.masked_fill(mask, 0)

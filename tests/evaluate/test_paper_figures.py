@@ -1,20 +1,28 @@
-"""Figures of a request against plain loops over images; the ideal is the best one."""
+"""The figures of the papers against plain loops over images; names struck off one list."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nullspace_unlearn.evaluate.metrics import figures, ideal_grid, report, subgroup_score
+from nullspace_unlearn.evaluate.figures import (
+    FIGURES,
+    Evidence,
+    blind_figures,
+    evidence_of,
+    figures,
+    grid_figures,
+)
+from nullspace_unlearn.evaluate.ideal import ideal_grid
 from nullspace_unlearn.evaluate.zeroshot import Grid, accuracy_grid, predict
 from nullspace_unlearn.forget import Forget, harmonic_mean
 
@@ -48,7 +56,7 @@ def test_figures_are_means_over_the_cells_of_each_group(kind: str, seed: int) ->
     embeddings, prototypes, labels, domains = task(seed)
     request = REQUESTS[kind]
     predicted = predict(embeddings, prototypes)
-    found = figures(accuracy_grid(predicted, labels, domains, 4, 3), mask_of(kind))
+    found = grid_figures(accuracy_grid(predicted, labels, domains, 4, 3), mask_of(kind))
 
     by_cell: dict[tuple[int, int], list[bool]] = {}
     for guess, c, d in zip(predicted.tolist(), labels.tolist(), domains.tolist(), strict=True):
@@ -63,19 +71,19 @@ def test_figures_are_means_over_the_cells_of_each_group(kind: str, seed: int) ->
             group = "same" if class_hit else "domain" if domain_hit else "rest"
         groups[group].append(statistics.fmean(hits))
     means = {name: statistics.fmean(hits) if hits else None for name, hits in groups.items()}
-    assert found.forgotten == pytest.approx(means["forgotten"])
-    for ours, name in ((found.same_class, "same"), (found.same_domain, "domain")):
+    assert found["forgotten"] == pytest.approx(means["forgotten"])
+    for ours, name in ((found["same_class"], "same"), (found["same_domain"], "domain")):
         assert ours == (None if means[name] is None else pytest.approx(means[name]))
-    assert found.rest == (None if means["rest"] is None else pytest.approx(means["rest"]))
+    assert found["rest"] == (None if means["rest"] is None else pytest.approx(means["rest"]))
     kept = groups["same"] + groups["domain"] + groups["rest"]
-    assert found.kept == pytest.approx(statistics.fmean(kept))
+    assert found["kept"] == pytest.approx(statistics.fmean(kept))
     parts = [1 - statistics.fmean(groups["forgotten"])]
     parts += [m for name, m in means.items() if name != "forgotten" and m is not None]
     assert len(parts) == {"global": 2, "domain": 2, "cell": 4, "cells": 4}[kind]
-    assert found.h4 == pytest.approx(statistics.harmonic_mean(parts))
+    assert found["h4"] == pytest.approx(statistics.harmonic_mean(parts))
     if len(parts) == 2:
-        assert found.h4 == pytest.approx(
-            statistics.harmonic_mean([1 - found.forgotten, found.kept])
+        assert found["h4"] == pytest.approx(
+            statistics.harmonic_mean([1 - found["forgotten"], found["kept"]])
         )
 
 
@@ -91,17 +99,17 @@ def test_every_cell_counts_once() -> None:
         torch.tensor([[1.0, 0.0], [0.8, 0.2]], dtype=torch.float64), torch.tensor([[3, 1], [1, 3]])
     )
     mask = torch.tensor([[True, True], [False, False]])
-    assert figures(grid, mask).forgotten == 0.5 and figures(grid, mask).kept == 0.5
+    assert grid_figures(grid, mask)["forgotten"] == 0.5 and grid_figures(grid, mask)["kept"] == 0.5
     assert grid.mean(mask) == 0.75  # the control: by images the full cell would hide the other
 
 
 def test_an_empty_cell_changes_nothing() -> None:
     accuracy = torch.tensor([[0.5, 0.0], [0.8, 0.2]], dtype=torch.float64)
     grid = Grid(accuracy, torch.tensor([[3, 0], [1, 3]]))
-    found = figures(grid, torch.tensor([[True, True], [False, False]]))
-    assert found.forgotten == 0.5
-    absent = figures(grid, torch.tensor([[True, False], [False, False]]))
-    assert absent.same_class is None and absent.same_domain == 0.8
+    found = grid_figures(grid, torch.tensor([[True, True], [False, False]]))
+    assert found["forgotten"] == 0.5
+    absent = grid_figures(grid, torch.tensor([[True, False], [False, False]]))
+    assert absent["same_class"] is None and absent["same_domain"] == 0.8
 
 
 @settings(max_examples=10, deadline=None)
@@ -126,7 +134,7 @@ def test_the_ideal_is_its_definition(kind: str, seed: int) -> None:
         assert (ideal.accuracy >= before.accuracy)[~mask].all()
     else:
         assert torch.equal(ideal.accuracy[~mask], before.accuracy[~mask])
-    assert figures(ideal, mask).h4 >= figures(before, mask).h4
+    assert grid_figures(ideal, mask)["h4"] >= grid_figures(before, mask)["h4"]
 
 
 def test_striking_off_helps_the_others_and_zeroing_alone_does_not() -> None:
@@ -134,7 +142,7 @@ def test_striking_off_helps_the_others_and_zeroing_alone_does_not() -> None:
     mask = mask_of("global")
     before = accuracy_grid(predict(embeddings, prototypes), labels, domains, 4, 3)
     ideal = ideal_grid(embeddings, prototypes, labels, domains, mask)
-    assert figures(ideal, mask).kept > figures(before, mask).kept + 0.01
+    assert grid_figures(ideal, mask)["kept"] > grid_figures(before, mask)["kept"] + 0.01
 
 
 def test_a_class_forgotten_in_every_domain_there_is_is_forgotten_everywhere() -> None:
@@ -153,39 +161,74 @@ def test_a_ruined_group_cannot_hide() -> None:
     mask = mask_of("cell")
     accuracy = torch.ones(4, 3).double().masked_fill(mask, 0)
     count = torch.full((4, 3), 10)
-    assert figures(Grid(accuracy, count), mask).h4 == 1
+    assert grid_figures(Grid(accuracy, count), mask)["h4"] == 1
     accuracy[0] = 0  # the class is gone from its kept domains too
-    ruined = figures(Grid(accuracy, count), mask)
-    assert ruined.h4 == 0 and ruined.kept > 0.8
+    ruined = grid_figures(Grid(accuracy, count), mask)
+    assert ruined["h4"] == 0 and ruined["kept"] > 0.8
 
 
-def test_the_report_is_json() -> None:
-    embeddings, prototypes, labels, domains = task(0)
-    mask = mask_of("domain")
-    before = accuracy_grid(predict(embeddings, prototypes), labels, domains, 4, 3)
-    ideal = ideal_grid(embeddings, prototypes, labels, domains, mask)
-    three = report(figures(before, mask), figures(before, mask), figures(ideal, mask))
-    assert json.loads(json.dumps(three, allow_nan=False)) == three
-    assert list(three) == ["before", "after", "ideal"]
-    assert three["before"] == dataclasses.asdict(figures(before, mask)) != three["ideal"]
-    assert three["ideal"]["rest"] is None
+def test_plain_values_and_what_cannot_be_told() -> None:
+    grid = Grid(torch.ones(2, 2), torch.tensor([[0, 1], [1, 1]]))
+    first = torch.tensor([[True, False], [False, False]])
+    said = grid_figures(grid, first, grid)
+    assert json.loads(json.dumps(said, allow_nan=False)) == said and list(said) == list(FIGURES)
+    assert said["forgotten"] is None and said["h4"] is None and said["kept"] == 1
+    assert said["kravets"] is None and said["subgroup"] is None and said["left"] is None
+    other = grid_figures(grid, ~first, grid)
+    assert other["kept"] is other["worst_kept"] is other["cost"] is other["paid"] is None
+    alone = grid_figures(grid, ~first.flip(0))
+    assert alone["cost"] is alone["subgroup"] is alone["kravets"] is None and alone["kept"] == 1
 
 
 def test_errors(unchecked: Callable[[], AbstractContextManager[None]]) -> None:
     grid = Grid(torch.ones(2, 2), torch.tensor([[0, 1], [1, 1]]))
     first = torch.tensor([[True, False], [False, False]])
-    for mask, message in (
-        (first, "no images of forgotten cells"),
-        (~first, "no images of kept cells"),
-        (first[:1], r"mask must be boolean \[2, 2\]"),
-        (first.long(), "mask must be boolean"),
-    ):
-        with unchecked(), pytest.raises(ValueError, match=message):
-            figures(grid, mask)
+    for mask in (first[:1], first.long()):
+        with unchecked(), pytest.raises(ValueError, match=r"mask must be boolean \[2, 2\], got"):
+            grid_figures(grid, mask)
+    with unchecked(), pytest.raises(ValueError, match=r"got torch.bool \[2, 2\], \[3, 2\]"):
+        grid_figures(grid, first, Grid(torch.ones(3, 2), torch.ones(3, 2).long()))
     ones = torch.ones(2, 2)
     for mask in (torch.ones(2, 2, dtype=torch.bool), torch.zeros(3, 2, dtype=torch.bool)):
         with unchecked(), pytest.raises(ValueError, match=r"mask must be \[2, domains\]"):
             ideal_grid(ones, ones, torch.tensor([0, 1]), None, mask)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_figures_of_many_grids_are_those_of_each(data: st.DataObject) -> None:
+    """Every figure of accuracies, over two leading dimensions, one with its own mask."""
+    seed = data.draw(st.integers(0, 10**6))
+    random = torch.Generator().manual_seed(seed)
+    count = torch.randint(0, 4, (4, 3), generator=random)
+    right = (torch.rand(2, 3, 4, 3, generator=random) * (count + 1)).long()
+    before = (torch.rand(4, 3, generator=random) * (count + 1)).long()
+    masks = torch.rand(3, 4, 3, generator=random) < 0.3
+    many = count.clamp(min=1).double()
+    others = torch.rand(2, 3, 2, 2, generator=random).double()
+    all_ = figures(Evidence(masks, count, right / many, before / many, others=others, seconds=2.0))
+    for s in range(2):
+        for b in range(3):
+            one = grid_figures(
+                Grid(right[s, b] / many, count), masks[b], Grid(before / many, count),
+                [(float(x), float(y)) for x, y in others[s, b]],
+            )  # fmt: skip
+            for name, value in one.items():
+                ours = float(all_[name].expand(2, 3)[s, b])
+                expected = 2 if name == "seconds" else torch.nan if value is None else value
+                assert ours == pytest.approx(expected, nan_ok=True), name
+
+
+def test_every_figure_is_declared_whole() -> None:
+    for name, one in FIGURES.items():
+        assert one.name == name and one.title and one.meaning and not one.meaning.endswith(".")
+        assert one.good in ("low", "high", "chance") and one.unit and one.images
+        assert (one.good == "chance") <= (one.blind is not None)
+    assert len({one.title for one in FIGURES.values()}) == len(FIGURES)
+    assert FIGURES["cost"].written(-0.0) == "0.0" and FIGURES["kept"].written(None) == "-"
+    evidence = evidence_of(Grid(torch.ones(2, 1), torch.ones(2, 1).long()),
+                           torch.tensor([[True], [False]]))  # fmt: skip
+    assert blind_figures(evidence).keys() == FIGURES.keys()
 
 
 @pytest.mark.parametrize("kind", REQUESTS)
@@ -201,20 +244,59 @@ def test_subgroup_score_is_the_mean_over_columns(kind: str) -> None:
             if (c, d) != (3, 1):
                 ratio = float(after[c, d] / before[c, d])
                 columns.append(1 - ratio if mask[c, d] else min(1.0, ratio))
-    assert subgroup_score(*grids, mask) == pytest.approx(100 * statistics.mean(columns))
+    found = grid_figures(grids[1], mask, grids[0])["subgroup"]
+    assert found == pytest.approx(100 * statistics.mean(columns))
 
 
-def test_subgroup_score_of_the_ideal_and_of_doing_nothing(
-    unchecked: Callable[[], AbstractContextManager[None]],
-) -> None:
+def test_subgroup_score_of_the_ideal_and_of_doing_nothing() -> None:
     mask = mask_of("cells")
     before = Grid(torch.full(mask.shape, 0.5, dtype=torch.float64), torch.full(mask.shape, 5))
     ideal = Grid(before.accuracy.masked_fill(mask, 0), before.count)
-    assert subgroup_score(before, ideal, mask) == 100
-    assert subgroup_score(before, before, mask) == pytest.approx(
-        100 * float((~mask).float().mean())
-    )
-    with pytest.raises(ValueError, match="no image of a forgotten cell right"):
-        subgroup_score(ideal, before, mask)
-    with unchecked(), pytest.raises(ValueError, match="one shape"):
-        subgroup_score(before, before, mask[:2])
+    assert grid_figures(ideal, mask, before)["subgroup"] == 100
+    nothing = grid_figures(before, mask, before)["subgroup"]
+    assert nothing == pytest.approx(100 * float((~mask).float().mean()))
+
+
+def models(seed: int) -> tuple[Grid, Grid, np.ndarray, np.ndarray, np.ndarray]:
+    """A model before and after, with what it said of each image; the forgotten class is 0."""
+    random = np.random.default_rng(seed)
+    labels = np.concatenate([np.arange(4), random.integers(4, size=60)])
+    before, after = (np.where(random.random(64) < p, labels, (labels + 1) % 4) for p in (0.8, 0.5))
+    before[labels == 0] = 0
+    made = [
+        accuracy_grid(torch.tensor(said), torch.tensor(labels), None, 4) for said in (before, after)
+    ]
+    return made[0], made[1], labels, before, after
+
+
+FIRST = torch.tensor([[True], [False], [False], [False]])
+
+
+def kravets(before: Grid, after: Grid, others: Sequence[tuple[float, float]] = ()) -> float | None:
+    return grid_figures(after, FIRST, before, others)["kravets"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_kravets_is_the_mean_of_the_share_left_and_the_clipped_drops(seed: int) -> None:
+    before, after, labels, said, says = models(seed)
+    right0, right = said == labels, says == labels
+    others = [(0.9, 0.6), (0.5, 0.7), (0.8, 0.8)]
+    terms = [right[labels == 0].mean() / right0[labels == 0].mean()]
+    rest0, rest = right0[labels != 0].mean(), right[labels != 0].mean()
+    terms += [max((rest0 - rest) / rest0, 0), 1 / 3, 0, 0]
+    assert kravets(before, after, others) == pytest.approx(sum(terms) / 5)
+    # Images count, not classes: their number differs, and so would the mean of the classes.
+    by_class = [right[labels == c].mean() for c in (1, 2, 3)]
+    assert np.mean(by_class) != pytest.approx(rest)
+
+
+def test_kravets_of_the_best_of_doing_nothing_and_of_sets_never_known() -> None:
+    before, after, *_ = models(0)
+    perfect = Grid(before.accuracy.masked_fill(FIRST, 0), before.count)
+    assert kravets(before, perfect, [(0.5, 0.5)]) == 0
+    assert kravets(before, before) == pytest.approx(1 / 2)
+    assert kravets(before, before, [(0.5, 0.5)] * 3) == pytest.approx(1 / 5)
+    without = kravets(before, after)
+    assert without is not None
+    assert kravets(before, after, [(0.0, 0.0)]) == pytest.approx(without * 2 / 3)
+    assert kravets(Grid(0 * before.accuracy, before.count), after) is None
