@@ -82,14 +82,14 @@ def claimed(path: Path) -> Iterator[None]:
     Raises:
         OutputInUse: If another process has claimed it, which is named.
     """
-    path = _resolved(path)
+    name, path = str(path), path.absolute().parent.resolve() / path.name
     if path in _claims:
         yield
         return
     made = _make_parents(path)
     lock = path.with_name(f".{path.name}.lock")
     try:
-        with _locked(lock, path):
+        with _locked(lock, name):
             _claims.add(path)
             try:
                 _put_back(path)
@@ -224,7 +224,7 @@ def _put_back(path: Path) -> None:
     for aside in () if path.exists() or path.is_symlink() else _children(path.parent):
         match = _LEFTOVER.fullmatch(aside.name)
         if match and (match["name"], match["kind"]) == (path.name, "old"):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 (aside / path.name).replace(path)
                 aside.rmdir()
 
@@ -242,7 +242,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _locked(file: Path, path: Path) -> Iterator[None]:
+def _locked(file: Path, name: str) -> Iterator[None]:
     """Hold a lock file; the system frees it when the process ends."""
     holder = ""
     with contextlib.suppress(OSError, UnicodeDecodeError):
@@ -252,11 +252,11 @@ def _locked(file: Path, path: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise OutputInUse(
-            f"output {str(path)!r} is being written by {holder or 'another process'}; wait for it, "
+            f"output {name!r} is being written by {holder or 'another process'}; wait for it, "
             "or name another"
         ) from None
     except (OSError, NotImplementedError) as error:
-        warnings.warn(f"{str(path)!r} is not kept from other processes: {error}", stacklevel=4)
+        warnings.warn(f"{name!r} is not kept from other processes: {error}", stacklevel=4)
         yield
         return
     try:
@@ -271,10 +271,6 @@ def _locked(file: Path, path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             file.unlink()
         lock.release()
-
-
-def _resolved(path: Path) -> Path:
-    return path.absolute().parent.resolve() / path.name
 
 
 def _make_parents(path: Path) -> list[Path]:

@@ -66,6 +66,7 @@ def bench(
     from nullspace_unlearn.bench import runner
     from nullspace_unlearn.bench.datasets import find_pools
     from nullspace_unlearn.bench.report import write_report
+    from nullspace_unlearn.files import clear_leftovers
 
     file = recipes.find_recipe(recipe)
     asked = recipes.read_recipe(file)
@@ -83,6 +84,8 @@ def bench(
         _list(asked, [c for c in trials if not only or c.entry.label in only], as_json)
         return
     target = Path(output) if output else Path(f"bench-{asked.name}")
+    options.claim(True, target)
+    clear_leftovers(target)
     runner.check_output(target, asked, overwrite)
     clip = None
     if asked.model is not None:

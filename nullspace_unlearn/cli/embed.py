@@ -52,7 +52,6 @@ def embed(
     What is done is kept beside the file, in FILE.parts: the same command goes on from there.
     """  # noqa: D301
     from nullspace_unlearn.features import Features
-    from nullspace_unlearn.files import refuse_existing
     from nullspace_unlearn.processes import launched
 
     silent = quiet or as_json
@@ -61,7 +60,7 @@ def embed(
 
         def prepare() -> tuple[Any, Clip]:
             if processes.leads:
-                refuse_existing(Path(output), overwrite)
+                options.claim(overwrite, output)
             found = data.find({}, model)
             if found is None:
                 raise ValueError("give --data: a folder of images, shards, or nsu-mini")

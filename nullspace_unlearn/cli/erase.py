@@ -58,12 +58,10 @@ def erase(
     --data, it shows the accuracy of every class in every domain before and after.
     """  # noqa: D301
     from nullspace_unlearn.features import Features
-    from nullspace_unlearn.files import refuse_existing
 
     request = visual.request(request)
     target = Path(output) if output else Path(default_name(model, request.forget()))
-    for path in (target, *(Path(p) for p in (undo, heatmap) if p)):
-        refuse_existing(path, overwrite)
+    options.claim(overwrite, target, undo, heatmap)
     found = data.find(request.domain_words(), model)
     shown = visual.find(request.domain_words())
     if visual.space == "mlp" and isinstance(found, Features):

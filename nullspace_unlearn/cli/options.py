@@ -100,11 +100,34 @@ cache_options: Decorator = together(
 )
 
 
-def cache_folder(cache: str | None, no_cache: bool) -> str | Path | None:
-    """The folder that `cache_options` name; None for none."""
-    from nullspace_unlearn.files import default_cache
+def claim(overwrite: bool, *outputs: str | Path | None) -> None:
+    """Refuse outputs before any work is spent, and keep other processes from them until the end.
 
-    return None if no_cache else cache or default_cache()
+    Args:
+        overwrite: Whether outputs that exist may be replaced.
+        *outputs: Files and folders that the command is to write; None counts for nothing.
+
+    Raises:
+        ValueError: If one exists, cannot be written, or another process is writing it.
+    """
+    from nullspace_unlearn.files import claimed, refuse_existing
+
+    paths = [Path(output) for output in outputs if output is not None]
+    for path in paths:
+        refuse_existing(path, overwrite)
+    for path in paths:
+        click.get_current_context().with_resource(claimed(path))
+
+
+def cache_folder(cache: str | None, no_cache: bool) -> Path | None:
+    """The folder that `cache_options` name; None for none."""
+    from nullspace_unlearn.files import clear_cache, default_cache
+
+    if no_cache:
+        return None
+    folder = Path(cache) if cache else default_cache()
+    clear_cache(folder)
+    return folder
 
 
 def use_text_cache(cache: str | None, no_cache: bool) -> None:

@@ -92,12 +92,12 @@ def prototypes(
     pictures are cached; an interrupted call takes up where it stopped.
     """  # noqa: D301
     from nullspace_unlearn.data.folders import find_images
-    from nullspace_unlearn.files import new_folder, refuse_existing
+    from nullspace_unlearn.files import new_folder
     from nullspace_unlearn.prototypes import Synthesis, synthesise
     from nullspace_unlearn.words import CELL_TEMPLATES, check_names, check_template
 
     target = Path(output)
-    refuse_existing(target, overwrite)
+    options.claim(overwrite, target)
     kept = options.cache_folder(cache, no_cache)
     given_words = options.pairs("--domain-word", domain_word)
     given_classes = options.class_list(classes)

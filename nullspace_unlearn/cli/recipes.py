@@ -64,6 +64,7 @@ def cp(name: str, dest: str | None, overwrite: bool) -> None:
     source = packaged().get(name) or find_recipe(name)
     target = Path(dest or source.name)
     target = target / source.name if target.is_dir() else target
+    options.claim(overwrite, target)
     with new_file(target, overwrite) as temporary:
         temporary.write_bytes(source.read_bytes())
     click.echo(f"Wrote {target}")

@@ -19,6 +19,7 @@ def revert(
     """Restore the model that FOLDER was made from, with the UNDO file of erase --undo."""
     from nullspace_unlearn.clip import revert as restore
 
+    options.claim(overwrite, output)
     restored = restore(folder, undo, output, overwrite)
     if as_json:
         options.print_json({"output": str(restored)})

@@ -359,9 +359,7 @@ def _digest(features: Features) -> str:
 
 
 def _check_replaceable(target: Path, overwrite: bool) -> None:
-    from nullspace_unlearn.files import refuse_existing
-
-    refuse_existing(target, overwrite)
+    options.claim(overwrite, target)
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not all((target / name).is_file() for name in (_TABLE, _RECIPE)):

@@ -327,15 +327,15 @@ def train(
     class in every domain before and after, on images that the training has not seen. What a run
     needs to go on is kept in DIR.run until it is done: the same command again resumes it.
     """  # noqa: D301
-    from nullspace_unlearn.files import refuse_existing
+    from nullspace_unlearn.files import clear_leftovers
 
     asked = cells.forget()
     target = Path(output) if output else Path(default_name(model, asked, "by", how.method))
     if undo and how.method in ADAPTERS:
         raise ValueError(f"{how.method} changes no weights, so there is nothing to --undo")
-    for path in (target, *(Path(p) for p in (undo, heatmap, curve) if p)):
-        refuse_existing(path, overwrite)
+    options.claim(overwrite, target, undo, heatmap, curve)
     run = target.with_name(target.name + ".run")
+    clear_leftovers(run)
     _check_run(run)
     domain_words = cells.domain_words()
     method, settings = how.make(asked, images.validation)

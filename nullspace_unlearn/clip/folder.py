@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -106,7 +107,9 @@ def save(
     undo = None if undo is None else Path(undo)
     check_outputs(clip.source, path, undo, overwrite)
     documents = dict(_documents(clip, path, recipe, report, card))
-    with new_folder(path, overwrite) as folder:
+    # The undo file goes to its place last: it must not replace one whose folder is still there.
+    bring_back = contextlib.nullcontext() if undo is None else new_file(undo, overwrite)
+    with bring_back as undo_file, new_folder(path, overwrite) as folder:
         for name, text in documents.items():
             (folder / name).write_text(text, encoding="utf-8")
         _copy_companions(clip, folder)
@@ -115,8 +118,8 @@ def save(
         state = clip.model.state_dict()
         edited = {change.key: change.current(state[change.key]) for change in clip.changes}
         tensors.rewrite(original, weights, edited)
-        if undo is not None:
-            _write_undo(clip, original, weights, undo, overwrite)
+        if undo_file is not None:
+            _write_undo(clip, original, weights, undo_file)
         if original.parent == folder:
             original.unlink()
     return path
@@ -388,7 +391,7 @@ def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return separate
 
 
-def _write_undo(clip: Savable, original: Path, edited: Path, undo: Path, overwrite: bool) -> None:
+def _write_undo(clip: Savable, original: Path, edited: Path, undo: Path) -> None:
     header = tensors.read_header(original)
     metadata = {
         "format": _UNDO_FORMAT,
@@ -398,5 +401,4 @@ def _write_undo(clip: Savable, original: Path, edited: Path, undo: Path, overwri
         "header": header.text,
     }
     changed = [change.key for change in clip.changes if change.key in header.entries]
-    with new_file(undo, overwrite) as file:
-        tensors.extract(original, file, changed, metadata)
+    tensors.extract(original, undo, changed, metadata)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import itertools
 import json
 import os
 import shutil
@@ -19,13 +20,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from killed import CHANGES, forked, killed_at, posix
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from nullspace_unlearn.clip import Clip, describe, folder, load, read_folder, revert, tensors
 from nullspace_unlearn.edit import Edit
-from nullspace_unlearn.files import OutputExists
+from nullspace_unlearn.files import OutputExists, claimed
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -330,6 +332,34 @@ def test_a_failure_while_writing_leaves_nothing(at, clip_of, random_edit, tmp_pa
     with pytest.raises(OSError, match="No space left"):
         edited.save(tmp_path / "edited", undo=tmp_path / "undo")
     assert [file.name for file in tmp_path.iterdir()] == ["kept"]
+
+
+@posix
+def test_a_kill_while_overwriting_never_parts_a_folder_from_its_undo(
+    clip_of, random_edit, tmp_path
+):
+    """The old undo stays as long as the old folder; the new folder may still lack its own."""
+    clip, seen = clip_of("ViT-B-32"), set()
+    old, new = (clip.fold(random_edit(clip.dim, seed=seed)) for seed in (1, 2))
+    path, undo = tmp_path / "out", tmp_path / "undo"
+    for name, edited in (("old", old), ("new", new)):
+        edited.save(tmp_path / name, undo=tmp_path / f"undo of {name}")
+    for step in itertools.count(1):
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(tmp_path / "old", path)
+        shutil.copyfile(tmp_path / "undo of old", undo)
+        done = forked(killed_at(step, lambda: new.save(path, True, undo=undo), CHANGES))
+        is_new = same_file(path / WEIGHTS, tmp_path / "new" / WEIGHTS)
+        assert is_new or same_file(path / WEIGHTS, tmp_path / "old" / WEIGHTS)
+        undo_is_new = same_file(undo, tmp_path / "undo of new")
+        assert undo_is_new or same_file(undo, tmp_path / "undo of old")
+        seen.add((is_new, undo_is_new))
+        with claimed(path), claimed(undo):
+            left = {"old", "new", "out", "undo", "undo of old", "undo of new"}
+            assert {p.name for p in tmp_path.iterdir()} - {".out.lock", ".undo.lock"} == left
+        if done == 0:
+            break
+    assert seen == {(False, False), (True, False), (True, True)}
 
 
 def test_a_killed_process_leaves_no_folder(folder_of, tmp_path):

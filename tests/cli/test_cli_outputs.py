@@ -1,0 +1,61 @@
+"""One process at one output, and nothing of a dead one in the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from killed import held, posix
+from shell import nsu, tree
+from test_cli_bad_input import one_line
+
+from nullspace_unlearn.data import mini
+
+FOLDER = mini.MODEL_FOLDER
+WRITING = {
+    "erase": ("erase", "--class", "car"),
+    "train": ("train", "ascent", "--class", "car"),
+    "embed": ("embed", "--data", "nsu-mini"),
+    "sweep": ("sweep", "--class", "car", "--method", "hull", "--data", "nsu-mini"),
+    "prototypes": ("prototypes",),
+    "bench": ("bench", "bundled-quick"),
+    "revert": ("revert", FOLDER, "undo"),
+}
+
+
+@posix
+@pytest.mark.parametrize("command", WRITING)
+def test_a_second_process_at_an_output_is_told_of_the_first(command: str, tmp_path: Path) -> None:
+    with held(tmp_path / "out") as holder:
+        before = tree(tmp_path)
+        said = nsu(*WRITING[command], "--output", "out", "--json")
+        one_line(said, rf"output 'out' is being written by process {holder} on ")
+        assert tree(tmp_path) == before
+
+
+@posix
+def test_every_output_of_a_command_is_held(tmp_path: Path) -> None:
+    erase = ("erase", "--class", "car", "--undo", "undo", "--quiet")
+    with held(tmp_path / "undo") as holder:
+        one_line(nsu(*erase, "--output", "out"), rf"output 'undo' is being .* {holder} on ")
+        assert (
+            nsu("recipes", "cp", "bundled-quick", "out").code == 0
+        )  # another command, another output
+    assert nsu(*erase, "--output", "other").code == 0  # the control: who is dead holds nothing
+    assert sorted(tree(tmp_path))[-1] == "undo"
+
+
+def test_what_a_dead_process_left_is_cleared_and_refuses_nothing(tmp_path: Path) -> None:
+    small = ("--shots", 1, "--validation", 1, "--epochs", 1, "--quiet")
+    mini.write_images(tmp_path / "images", ["car", "dog"], ["photo"], range(3))
+    run = tmp_path / "out.run"
+    run.mkdir()
+    for name in (".out.abcd1234.tmp", ".out.abcd1234.old", "out.run/.checkpoint.abcd1234.tmp"):
+        (tmp_path / name).write_text("the original model")
+    train = ("train", "ascent", "--class", "car", "--data", "images", *small, "--output", "out")
+    (run / "notes").touch()  # the control: what is not ours
+    one_line(nsu(*train), "'out.run' is where this run would keep .* holds something else")
+    (run / "notes").unlink()
+    (run / ".checkpoint.abcd1234.tmp").touch()
+    assert nsu(*train).code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out"]
