@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,21 +101,31 @@ cache_options: Decorator = together(
 )
 
 
-def claim(overwrite: bool, *outputs: str | Path | None) -> None:
+def claim(overwrite: bool, *outputs: str | Path | None, working: str | Path | None = None) -> None:
     """Refuse outputs before any work is spent, and keep other processes from them until the end.
 
     Args:
         overwrite: Whether outputs that exist may be replaced.
         *outputs: Files and folders that the command is to write; None counts for nothing.
+        working: Where the command keeps what it needs to go on, and removes it in the end.
 
     Raises:
-        ValueError: If one exists, cannot be written, or another process is writing it.
+        ValueError: If one exists, cannot be written, is or lies inside another, or another process
+            is writing it.
     """
     from nullspace_unlearn.files import claimed, refuse_existing
 
     paths = [Path(output) for output in outputs if output is not None]
     for path in paths:
         refuse_existing(path, overwrite)
+    for one, other in permutations([*paths, *([Path(working)] if working else [])], 2):
+        if one.resolve() == other.resolve():
+            raise ValueError(f"{str(one)!r} is to be written twice: name another file or folder")
+        if one.resolve().is_relative_to(other.resolve()):
+            raise ValueError(
+                f"output {str(one)!r} is inside the output {str(other)!r}, which is written as a "
+                "whole: name another file or folder"
+            )
     for path in paths:
         click.get_current_context().with_resource(claimed(path))
 

@@ -333,8 +333,8 @@ def train(
     target = Path(output) if output else Path(default_name(model, asked, "by", how.method))
     if undo and how.method in ADAPTERS:
         raise ValueError(f"{how.method} changes no weights, so there is nothing to --undo")
-    options.claim(overwrite, target, undo, heatmap, curve)
     run = target.with_name(target.name + ".run")
+    options.claim(overwrite, target, undo, heatmap, curve, working=run)
     clear_leftovers(run)
     _check_run(run)
     domain_words = cells.domain_words()

@@ -144,7 +144,7 @@ ROWS: dict[str, tuple[tuple[str, ...], str]] = {
     "undo below a file": ((*ERASE, "--undo", "file/undo"), "cannot be written"),
     "undo inside the output": (
         (*ERASE, "--output", "out", "--undo", "out/undo"),
-        "inside the output folder",
+        "inside the output 'out'",
     ),
     "existing undo": ((*ERASE, "--undo", "file"), "output 'file' exists"),
     "output is no model folder": (

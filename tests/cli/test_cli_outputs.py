@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from killed import held, posix
 from shell import nsu, tree
-from test_cli_bad_input import one_line
+from test_cli_bad_input import one_line, refused
 
 from nullspace_unlearn.data import mini
 
@@ -38,11 +38,27 @@ def test_every_output_of_a_command_is_held(tmp_path: Path) -> None:
     erase = ("erase", "--class", "car", "--undo", "undo", "--quiet")
     with held(tmp_path / "undo") as holder:
         one_line(nsu(*erase, "--output", "out"), rf"output 'undo' is being .* {holder} on ")
-        assert (
-            nsu("recipes", "cp", "bundled-quick", "out").code == 0
-        )  # another command, another output
+        assert nsu("recipes", "cp", "bundled-quick", "out").code == 0
     assert nsu(*erase, "--output", "other").code == 0  # the control: who is dead holds nothing
     assert sorted(tree(tmp_path))[-1] == "undo"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("erase", "--undo", "u.png", "--heatmap", "u.png"), "'u.png' is to be written twice"),
+        (
+            ("erase", "--undo", "out/../u.png", "--heatmap", "u.png"),
+            "u.png' is to be written twice",
+        ),
+        (("erase", "--heatmap", "out/u.png"), "'out/u.png' is inside the output 'out'"),
+        (("train", "ascent", "--undo", "out.run/u"), "'out.run/u' is inside the output 'out.run'"),
+        (("train", "ascent", "--curve", "out.run"), "'out.run' is to be written twice"),
+        (("erase", "--undo", "deep", "--heatmap", "deep/u.png"), "'deep/u.png' is inside"),
+    ],
+)
+def test_outputs_stand_apart(given: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    refused(tmp_path, (*given, "--class", "car", "--output", "out", "--overwrite"), message)
 
 
 def test_what_a_dead_process_left_is_cleared_and_refuses_nothing(tmp_path: Path) -> None:

@@ -376,7 +376,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     "curve of no format": (("ascent", "--class", "car", "--curve", "a.gif"), "allowed: .png"),
     "undo inside": (
         ("ascent", "--class", "car", "--output", "a", "--undo", "a/b"),
-        "inside the output folder",
+        "inside the output 'a'",
     ),
     "no model folder": (
         ("ascent", "--class", "car", "--output", "features", "--overwrite"),
