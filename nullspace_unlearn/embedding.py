@@ -8,7 +8,6 @@ time, and the folder goes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import struct
@@ -30,10 +29,11 @@ from nullspace_unlearn.clip.tensors import layout, parse_header, to_bytes
 from nullspace_unlearn.data.folders import Batch, ImageSet, Skipped, check_cells, read_batches
 from nullspace_unlearn.features import file_header, made_with, skipped_files
 from nullspace_unlearn.files import new_file, refuse_existing
+from nullspace_unlearn.fingerprint import Fingerprint, code_of, machine
 from nullspace_unlearn.processes import Processes
 from nullspace_unlearn.sealed import SEALED, read_sealed, write_sealed
 
-_FORMAT = "nullspace-unlearn parts 1"
+_FORMAT = "nullspace-unlearn parts 2"
 _BATCHES = 8  # of a part
 _JOB = "job.json"
 
@@ -148,23 +148,36 @@ class _Job:
 
     def provenance(self) -> dict[str, Any]:
         """All that the features depend on."""
-        made = made_with(self.clip)
-        if made["weights_sha256"] is None:
+        if self.clip.changes or self.clip.source.sha256 is None:
             why = "been changed since it was loaded" if self.clip.changes else "random weights"
             raise ValueError(
                 f"the model has {why}: a file could not say what its features were made with"
             )
-        some = self.image_set
-        digest = hashlib.sha256(json.dumps([some.classes, some.domains]).encode())
-        cells = torch.stack([some.class_index, some.domain_index], 1).tolist()
-        for file, cell in zip(some.paths, cells, strict=True):
-            digest.update(json.dumps([file.relative_to(some.root).as_posix(), *cell]).encode())
         return {
-            **made,
+            **made_with(self.clip),
             "batch_size": self.batch_size,
             "images": self.image_set.root.name,
-            "images_sha256": digest.hexdigest(),
+            "contents": dict(self.image_set.fingerprint.facts),
         }
+
+    def fingerprint(self) -> Fingerprint:
+        """What all parts depend on; besides, each does on the contents of its own images."""
+        some = self.image_set
+        return Fingerprint(
+            {
+                "model": self.clip.fingerprint,
+                "machine": machine(self.clip.device),
+                "code": code_of("embedding"),
+                "images": some.fingerprint.only("count", "names"),
+                "grid": {"classes": some.classes, "domains": some.domains},
+                "batch_size": self.batch_size,
+                "hidden": self.hidden,
+            }
+        )
+
+    def contents_of(self, part: int) -> str:
+        """What a part's images hold, as a hash."""
+        return self.image_set.subset(self.images_of(part)).fingerprint.digest
 
 
 class _Parts:
@@ -177,9 +190,7 @@ class _Parts:
 
     def __init__(self, folder: Path, job: _Job) -> None:
         self.folder, self.job = folder, job
-        self.provenance = job.provenance()
-        facts = {"format": _FORMAT, **self.provenance, "hidden": job.hidden}
-        self._facts = json.loads(json.dumps(facts))  # as they will be read back
+        self.provenance, self.fingerprint = job.provenance(), job.fingerprint()
 
     def open(self, overwrite: bool) -> None:
         """Make the folder, or find it as this job left it."""
@@ -193,25 +204,23 @@ class _Parts:
                 shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         with new_file(self.folder / _JOB) as temporary:
-            temporary.write_text(json.dumps(self._facts, indent=2), encoding="utf-8")
+            facts = {"format": _FORMAT, "facts": self.fingerprint.facts}
+            temporary.write_text(json.dumps(facts, indent=2), encoding="utf-8")
 
     def check(self) -> None:
         """Refuse a folder that is another job's, or none's."""
         try:
-            theirs = json.loads((self.folder / _JOB).read_text(encoding="utf-8"))
-            if not isinstance(theirs, dict):
-                raise ValueError("it is no object")
-        except (OSError, ValueError):
+            kept = json.loads((self.folder / _JOB).read_text(encoding="utf-8"))
+            theirs = Fingerprint(dict(kept["facts"]))
+        except (OSError, ValueError, KeyError, TypeError):
             raise ValueError(
                 f"{str(self.folder)!r} is where the parts would be kept, and holds something else; "
                 "move it, or name another --output"
             ) from None
-        keys = [k for k in {**self._facts, **theirs} if theirs.get(k) != self._facts.get(k)]
-        if keys:
-            differ = "; ".join(f"{k} {theirs.get(k)}, now {self._facts.get(k)}" for k in keys)
+        if differences := theirs.differences(self.fingerprint):
             raise ValueError(
-                f"{str(self.folder)!r} holds parts of another job ({differ}); finish that one, "
-                "name another --output, or pass --overwrite"
+                f"{str(self.folder)!r} holds parts of another job ({'; '.join(differences)}); "
+                "finish that one, name another --output, or pass --overwrite"
             )
 
     def _in_use(self) -> bool:
@@ -227,11 +236,12 @@ class _Parts:
         return {part: file for part, file in found.items() if part < self.job.count}
 
     def missing(self) -> Int[Tensor, " parts"]:
-        """1 for each part that is not there whole; a damaged one is removed."""
+        """1 for each part that is not there whole, or not of its images; such a one is removed."""
         missing = torch.ones(self.job.count, dtype=torch.int64)
         for part, file in self.files().items():
             try:
-                read_sealed(file)
+                if json.loads(read_sealed(file)[1])["contents"] != self.job.contents_of(part):
+                    raise ValueError(f"images of part {part} have changed since it was made")
                 missing[part] = 0
             except ValueError as error:
                 warnings.warn(f"{error}; it is made again", stacklevel=2)
@@ -280,7 +290,8 @@ def _embed_part(parts: _Parts, part: int | None, batches: Iterator[Batch]) -> No
                 rows.setdefault(name, []).append(value)
     with parts.writing():
         tensors = {name: torch.cat(values) for name, values in rows.items()}
-        write_sealed(parts.folder, str(part), tensors, json.dumps(skipped))
+        note = {"skipped": skipped, "contents": job.contents_of(part)}
+        write_sealed(parts.folder, str(part), tensors, json.dumps(note))
 
 
 def _put_together(parts: _Parts, path: Path, overwrite: bool) -> None:
@@ -295,7 +306,8 @@ def _put_together(parts: _Parts, path: Path, overwrite: bool) -> None:
     for part in range(job.count):
         tensors, note = read_sealed(files[part])
         kept.append(tensors.pop("index"))
-        skipped += [Skipped(job.image_set.paths[i], reason) for i, reason in json.loads(note)]
+        lost = json.loads(note)["skipped"]
+        skipped += [Skipped(job.image_set.paths[i], reason) for i, reason in lost]
         for name, rows in sorted(tensors.items()):
             shapes[name] = shapes.get(name, (0, 0))[0] + len(rows), rows.shape[1]
     index = torch.cat(kept)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,10 +21,12 @@ from tqdm import tqdm
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.data.folders import ImageSet, Skipped, load_batches
 from nullspace_unlearn.files import new_file
+from nullspace_unlearn.fingerprint import Fingerprint, machine
 
 _FORMAT = "nullspace-unlearn features 1"
 _ROWS = 1 << 16  # looked at at once, since a file may be larger than the memory
-_LIBRARIES = ("torch", "torchvision", "open_clip_torch", "pillow")
+_OF_IMAGES = ("weights", "edits.visual", "model_cfg", "preprocessing", "adapter")
+"""Facts of a model that tell whose features images have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,32 +142,29 @@ def made_with(clip: Clip) -> dict[str, Any]:
         clip: The model.
 
     Returns:
-        "model", "pretrained" (local ones without their path), "weights_sha256" (None where the
-        model is no longer what its weights file holds), "adapter_sha256" of its visual prompts,
-        "preprocessing", "precision" (the dtypes of its parameters), "device" and "versions".
+        "model" and "pretrained", what it is called; "made_with", the facts of `Clip.fingerprint`;
+        "machine", those of `fingerprint.machine`.
     """
-    dtypes = {str(p.dtype).removeprefix("torch.") for p in clip.model.parameters()}
     return {
         "model": clip.source.name,
         "pretrained": clip.source.pretrained,
-        "weights_sha256": None if clip.changes else clip.source.sha256,
-        "adapter_sha256": _adapter_sha256(clip),
-        "preprocessing": {**clip.config["preprocess_cfg"], "size": list(clip.image_size)},
-        "precision": "+".join(sorted(dtypes)),
-        "device": clip.device.type,
-        "versions": {name: version(name) for name in _LIBRARIES},
+        "made_with": dict(clip.fingerprint.facts),
+        "machine": machine(clip.device),
     }
 
 
 def check_made_with(features: Features, clip: Clip) -> None:
-    """Refuse features of another model, as far as both say what they are.
+    """Refuse features of another model, as far as they say what they were made with.
+
+    Precision and machine may differ: they change the last digits.
 
     Args:
         features: The features.
         clip: The model.
 
     Raises:
-        ValueError: If the dimensions, the weights or the visual prompts differ.
+        ValueError: If the dimensions differ, or the weights, activation, preprocessing, visual
+            prompts or edits of the image tower; says which.
     """
     dim = features.embeddings.shape[-1]
     if dim != clip.dim:
@@ -175,15 +172,17 @@ def check_made_with(features: Features, clip: Clip) -> None:
             f"the features have {dim} dimensions and the model {clip.dim}: they are not of this "
             "model"
         )
-    theirs, ours = features.provenance, made_with(clip)
-    if theirs.get("weights_sha256") is None or ours["weights_sha256"] is None:
+    theirs = features.provenance.get("made_with")
+    if not isinstance(theirs, dict):
         return
-    for key, what in (("weights_sha256", "weights"), ("adapter_sha256", "visual prompts")):
-        if theirs.get(key) != ours[key]:
-            raise ValueError(
-                f"the features were made with {what} of sha256 {theirs.get(key)}, and the model's "
-                f"is {ours[key]}: they are not of this model"
-            )
+    differences = (
+        Fingerprint(theirs).only(*_OF_IMAGES).differences(clip.fingerprint.only(*_OF_IMAGES))
+    )
+    if differences:
+        raise ValueError(
+            "the features were made with another model, they are not of this model: "
+            f"{'; '.join(differences)}"
+        )
 
 
 def embed(
@@ -333,13 +332,3 @@ def _names(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise ValueError("names must be a list of strings")
     return tuple(value)
-
-
-def _adapter_sha256(clip: Clip) -> str | None:
-    if clip.adapter is None:
-        return None
-    digest = hashlib.sha256()
-    for name, value in sorted(clip.adapter.prompts.state_dict().items()):
-        digest.update(f"{name} {list(value.shape)} ".encode())
-        digest.update(value.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

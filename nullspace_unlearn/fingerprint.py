@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from nullspace_unlearn.files import new_file
 from nullspace_unlearn.version import __version__
@@ -34,6 +35,8 @@ _LIBRARIES = ("torch", "torchvision", "open_clip_torch", "pillow", "numpy")
 _IMPORTED = re.compile(r"\bnullspace_unlearn((?:\.\w+)+)(?:\s+import\s+(\([^)]*\)|[^\n]+))?")
 _FROM_ROOT = re.compile(r"\bfrom\s+nullspace_unlearn\s+import\s+(\([^)]*\)|[^\n]+)")
 _HEX = re.compile(r"[0-9a-f]{32,}")
+_MANY = 1000  # files, from which a bar shows
+_UNREADABLE = "unreadable"
 _LONGEST = 60  # characters of a value in a message
 _BLOCK = 1 << 20
 # A file system's clock ticks: a file changed this shortly before it was read may change again
@@ -78,9 +81,10 @@ class Fingerprint:
         """Some of the facts.
 
         Args:
-            names: Their names, at the top; those that are not there are passed over.
+            names: Their names, such as "weights" or "edits.visual"; those that are not there are
+                passed over.
         """
-        return Fingerprint({name: self.facts[name] for name in names if name in self.facts})
+        return Fingerprint(_chosen(self.facts, names))
 
     def differences(self, now: Fingerprint) -> list[str]:
         """What differs from another, a fact a line.
@@ -183,10 +187,7 @@ class Contents:
             files: The files; one may come several times.
 
         Returns:
-            SHA-256 of each, in hexadecimal.
-
-        Raises:
-            OSError: If one cannot be read.
+            SHA-256 of each, in hexadecimal; "unreadable" for one that cannot be read.
         """
         root = root.absolute()
         if root not in self._known:
@@ -194,8 +195,15 @@ class Contents:
         known = self._known[root]
         names = {file: os.path.relpath(file.absolute(), root) for file in dict.fromkeys(files)}
         stale = [file for file, name in names.items() if known.get(name, [])[:-1] != _stat(file)]
-        with ThreadPoolExecutor() as pool:
-            made = dict(zip(stale, pool.map(_entry, stale), strict=True))
+        hidden = None if len(stale) > _MANY else True
+        with (
+            ThreadPoolExecutor() as pool,
+            tqdm(total=len(stale), desc="hashing", unit="file", disable=hidden, leave=False) as bar,
+        ):
+            made = {}
+            for file, entry in zip(stale, pool.map(_entry, stale), strict=True):
+                made[file] = entry
+                bar.update()
         settled = {names[file]: entry for file, entry in made.items() if _settled(entry)}
         known.update(settled)
         if settled:
@@ -253,19 +261,25 @@ def contents_in_use() -> Contents:
     return _ACTIVE.get() or _IN_MEMORY
 
 
-def _stat(file: Path) -> list[Any]:
-    found = file.stat()
+def _stat(file: Path) -> list[Any] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
 def _entry(file: Path) -> list[Any]:
     """What the file system says of a file, when it was read, and its hash."""
     before = _stat(file)  # first: a change while it is read then shows
-    return [*before, file_sha256(file)]
+    try:
+        return [*(before or []), file_sha256(file)]
+    except OSError:
+        return [_UNREADABLE]
 
 
 def _settled(entry: Sequence[Any]) -> bool:
-    return bool(max(entry[1], entry[2]) + _TICK_NS < time.time_ns())
+    return len(entry) > 1 and max(entry[1], entry[2]) + _TICK_NS < time.time_ns()
 
 
 @cache
@@ -313,6 +327,17 @@ def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     raise TypeError(f"{value!r} is none")
+
+
+def _chosen(facts: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    chosen: dict[str, Any] = {}
+    for name in names:
+        first, _, rest = name.partition(".")
+        if first not in facts:
+            continue
+        value = _chosen(facts[first], [rest]) if rest else facts[first]
+        chosen[first] = {**chosen.get(first, {}), **value} if rest else value
+    return chosen
 
 
 def _flat(facts: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

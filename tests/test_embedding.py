@@ -80,9 +80,10 @@ def test_it_holds_what_embed_gives(clip: Clip, images: ImageSet, tmp_path: Path)
     assert (made.class_names, made.domain_names) == (images.classes, images.domains)
     assert len(made) == len(images) - 2
     said = dict(made.provenance)
-    assert said.pop("batch_size") == 1 and len(said.pop("images_sha256")) == 64
+    assert said.pop("batch_size") == 1
+    assert said.pop("contents") == images.fingerprint.facts
     assert said == json.loads(json.dumps(dict(expected.provenance)))
-    assert said["weights_sha256"] == clip.source.sha256 and said["preprocessing"]["size"]
+    assert said["made_with"] == clip.fingerprint.facts
     assert [one["file"] for one in said["skipped"]] == ["photo/car/2.png", "sketch/dog/zz.png"]
     assert str(images.root) not in json.dumps(dict(made.provenance))
 
@@ -192,21 +193,42 @@ def test_parts_of_another_job_are_refused(
     other = replace(clip, source=replace(clip.source, sha256="f" * 64))
     fewer = images.subset(torch.arange(1, len(images)))
     for model, some, options, message in (
-        (other, images, OPTIONS, f"weights_sha256 {clip.source.sha256}, now {'f' * 64}"),
-        (clip, images, {**OPTIONS, "batch_size": 2}, "batch_size 1, now 2"),
-        (clip, images, {**OPTIONS, "hidden": False}, "hidden True, now False"),
-        (clip, fewer, OPTIONS, "images_sha256 "),
+        (other, images, OPTIONS, f"model.weights: {str(clip.source.sha256)[:12]}, now {'f' * 12}"),
+        (clip, images, {**OPTIONS, "batch_size": 2}, "batch_size: 1, now 2"),
+        (clip, images, {**OPTIONS, "hidden": False}, "hidden: true, now false"),
+        (clip, fewer, OPTIONS, "images.names: "),
     ):
         with pytest.raises(ValueError, match="holds parts of another job") as error:
             embed_to_file(model, some, path, **options)
         assert message in str(error.value) and "\n" not in str(error.value)
         assert parts(path) == before
     embed_to_file(other, images, path, overwrite=True, **OPTIONS)
-    assert Features.load(path).provenance["weights_sha256"] == "f" * 64
+    assert Features.load(path).provenance["made_with"]["weights"] == "f" * 64
     with pytest.raises(OutputExists):
         embed_to_file(clip, images, path, **OPTIONS)
     embed_to_file(clip, images, path, overwrite=True, **OPTIONS)
     assert path.read_bytes() == whole
+
+
+def test_parts_of_other_images_by_the_same_names_are_made_again(
+    clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, path = tmp_path / "images", tmp_path / "x"
+    mini.write_images(root, ["car", "dog"], ["photo", "sketch"], range(5))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, 18, KeyboardInterrupt())
+        embed_to_file(clip, find_images(root), path, **OPTIONS)
+    assert set(parts(path)) == {"0", "1"}
+    mini.write_images(tmp_path / "others", ["car"], ["photo"], range(5, 10))
+    old, new = (sorted((at / "photo/car").iterdir()) for at in (root, tmp_path / "others"))
+    for one, other in zip(old, new, strict=True):  # in part 0 alone
+        other.replace(one)
+    images = find_images(root)
+    with pytest.warns(UserWarning) as warned:
+        embed_to_file(clip, images, path, **OPTIONS)
+    assert ["images of part 0 have changed" in str(one.message) for one in warned] == [True]
+    made, expected = Features.load(path), embed(clip, images, hidden=True, **OPTIONS)
+    assert torch.equal(made.embeddings, expected.embeddings) and len(made) == 20
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

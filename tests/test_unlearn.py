@@ -417,7 +417,7 @@ def test_the_provenance_says_where_prototypes_came_from(clip, seen):
         else:
             assert said["prototypes"]["files"] == seen.features.provenance["files"]
             assert len(said["prototypes"]["files"]) == len(seen.features)
-            assert said["prototypes"]["weights_sha256"] == clip.source.sha256
+            assert said["prototypes"]["made_with"]["weights"] == clip.source.sha256
 
 
 def test_given_numbers_are_taken_and_real_images_choose_theirs(clip, seen):

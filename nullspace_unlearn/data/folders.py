@@ -88,9 +88,6 @@ class ImageSet:
 
         Files are hashed, those that `fingerprint.contents_in_use` knows by what the file system
         says of them; an image in a shard counts as its place in that.
-
-        Raises:
-            OSError: If one cannot be read.
         """
         holders: list[Any] = [getattr(path, "shard", path) for path in self.paths]
         hashes = contents_in_use().of(self.root, holders)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nullspace_unlearn.clip import Clip
-from nullspace_unlearn.features import Features
+from nullspace_unlearn.features import Features, made_with
 from nullspace_unlearn.linalg import as_float64
 from nullspace_unlearn.prototypes.starts import start
 from nullspace_unlearn.prototypes.text import cell_prototypes, checked_grid
@@ -81,9 +81,7 @@ def closed_prototypes(
         domains=cell % len(words),
         domain_names=tuple(domains),
         provenance={
-            "model": clip.source.name,
-            "pretrained": clip.source.pretrained,
-            "weights_sha256": clip.source.sha256,
+            **made_with(clip),
             "images": f"closed form, from prompts and {images} procedural pictures a "
             f"kind, seed {seed}",
             "words": list(words),

@@ -63,9 +63,9 @@ def test_the_other_commands_read_it(embedded: Path, photos: Path, other: Path) -
         assert read.code == again.code == 0, (read, again)
         for key in ("metrics", "accuracy", "count", "figures"):
             assert read.json.get(key) == again.json.get(key)
-    hashes = [Features.load(embedded).provenance["weights_sha256"]]
+    hashes = [Features.load(embedded).provenance["made_with"]["weights"][:12]]
     assert nsu("embed", "--model", other, "--data", photos, "--output", "other").code == 0
-    hashes.append(Features.load("other").provenance["weights_sha256"])
+    hashes.append(Features.load("other").provenance["made_with"]["weights"][:12])
     for command, data in (
         (("evaluate", "nsu-mini"), "other"),
         (("evaluate", other), embedded),
@@ -97,7 +97,7 @@ def test_what_it_says(photos: Path) -> None:
 def test_the_bundled_pictures() -> None:
     assert nsu("embed", "--data", "nsu-mini", "--output", "a", "--json").json["images"] == 96
     said = Features.load("a").provenance
-    assert said["weights_sha256"] and said["preprocessing"] and "bundled" in said["images"]
+    assert said["made_with"]["weights"] and "bundled" in said["images"]
     one, other = (nsu("evaluate", "nsu-mini", "--data", d, "--json") for d in ("a", "nsu-mini"))
     assert one.json["accuracy"] == other.json["accuracy"]
 
@@ -183,7 +183,7 @@ NAN[3, 5] = float("nan")
     ],
 )
 def test_a_bad_feature_file(changes: dict[str, torch.Tensor], message: str) -> None:
-    header = file_header(("car", "dog", "tree"), (), {"weights_sha256": None})
+    header = file_header(("car", "dog", "tree"), (), {})
     save_file(GOOD, "good", metadata=header)
     assert nsu("evaluate", "nsu-mini", "--data", "good", "--quiet").code == 0  # control
     save_file(GOOD | changes, "bad", metadata=header)
@@ -212,7 +212,7 @@ def test_a_full_disk(
     with monkeypatch.context() as patch:
         patch.setattr(embedding, "write_sealed", full)
         one_line(nsu(*request), "No space left on device: disk; 1 of 2 parts are done and kept")
-    one_line(nsu(*request, "--no-hidden"), "parts of another job (hidden True, now False)")
+    one_line(nsu(*request, "--no-hidden"), "parts of another job (hidden: true, now false)")
     assert nsu(*request) == Result(0, "", "")
     assert Path("a").read_bytes() == embedded.read_bytes()
 

@@ -315,7 +315,7 @@ def test_features_that_do_not_fit(npz: Path, few: Callable[..., Any]) -> None:
     own.save("own.safetensors")
     names = ("embeddings", "labels", "class_names", "domains", "domain_names")
     fields = {name: getattr(own, name) for name in names}
-    Features(**fields, provenance={"weights_sha256": "0" * 64}).save("other.safetensors")
+    Features(**fields, provenance={"made_with": {"weights": "0" * 64}}).save("other.safetensors")
     one = (*SWEEP, *model, "--class", "car", "--data")
     refused((*one, "other.safetensors"), "0000000.*not of this model")
     assert nsu(*one, "own.safetensors", "--quiet").code == 0  # the control
