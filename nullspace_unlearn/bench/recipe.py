@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from nullspace_unlearn import erasers, train
-from nullspace_unlearn.bench.strict import read_yaml
 from nullspace_unlearn.edit import Space
 from nullspace_unlearn.evaluate.figures import FIGURES
 from nullspace_unlearn.forget import Paradigm
 from nullspace_unlearn.spelling import instead, listed
+from nullspace_unlearn.strict import read_yaml
 from nullspace_unlearn.unlearn import MAX_STRENGTH
 from nullspace_unlearn.words import check_template
 

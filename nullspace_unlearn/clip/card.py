@@ -2,70 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from nullspace_unlearn.clip.source import RECIPE_NAME, Source
 from nullspace_unlearn.clip.visual_prompts import VisualPrompts
+from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.history import History
+from nullspace_unlearn.strict import yaml_text
 
 
 def model_card(
-    name: str, source: Source, edits: Sequence[Mapping[str, Any]], recipe: str | None
+    name: str,
+    history: History,
+    base_model: str | None = None,
+    report: Mapping[str, Any] | None = None,
 ) -> str:
     """The card of a model folder.
 
     Args:
         name: The folder's name.
-        source: Where the model came from.
-        edits: What was done, as the recipe says it.
-        recipe: The recipe's text, where there is one.
+        history: What was done.
+        base_model: Hugging Face repository of the original weights, where known.
+        report: What was measured, where it was.
 
     Returns:
         The text of README.md.
     """
+    public = history.model.removeprefix("hf-hub:")
     data = ModelCardData(
         library_name="open_clip",
         pipeline_tag="zero-shot-image-classification",
-        base_model=source.base_model or _repository(source),
+        base_model=base_model or public,
         tags=["clip", "unlearning", "nullspace-unlearn"],
     )
-    trainings = [made for made in edits if made.get("trained")]
-    if edits:
-        done_to: dict[str, list[str]] = {}
-        for made in edits:
-            where = f"{_tensors(made['parameter'])} ({_side(made['side'])})"
-            done_to.setdefault(where, []).append(str(made.get("method", "edit")))
-        lines = "\n".join(f"- {where}: {', '.join(by)}" for where, by in done_to.items())
-        edited = (
-            "Only these tensors differ from the original; they are stored in float32, since "
-            f"rounding them to half precision would bring a little back:\n\n{lines}"
-        )
-    else:
-        edited = "No tensor differs from the original."
-    if recipe and trainings:
-        recipe = _text(_shortened(yaml.safe_load(recipe)))
-    asked = f"\n## Recipe\n\n```yaml\n{recipe}```\n" if recipe else ""
-    how = "edited in closed form" if len(edits) > len(trainings) or not edits else ""
-    methods = " and ".join(f"{made['method']} ({made.get('paper')})" for made in trainings)
+    trainings = [edit for edit in history.edits if edit.get("trained")]
+    how = "edited in closed form" if len(history.edits) > len(trainings) or not trainings else ""
+    methods = " and ".join(f"{edit.get('method')} ({edit.get('paper')})" for edit in trainings)
     if methods:
         how = " and ".join(filter(None, (how, f"trained with {methods}")))
-    done = "" if methods else " No\ntraining was done."
-    limits = _LIMITS_OF_TRAINING if methods else _LIMITS
+    title = " ".join(filter(None, (public, history.pretrained)))
+    asked = "\n".join(f"- {_asked(request)}" for request in history.requests)
     return str(
         ModelCard(f"""---
 {data.to_yaml()}
 ---
 # {name}
 
-{_title(source)}, {how} so that it no longer recognises what it was asked to forget.{done}
-
+{title}, {how}{"" if methods else "; no training was done"}.
+{_section("What it was asked to forget", asked)}{_section("What was measured", _measured(report))}
 ## What was edited
 
-{edited}
-{asked}
+{_tensors_of(history)}
+{_section("Recipe", _recipe(history))}
 ## How to load it
 
 ```python
@@ -77,8 +68,8 @@ tokenizer = open_clip.get_tokenizer("local-dir:{name}")
 
 ## What is not claimed
 
-{limits}
-This folder holds nothing that brings it back, but the original model, where it is public, does.
+{_LIMITS_OF_TRAINING if trainings else _LIMITS}
+{_back(history)}
 """)
     )
 
@@ -102,17 +93,16 @@ def adapter_card(name: str, source: Source, prompts: VisualPrompts) -> str:
         base_model_relation="adapter",
         tags=["clip", "unlearning", "nullspace-unlearn"],
     )
-    made = "made from each image by cross-attention, " if prompts.heads else ""
+    made = ", made from each image by cross-attention" if prompts.heads else ""
     return str(
         ModelCard(f"""---
 {data.to_yaml()}
 ---
 # {name}
 
-Visual prompts with which {_title(source)} no longer recognises what it was
-asked to forget: {tokens} tokens of width {width} in each of the first {depth} blocks of its image
-tower, {made}trained. The model's own weights are not changed, and not in this folder
-(sha256 `{source.sha256}`).
+Visual prompts for {_title(source)}, trained to make it forget: {tokens} tokens of width {width} in
+each of the first {depth} blocks of its image tower{made}. The model's own weights
+are not changed, and not in this folder (sha256 `{source.sha256}`).
 
 ## How to load it
 
@@ -138,6 +128,65 @@ _LIMITS_OF_TRAINING = """\
 What was measured is zero-shot recognition. Training proves nothing: a probe on the features, other
 words for the same thing, or training on with a few images may still find what was forgotten."""
 
+_BACK = """\
+It hides nothing from whoever wants it back: the original model, where it is public, has it all."""
+
+_INVERTIBLE = """\
+An edit here is invertible: whoever derives it again from the recipe can take it back."""
+
+_SINGULAR = """\
+No edit here can be inverted, but where the original weights were 16-bit numbers, these can be
+computed from the edited ones, since they lie on that grid."""
+
+
+def _section(title: str, text: str) -> str:
+    return f"\n## {title}\n\n{text}\n" if text else ""
+
+
+def _asked(request: Forget) -> str:
+    what = ", ".join(request.names) or "every class"
+    return f"{what}: {'in ' + ', '.join(request.domains) if request.domains else 'everywhere'}"
+
+
+def _measured(report: Mapping[str, Any] | None) -> str:
+    proof = (report or {}).get("certificate")
+    if proof is None:
+        return ""
+    said = "holds" if proof["holds"] else "DOES NOT HOLD"
+    return (
+        f"The certificate {said}: on every image each forgotten name scores a convex combination "
+        f"of kept names (largest violation {proof['largest_violation']:.1e}). `nsu certify` "
+        "computes it again from the weights."
+    )
+
+
+def _tensors_of(history: History) -> str:
+    if not history.edits:
+        return "No tensor differs from the original."
+    done_to: dict[str, list[str]] = {}
+    for edit in history.edits:
+        keys, side = edit.get("parameter"), edit.get("side")
+        keys = keys if isinstance(keys, list) else [keys]
+        named = ", ".join(f"`{key}`" for key in keys) if len(keys) < 4 else f"{len(keys)} tensors"
+        where = f"{named} ({'both sides' if side == 'both' else f'{side} side'})"
+        done_to.setdefault(where, []).append(str(edit.get("method", "edit")))
+    lines = "\n".join(f"- {where}: {', '.join(by)}" for where, by in done_to.items())
+    return (
+        "Only these tensors differ from the original; they are stored in float32, since rounding "
+        f"them to half precision would bring a little back:\n\n{lines}"
+    )
+
+
+def _recipe(history: History) -> str:
+    return f"```yaml\n{yaml_text(_shortened(history.to_json()))}```" if history.edits else ""
+
+
+def _back(history: History) -> str:
+    edits = [edit for edit in history.edits if not edit.get("trained")]
+    if not edits:
+        return _BACK
+    return f"{_BACK}\n{_INVERTIBLE if any(e.get('invertible', True) for e in edits) else _SINGULAR}"
+
 
 def _repository(source: Source) -> str:
     return source.name.removeprefix("hf-hub:")
@@ -147,23 +196,11 @@ def _title(source: Source) -> str:
     return " ".join(filter(None, (_repository(source), source.pretrained)))
 
 
-def _tensors(parameter: str | list[str]) -> str:
-    return f"`{parameter}`" if isinstance(parameter, str) else f"{len(parameter)} tensors"
-
-
-def _side(side: str) -> str:
-    return "both sides" if side == "both" else f"{side} side"
-
-
 def _shortened(value: Any, most: int = 12) -> Any:
-    """A recipe for the card, which is no place for the names of a thousand images."""
+    """A recipe for the card, which is no place for the names of a thousand classes."""
     if isinstance(value, dict):
         return {key: _shortened(one, most) for key, one in value.items()}
     if not isinstance(value, list):
         return value
     rest = [f"and {len(value) - 2} more, in {RECIPE_NAME}"] if len(value) > most else []
     return [_shortened(one, most) for one in (value[:2] if rest else value)] + rest
-
-
-def _text(value: Any) -> str:
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)

@@ -6,12 +6,11 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-import yaml
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -34,9 +33,11 @@ from nullspace_unlearn.clip.source import (
 from nullspace_unlearn.clip.towers import GROWN
 from nullspace_unlearn.files import new_file, new_folder, refuse_existing
 from nullspace_unlearn.fingerprint import file_sha256
+from nullspace_unlearn.history import History
+from nullspace_unlearn.strict import plain_yaml, yaml_text
 
 _UNDO_FORMAT = "nullspace-unlearn undo 1"
-_UNDO_FIELDS = ("original", "edited", "config", "header")
+_UNDO_FIELDS = ("original", "edited", "config", "header", "edits")
 _ABOUT_THE_EDIT = (WEIGHTS_NAME, CONFIG_NAME, RECIPE_NAME, REPORT_NAME, CARD_NAME)
 _TOKENIZER_FILES = (
     "tokenizer*",
@@ -75,7 +76,12 @@ class Savable(Protocol):
 
     @property
     def changes(self) -> tuple[Change, ...]:
-        """What has been edited since."""
+        """What has been edited since, one entry a parameter."""
+        ...
+
+    @property
+    def history(self) -> History:
+        """What it was made to forget, before and since."""
         ...
 
 
@@ -99,14 +105,13 @@ def save(
     path: Path,
     overwrite: bool,
     undo: str | Path | None,
-    recipe: Mapping[str, Any] | None,
     report: Mapping[str, Any] | None,
     card: str | None,
 ) -> Path:
     """Write a model folder; see `Clip.save`."""
     undo = None if undo is None else Path(undo)
     check_outputs(clip.source, path, undo, overwrite)
-    documents = dict(_documents(clip, path, recipe, report, card))
+    documents = dict(_documents(clip, path, report, card))
     # The undo file goes to its place last: it must not replace one whose folder is still there.
     bring_back = contextlib.nullcontext() if undo is None else new_file(undo, overwrite)
     with bring_back as undo_file, new_folder(path, overwrite) as folder:
@@ -129,6 +134,8 @@ def revert(
     folder: str | Path, undo: str | Path, output: str | Path, overwrite: bool = False
 ) -> Path:
     """Restore the model that an output folder was made from, bit for bit.
+
+    Of several edits made one after another, each folder goes back to the one before it.
 
     Args:
         folder: The output folder.
@@ -162,6 +169,8 @@ def revert(
         tensors.reassemble(said["header"], undo, edited, weights)
         _check_hash(weights, said["original"], f"{undo} does not restore the original weights")
         (restored / CONFIG_NAME).write_text(said["config"], encoding="utf-8")
+        for name, text in _told_before(folder, output, said).items():
+            (restored / name).write_text(text, encoding="utf-8")
         for file in folder.iterdir():
             if file.is_file() and file.name not in _ABOUT_THE_EDIT:
                 shutil.copyfile(file, restored / file.name)
@@ -184,15 +193,41 @@ def read_folder(path: str | Path) -> Saved:
     if not _is_ours(folder):
         raise ValueError(f"{str(folder)!r} is not a model folder: it holds no {CONFIG_NAME}")
     read: dict[str, Mapping[str, Any] | None] = {}
-    for name, parse in ((RECIPE_NAME, yaml.safe_load), (REPORT_NAME, json.loads)):
+    for name, parse in ((RECIPE_NAME, plain_yaml), (REPORT_NAME, _plain_json)):
         file = folder / name
         try:
-            read[name] = parse(file.read_text(encoding="utf-8")) if file.exists() else None
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            read[name] = parse(file) if file.exists() else None
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"{file} is malformed: {one_line(error)}") from None
         if not isinstance(read[name], dict | None):
             raise ValueError(f"{file} is malformed: it holds no mapping")
     return Saved(folder, read[RECIPE_NAME], read[REPORT_NAME])
+
+
+def read_history(path: str | Path) -> History | None:
+    """Read what a model folder says was done to the model.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        The history; None where the folder has no recipe.yaml, or one that lists no edits.
+
+    Raises:
+        ValueError: If it has one that is malformed, since a later request would not know what to
+            leave forgotten.
+    """
+    recipe = read_folder(path).recipe
+    if recipe is None or "edits" not in recipe:
+        return None
+    try:
+        return History.from_json(recipe)
+    except ValueError as error:
+        raise ValueError(f"{Path(path) / RECIPE_NAME} is malformed: {one_line(error)}") from None
+
+
+def _plain_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def check_outputs(source: Source, path: Path, undo: Path | None, overwrite: bool) -> None:
@@ -244,6 +279,22 @@ def _check_hash(file: Path, expected: str, problem: str) -> None:
         raise ValueError(f"{problem}: sha256 is {actual}, expected {expected}")
 
 
+def _told_before(folder: Path, output: Path, said: Mapping[str, str]) -> dict[str, str]:
+    """Recipe and card of a model that had been edited before; nothing where it had not."""
+    history = read_history(folder)
+    known = 0 if history is None else len(history.edits)
+    before = int(said["edits"]) if said["edits"].isdecimal() else -1
+    if not 0 <= before < max(known, 1):
+        raise ValueError(
+            f"the undo file goes back to {said['edits']} edits, and {folder} tells of {known}"
+        )
+    if history is None or before == 0:
+        return {}
+    history = replace(history, edits=history.edits[:before])
+    texts = plain_texts(history.to_json(), None)
+    return texts | {CARD_NAME: model_card(output.resolve().name, history)}
+
+
 def _check_config(folder: Path, undo: Path, text: str, header: str) -> None:
     """Refuse an undo file whose configuration is not the folder's, less what an edit adds to it."""
     try:
@@ -267,18 +318,15 @@ def _check_config(folder: Path, undo: Path, text: str, header: str) -> None:
 def _documents(
     clip: Savable,
     path: Path,
-    recipe: Mapping[str, Any] | None,
     report: Mapping[str, Any] | None,
     card: str | None,
 ) -> Iterator[tuple[str, str]]:
     """The folder's text files: name and contents."""
     yield CONFIG_NAME, config_text(clip.config) if clip.changes else clip.source.config
-    made = recipe if recipe is not None or not clip.changes else _recipe(clip)
-    texts = plain_texts(made, report)
-    yield from texts.items()
+    history = clip.history
+    yield from plain_texts(history.to_json() if history.edits else None, report).items()
     if card is None:
-        entries, asked = _edits(clip), texts.get(RECIPE_NAME)
-        card = model_card(path.resolve().name, clip.source, entries, asked)
+        card = model_card(path.resolve().name, history, clip.source.base_model, report)
     yield CARD_NAME, card
 
 
@@ -297,41 +345,15 @@ def plain_texts(
     texts = {}
     try:
         if recipe is not None:
-            texts[RECIPE_NAME] = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
-    except yaml.YAMLError as error:
-        raise ValueError(f"recipe holds more than plain values: {one_line(error)}") from None
+            texts[RECIPE_NAME] = yaml_text(dict(recipe))
+    except ValueError as error:
+        raise ValueError(f"recipe holds more than plain values: {error}") from None
     try:
         if report is not None:
             texts[REPORT_NAME] = json.dumps(dict(report), indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise ValueError(f"report holds more than finite plain values: {error}") from None
     return texts
-
-
-def _recipe(clip: Savable) -> dict[str, Any]:
-    """What was done, in words: from it and the original model the folder can be made again."""
-    return {
-        "model": clip.source.name,
-        "pretrained": clip.source.pretrained,
-        "weights_sha256": clip.source.sha256,
-        "edits": _edits(clip),
-    }
-
-
-def _edits(clip: Savable) -> list[dict[str, Any]]:
-    """What was done, one entry an edit; a training is one entry with all the tensors it made."""
-    entries: dict[str, dict[str, Any]] = {}
-    for change in clip.changes:
-        for made in change.provenance:
-            said = {"side": change.side, "parameter": change.key, **made}
-            if not made.get("trained"):
-                entries[f"{change.key} {len(entries)}"] = said
-                continue
-            training = json.dumps(dict(made), sort_keys=True)
-            entry = entries.setdefault(training, {**said, "parameter": []})
-            entry["parameter"].append(change.key)
-            entry["side"] = change.side if entry["side"] == change.side else "both"
-    return list(entries.values())
 
 
 def _copy_companions(clip: Savable, folder: Path) -> None:
@@ -399,6 +421,7 @@ def _write_undo(clip: Savable, original: Path, edited: Path, undo: Path) -> None
         "edited": file_sha256(edited),
         "config": clip.source.config,
         "header": header.text,
+        "edits": str(len(clip.source.history.edits)),
     }
     changed = [change.key for change in clip.changes if change.key in header.entries]
     tensors.extract(original, undo, changed, metadata)

@@ -137,7 +137,7 @@ def fold(
     new = place.edited(edit, partial(current, before))
     edited = replace_parameters(model, new)
     _verify(model, edited, place, edit, side)
-    return edited, record(model, new, side, edit.provenance, before)
+    return edited, record(model, new, side, before)
 
 
 def describe(model: nn.Module) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from torch import nn
 
 from nullspace_unlearn import words as vocabulary
 from nullspace_unlearn.clip.adapter import Stored, put_back, read_adapter
+from nullspace_unlearn.clip.folder import read_history
 from nullspace_unlearn.clip.model import Clip
 from nullspace_unlearn.clip.source import (
     ADAPTER_NAME,
@@ -35,6 +36,7 @@ from nullspace_unlearn.clip.source import (
 )
 from nullspace_unlearn.clip.trust import refuse_remote_code, weights_only
 from nullspace_unlearn.fingerprint import file_sha256
+from nullspace_unlearn.history import History
 
 PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
@@ -109,6 +111,8 @@ def load(
     found.config.setdefault("preprocess_cfg", {})
     for key in _PREPROCESS_KEYS:
         found.config["preprocess_cfg"].setdefault(key, preprocess_cfg[key])
+    public, tag = _public_name(name, found.folder), Path(pretrained).name if pretrained else None
+    history = read_history(found.folder) if found.folder else None
     words_file = found.folder / vocabulary.FILE_NAME if found.folder else None
     return Clip(
         model=model,
@@ -118,12 +122,13 @@ def load(
         words=vocabulary.read_words(words_file) if words_file and words_file.exists() else None,
         device=where,
         source=Source(
-            name=_public_name(name, found.folder),
-            pretrained=Path(pretrained).name if pretrained else None,
+            name=public,
+            pretrained=tag,
             folder=found.folder,
             weights=found.weights,
             sha256=sha256,
             config=found.text or config_text(found.config),
+            history=history or History(public, tag, sha256),
             base_model=found.base_model,
         ),
     )

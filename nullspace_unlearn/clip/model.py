@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +30,7 @@ from nullspace_unlearn.clip.source import Source
 from nullspace_unlearn.clip.visual_prompts import Adapter
 from nullspace_unlearn.edit import Edit, Side
 from nullspace_unlearn.fingerprint import Fingerprint, of_tensors
+from nullspace_unlearn.history import History
 
 _MANY = 1000  # prompts
 _PROBE = ("a photo of a café.", "Sketch, 2 guitars: naïve über-ostrich!", "crème brûlée 漢字 😀")
@@ -49,7 +50,8 @@ class Clip:
         words: The vocabulary found in the model's folder.
         device: Where the model is.
         source: Where it came from: name, folder, weights file, configuration as loaded.
-        changes: What has been edited, one entry a parameter.
+        changes: What has been edited since, one entry a parameter.
+        edits: How, one entry an edit, first to last, in plain JSON values.
         adapter: The visual prompts its image tower reads, if any; it can then not be edited.
     """
 
@@ -61,7 +63,13 @@ class Clip:
     device: torch.device
     source: Source
     changes: tuple[Change, ...] = ()
+    edits: tuple[Mapping[str, Any], ...] = ()
     adapter: Adapter | None = None
+
+    @property
+    def history(self) -> History:
+        """What the model was made to forget, before it was loaded and since."""
+        return reduce(History.then, self.edits, self.source.history)
 
     @property
     def dim(self) -> int:
@@ -275,7 +283,10 @@ class Clip:
             vision = config["model_cfg"]["vision_cfg"]
             vision["timm_proj"] = "linear"
             vision.pop("timm_proj_bias", None)
-        return replace(self, model=model, config=config, changes=changes)
+        keys = [change.key for change in changes if change not in self.changes]
+        said = {"side": side, "parameter": keys, "invertible": _invertible(edit)}
+        edits = (*self.edits, {**said, **edit.provenance})
+        return replace(self, model=model, config=config, changes=changes, edits=edits)
 
     def with_parameters(self, new: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> Clip:
         """Replace parameters by others of their shape, such as trained ones.
@@ -304,26 +315,29 @@ class Clip:
         changes = self.changes
         for side, visual in (("visual", True), ("text", False)):
             some = {key: v for key, v in new.items() if key.startswith("visual.") == visual}
-            changes = record(self.model, some, cast(Side, side), provenance, changes)
-        return replace(self, model=replace_parameters(self.model, new), changes=changes)
+            changes = record(self.model, some, cast(Side, side), changes)
+        sides = {"visual" if key.startswith("visual.") else "text" for key in new}
+        side = "both" if len(sides) == 2 else min(sides, default="visual")
+        edits = (*self.edits, {"side": side, "parameter": list(new), **provenance})
+        model = replace_parameters(self.model, new)
+        return replace(self, model=model, changes=changes, edits=edits)
 
     def save(
         self,
         path: str | Path,
         overwrite: bool = False,
         undo: str | Path | None = None,
-        recipe: Mapping[str, Any] | None = None,
         report: Mapping[str, Any] | None = None,
         card: str | None = None,
     ) -> Path:
         """Write a folder that stock open_clip loads as `local-dir:PATH`.
 
+        Its recipe.yaml holds the model's history, and is read when the folder is loaded.
+
         Args:
             path: The folder to write.
             overwrite: Whether an existing model folder (and undo file) may be replaced.
             undo: File to put the original bytes of the changed tensors in, outside the folder.
-            recipe: What was asked for, written to recipe.yaml; absent: what the edits that were
-                folded in say of themselves.
             report: What was measured, written to report.json.
             card: Text of README.md; one is written from the other arguments if absent.
 
@@ -336,7 +350,7 @@ class Clip:
             OSError: If writing fails; nothing is left half-written.
         """
         self._refuse_adapter("saved as a model folder")
-        return folder.save(self, Path(path), overwrite, undo, recipe, report, card)
+        return folder.save(self, Path(path), overwrite, undo, report, card)
 
     def _refuse_adapter(self, what: str) -> None:
         if self.adapter is not None:
@@ -359,3 +373,14 @@ class Clip:
             features = encode(model, inputs.to(self.device))
         # An inference tensor could not enter a later gradient computation; its copy can.
         return features.to(torch.float32, copy=True).clone()
+
+
+def _invertible(edit: Edit) -> bool:
+    """Whether somebody who has the edit can take it back from the weights."""
+    if edit.space != "embedding":
+        return True  # it was added, and can be subtracted
+    try:
+        edit.inverse()
+    except ValueError:
+        return False
+    return True

@@ -38,14 +38,12 @@ class Change:
         original: The parameter as it was loaded, or None where the edit added it.
         edited: The edited parameter in float32 at least, whatever the model computes in: rounding
             to half precision would bring 2e-4 of an erased direction back.
-        provenance: How each edit folded into it came to be, first to last.
     """
 
     key: str
     side: Side
     original: Tensor | None
     edited: Tensor
-    provenance: tuple[Mapping[str, Any], ...]
 
     def current(self, parameter: Tensor) -> Tensor:
         """The parameter as the model holds it now, without its rounding where it is known.
@@ -124,7 +122,6 @@ def record(
     model: nn.Module,
     new: Mapping[str, Tensor],
     side: Side,
-    provenance: Mapping[str, Any],
     before: Sequence[Change],
 ) -> tuple[Change, ...]:
     """All changes after one more edit, one a parameter.
@@ -133,7 +130,6 @@ def record(
         model: The model before the edit.
         new: The parameters the edit changed, by name in the state_dict, in float64.
         side: The tower they belong to.
-        provenance: How the edit came to be.
         before: The changes that made `model`.
 
     Returns:
@@ -149,7 +145,6 @@ def record(
             side=side,
             original=earlier.original if earlier else held.get(key),
             edited=value.to(torch.promote_types(dtype, torch.float32)),
-            provenance=(*(earlier.provenance if earlier else ()), dict(provenance)),
         )
     return tuple(known.values())
 

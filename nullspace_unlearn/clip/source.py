@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nullspace_unlearn.history import History
+
 CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAME = "open_clip_model.safetensors"
 ADAPTER_NAME = "adapter.safetensors"
@@ -30,6 +32,7 @@ class Source:
         weights: The weights file, or None for random weights.
         sha256: Hash of that file.
         config: The open_clip_config.json that describes the model as loaded, as text.
+        history: What had been done to them, as the folder says.
         base_model: Hugging Face repository of the weights, where known.
     """
 
@@ -39,6 +42,7 @@ class Source:
     weights: Path | None
     sha256: str | None
     config: str
+    history: History
     base_model: str | None = None
 
 

@@ -177,7 +177,7 @@ class _Loop:
         about = {
             **said,
             "weights": task.clip.source.sha256,
-            "edits": [dict(made) for change in task.clip.changes for made in change.provenance],
+            "edits": [dict(edit) for edit in task.clip.history.edits],
             "request": task.forget.to_json(),
             "words": task.words.to_json(),
             "seed": task.seed,

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from nullspace_unlearn.clip import Clip, describe, folder, load, read_folder, revert, tensors
 from nullspace_unlearn.edit import Edit
 from nullspace_unlearn.files import OutputExists, claimed
+from nullspace_unlearn.fingerprint import file_sha256
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -200,19 +202,22 @@ def test_tensors_that_share_memory_are_written_apart():
 
 
 def test_the_folder_explains_itself_and_holds_no_way_back(clip_of, random_edit, tmp_path):
-    recipe, report = {"model": "pico", "forget": {"classes": ["café"]}}, {"acc1": 0.5}
+    report, request = {"acc1": 0.5}, {"classes": ["café"]}
     clip = clip_of("roberta-ViT-B-32")
-    saved = clip.fold(random_edit(clip.dim)).save(
-        tmp_path / "edited", recipe=recipe, report=report, undo=tmp_path / "undo.safetensors"
-    )
+    edit = random_edit(clip.dim)
+    edit = replace(edit, provenance={**edit.provenance, "request": request})
+    edited = clip.fold(edit)
+    saved = edited.save(tmp_path / "edited", report=report, undo=tmp_path / "undo.safetensors")
     said = read_folder(saved)
-    assert (said.folder, said.recipe, said.report) == (saved, recipe, report)
+    assert (said.folder, said.recipe, said.report) == (saved, edited.history.to_json(), report)
+    assert said.recipe["model"] == clip.source.name and len(said.recipe["edits"]) == 1
     card = (saved / "README.md").read_text()
     assert "library_name: open_clip" in card
     assert "pipeline_tag: zero-shot-image-classification" in card
     assert "base_model: roberta-ViT-B-32-float32" in card
     assert "`visual.proj` (visual side): random" in card
-    assert "café" in card
+    assert "- café: everywhere" in card
+    assert "no longer" not in card  # which nothing has shown
     assert str(tmp_path) not in card
     assert {file.name for file in saved.iterdir()} == {
         WEIGHTS,
@@ -262,6 +267,58 @@ def test_undo_of_another_model_is_refused(clip_of, random_edit, tmp_path):
     assert not (tmp_path / "restored").exists()
 
 
+def asked(edit: Edit, *classes: str) -> Edit:
+    request = {"classes": list(classes), "domains": [], "keep": [], "aliases": {}}
+    return replace(edit, provenance={**edit.provenance, "request": request})
+
+
+def test_a_folder_keeps_its_history_and_undo_steps_back(folder_of, random_edit, tmp_path):
+    """Three erasures one after another; the middle one is deeper than the projection."""
+    clip = load(str(folder_of("ViT-B-32")), device="cpu")
+    names, folders = ["cat", "dog", "car"], [folder_of("ViT-B-32")]
+    for i, name in enumerate(names):
+        edit = asked(random_edit(clip.dim, seed=i), name)
+        if i == 1:
+            found = clip.last_mlp()
+            read, write = torch.ones(found.mlp_width, 1), torch.ones(found.width, 1)
+            edit = Edit(read / 9, write.cumsum(0) / 9, "mlp", edit.provenance)
+        edited = clip.fold(edit)
+        assert edited.history.names == tuple(names[: i + 1])
+        folders.append(edited.save(tmp_path / name, undo=tmp_path / f"undo-{name}"))
+        clip = load(str(folders[-1]), device="cpu")
+        assert clip.history == edited.history and not clip.changes
+    told = clip.history
+    assert (told.model, told.weights_sha256) == (
+        folder_of("ViT-B-32").name,
+        file_sha256(folders[0] / WEIGHTS),
+    )
+    card = (folders[-1] / "README.md").read_text()
+    assert "- cat: everywhere\n- dog: everywhere\n- car: everywhere" in card
+    assert f"base_model: {told.model}" in card
+    folder = folders[-1]
+    for name, before in zip(reversed(names), reversed(folders[:-1]), strict=True):
+        folder = revert(folder, tmp_path / f"undo-{name}", tmp_path / f"without-{name}")
+        assert same_file(folder / WEIGHTS, before / WEIGHTS)
+        for file in ("recipe.yaml", CONFIG):
+            assert (folder / file).exists() == (before / file).exists()
+            assert not (folder / file).exists() or same_file(folder / file, before / file)
+    assert not (folder / "recipe.yaml").exists()
+    assert (tmp_path / "without-car" / "README.md").read_text().count(": everywhere") == 2
+    with pytest.raises(ValueError, match="goes back to 1 edits, and .* tells of 0"):
+        (folders[2] / "recipe.yaml").unlink()
+        revert(folders[2], tmp_path / "undo-dog", tmp_path / "again")
+
+
+def test_a_recipe_that_is_damaged_is_not_passed_over(clip_of, random_edit, tmp_path):
+    clip = clip_of("ViT-B-32")
+    saved = clip.fold(random_edit(clip.dim)).save(tmp_path / "m")
+    (saved / "recipe.yaml").write_text("edits: [{request: {classes: car}}]")
+    with pytest.raises(ValueError, match="recipe.yaml is malformed: request .* it takes lists"):
+        load(str(saved), device="cpu")
+    (saved / "recipe.yaml").write_text("what: somebody else's")
+    assert load(str(saved), device="cpu").history.edits == ()  # control
+
+
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16-SigLIP"])
 def test_an_undo_file_that_was_tampered_with_is_refused(name, clip_of, random_edit, tmp_path):
     clip = clip_of(name)
@@ -307,9 +364,11 @@ def test_outputs_that_would_destroy_something_are_refused(folder_of, random_edit
             {"overwrite": True, "undo": source / WEIGHTS},
             "is the weights file that is being edited",
         ),
-        (("new",), {"recipe": {"edit": torch.ones(2)}}, "recipe holds more than plain values"),
         (("new",), {"report": {"acc1": float("nan")}}, "report holds more than finite plain"),
     ]
+    odd = clip.fold(replace(random_edit(pico.DIM), provenance={"edit": torch.ones(2)}))
+    with pytest.raises(ValueError, match="recipe holds more than plain values"):
+        odd.save(tmp_path / "new")
     for (name,), options, message in cases:
         with pytest.raises(ValueError, match=message):
             clip.save(tmp_path / name, **options)
@@ -494,7 +553,8 @@ def test_parameters_put_in_place_come_back_and_undo_brings_every_byte_back(
     assert {c.key: c.side for c in made.changes} == {
         key: "visual" if key.startswith("visual.") else "text" for key in new
     }
-    assert all(c.provenance == ({"method": "trained"},) for c in made.changes)
+    (said,) = made.history.edits
+    assert said == {"side": "both", "parameter": list(new), "method": "trained"}
     restored = revert(saved, tmp_path / "undo", tmp_path / "restored")
     assert not same_file(saved / WEIGHTS, source / WEIGHTS)
     assert same_file(restored / WEIGHTS, source / WEIGHTS)
@@ -527,11 +587,11 @@ def test_an_edit_and_trained_parameters_follow_one_another(folder_of, random_edi
     made = clip.fold(edit).with_parameters(new, {"method": "trained"}).fold(edit)
     expected = edit.apply(clip.with_parameters(new, {}).encode_image(pico.images()))
     assert torch.allclose(made.encode_image(pico.images()), expected, rtol=1e-4, atol=1e-5)
-    provenance = {change.key: [p["method"] for p in change.provenance] for change in made.changes}
-    assert provenance == {
-        "visual.proj": ["random", "trained", "random"],
-        "visual.ln_post.weight": ["trained"],
-    }
+    assert [(edit["method"], edit["parameter"]) for edit in made.history.edits] == [
+        ("random", ["visual.proj"]),
+        ("trained", ["visual.proj", "visual.ln_post.weight"]),
+        ("random", ["visual.proj"]),
+    ]
     made.save(tmp_path / "made", undo=tmp_path / "undo")
     restored = revert(tmp_path / "made", tmp_path / "undo", tmp_path / "restored")
     assert same_file(restored / WEIGHTS, source / WEIGHTS)

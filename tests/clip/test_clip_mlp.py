@@ -295,7 +295,7 @@ def test_edits_compose_in_any_order(clip_of, random_edit):
     one, two, joint = edit_of(found, seed=1), edit_of(found, seed=2), random_edit(clip.dim)
     twice = torch.from_numpy(by_hand(clip, found, [one, two]))
     assert distance(clip.fold(one).fold(two).encode_image(pico.images()), twice) < 1e-5
-    assert [p["seed"] for p in clip.fold(one).fold(two).changes[0].provenance] == [1, 2]
+    assert [edit["seed"] for edit in clip.fold(one).fold(two).history.edits] == [1, 2]
     assert distance(clip.fold(one).encode_image(pico.images()), twice) > 0.05  # control
     # The two matrices are apart, so the order in which they are edited does not matter.
     expected = joint.apply(torch.from_numpy(by_hand(clip, found, [one])))

@@ -117,7 +117,7 @@ def test_edits_folded_in_turn_compose(name, side, clip_of, random_edit):
     one, two = operator(first, side), operator(second, side)
     assert distance(features(twice, side), features(clip, side) @ one @ two) < 1e-5
     assert distance(features(twice, side), features(clip, side) @ two @ one) > 1e-2  # control
-    assert [p["seed"] for p in twice.changes[0].provenance] == [1, 2]
+    assert [edit["seed"] for edit in twice.history.edits] == [1, 2]
     stored = clip.model.state_dict().get(twice.changes[0].key)
     original = twice.changes[0].original
     assert original is None if stored is None else torch.equal(original, stored)

@@ -142,10 +142,9 @@ def test_a_run_forgets_a_class_and_its_result_loads_elsewhere(task: Task, tmp_pa
     assert ours["kept"] > 0.8 and theirs["kept"] > 0.8
 
     assert {change.side for change in trained.clip.changes} == {"visual", "text"}
-    for change in trained.clip.changes:
-        (said,) = change.provenance
-        assert said["method"] == "cliperase" and said["trained"]
-        assert said["numbers"]["lr"] == 2e-4 and said["request"]["classes"] == ["dog"]
+    (said,) = trained.clip.history.edits
+    assert said["method"] == "cliperase" and said["trained"] and said["side"] == "both"
+    assert said["numbers"]["lr"] == 2e-4 and said["request"]["classes"] == ["dog"]
     folder = trained.clip.save(tmp_path / "model")
     stock = open_clip.create_model(f"local-dir:{folder}").eval()
     images = task.shots.read(torch.arange(4))

@@ -331,8 +331,7 @@ def test_the_log_and_the_result_say_how_they_came_to_be(task: Task, tmp_path: Pa
     assert [json.loads(line) for line in lines] == list(trained.log)
     assert trained.seconds == pytest.approx(sum(entry["seconds"] for entry in trained.log))
     assert trained.diverged is None
-    (change,) = trained.clip.changes
-    (made,) = change.provenance
+    (made,) = trained.clip.history.edits
     assert made["method"] == "toy" and made["trained"] and made["numbers"]["lr"] == 0.02
     assert made["request"] == FORGET.to_json() and made["seed"] == 0
     assert json.loads(json.dumps(made)) == made

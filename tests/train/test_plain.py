@@ -77,11 +77,10 @@ def test_the_result_says_where_it_comes_from_and_loads_elsewhere(
     short = replace(task, validation=task.validation.subset(torch.arange(0)))
     trained = train(replace(method, epochs=1), short, quiet=True)  # type: ignore[type-var]
     assert trained.clip.changes and not task.clip.changes
-    for change in trained.clip.changes:
-        (said,) = change.provenance
-        assert said["method"] == method.name and said["trained"] and change.side == "visual"
-        assert said["numbers"]["lr"] == method.lr and said["seed"] == 0
-        assert said["request"] == task.forget.to_json() and said["shots"] == task.shots.source
+    (said,) = trained.clip.history.edits
+    assert said["method"] == method.name and said["trained"] and said["side"] == "visual"
+    assert said["numbers"]["lr"] == method.lr and said["seed"] == 0
+    assert said["request"] == task.forget.to_json() and said["shots"] == task.shots.source
     stock = open_clip.create_model(f"local-dir:{trained.clip.save(tmp_path / 'model')}").eval()
     images = task.shots.read(torch.arange(4))
     with torch.no_grad():

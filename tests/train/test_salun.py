@@ -157,10 +157,9 @@ def test_a_run_forgets_a_class_and_its_result_loads_elsewhere(task: Task, tmp_pa
     assert theirs["forgotten"] - ours["forgotten"] > 0.4
     assert ours["kept"] > 0.8 and theirs["kept"] > 0.8
 
-    for change in trained.clip.changes:
-        (said,) = change.provenance
-        assert said["method"] == "salun" and said["trained"] and change.side == "visual"
-        assert said["numbers"]["share"] == 0.5 and said["request"]["classes"] == ["dog"]
+    (said,) = trained.clip.history.edits
+    assert said["method"] == "salun" and said["trained"] and said["side"] == "visual"
+    assert said["numbers"]["share"] == 0.5 and said["request"]["classes"] == ["dog"]
     folder = trained.clip.save(tmp_path / "model")
     stock = open_clip.create_model(f"local-dir:{folder}").eval()
     images = task.shots.read(torch.arange(4))

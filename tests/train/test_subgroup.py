@@ -253,4 +253,4 @@ def test_a_short_run_forgets_and_a_still_one_does_not(request_: Forget) -> None:
     assert forgotten(still.clip) == pytest.approx(untouched)
     for key, value in some.clip.model.state_dict().items():
         assert torch.equal(value, before[key])
-    assert trained.clip.changes[0].provenance[-1]["method"] == "subgroup"
+    assert trained.clip.history.edits[-1]["method"] == "subgroup"

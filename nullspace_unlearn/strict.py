@@ -1,4 +1,4 @@
-"""YAML into frozen dataclasses, refusing whatever they do not know, with its place."""
+"""YAML as plain values, or into frozen dataclasses that refuse what they do not know."""
 
 from __future__ import annotations
 
@@ -33,20 +33,69 @@ def read_yaml(kind: type[_T], path: str | Path) -> _T:
     Raises:
         ValueError: Naming the file, the place in it, what is wrong and what is allowed.
     """
+    given = plain_yaml(path)
     try:
-        given = yaml.load(Path(path).read_text(encoding="utf-8"), _OnceLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        said = " ".join(str(error).split()) or "it is nested too deep"
-        raise ValueError(f"recipe {str(path)!r} cannot be read: {said}") from None
-    try:
-        made: _T = _read(kind, given, "")
+        made: _T = read(kind, given)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return made
 
 
-class _OnceLoader(yaml.SafeLoader):
-    """YAML without the last of two equal keys winning in silence."""
+def plain_yaml(path: str | Path) -> Any:
+    """Read a file of plain values.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Mappings, lists, text, numbers, truth values, None.
+
+    Raises:
+        ValueError: If it cannot be read or is no such YAML: a key given twice, an alias, which can
+            make gigabytes of a few bytes, a type of its own.
+    """
+    try:
+        return yaml.load(Path(path).read_text(encoding="utf-8"), _PlainLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        said = " ".join(str(error).split()) or "it is nested too deep"
+        raise ValueError(f"{str(path)!r} cannot be read: {said}") from None
+
+
+def yaml_text(value: Any) -> str:
+    """Plain values as YAML that `plain_yaml` reads back.
+
+    Args:
+        value: The values.
+
+    Returns:
+        The text, in the order of the mappings.
+
+    Raises:
+        ValueError: If there is more than plain values in it.
+    """
+    try:
+        return yaml.dump(value, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True)
+    except yaml.YAMLError as error:
+        raise ValueError(f"no plain value: {' '.join(str(error).split())}") from None
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """YAML that writes equal lists out again in place of an alias."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases, and without the last of two equal keys winning in silence."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(
+                None, None, f"alias {event.anchor!r} is refused: write it out", event.start_mark
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -61,8 +110,20 @@ class _OnceLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read(kind: Any, given: Any, where: str) -> Any:
-    """A dataclass from a mapping, its fields by their types."""
+def read(kind: Any, given: Any, where: str = "") -> Any:
+    """A dataclass from a mapping, its fields by their types; see `read_yaml`.
+
+    Args:
+        kind: The dataclass.
+        given: Plain values.
+        where: The place that messages begin with.
+
+    Returns:
+        The dataclass.
+
+    Raises:
+        ValueError: Naming the place, what is wrong and what is allowed.
+    """
     here = f"{where}: " if where else ""
     own = {one.name: one for one in fields(kind)}
     if not isinstance(given, Mapping):
@@ -87,7 +148,7 @@ def _read(kind: Any, given: Any, where: str) -> Any:
 def _value(hint: Any, given: Any, where: str) -> Any:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if is_dataclass(hint):
-        return _read(hint, given, where)
+        return read(hint, given, where)
     if origin in (typing.Union, types.UnionType):
         if all(is_dataclass(one) and hasattr(one, "kind") for one in inner):
             return _one_of({one.kind: one for one in inner}, given, where)
@@ -133,4 +194,4 @@ def _one_of(kinds: Mapping[str, Any], given: Any, where: str) -> Any:
     kind = str(given["kind"])
     if kind not in kinds:
         raise ValueError(f"{where}.kind: {kind!r} is not known; {instead(kind, kinds)}")
-    return _read(kinds[kind], {k: v for k, v in given.items() if k != "kind"}, where)
+    return read(kinds[kind], {k: v for k, v in given.items() if k != "kind"}, where)
