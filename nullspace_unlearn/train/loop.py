@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nullspace_unlearn.clip import Clip
+from nullspace_unlearn.evaluate.figures import FIGURES
 from nullspace_unlearn.files import new_file
 from nullspace_unlearn.train import checkpoint
 from nullspace_unlearn.train.augment import augment
@@ -289,7 +290,7 @@ class _Loop:
         score = None
         if len(self.task.validation):
             found = validate(self.task, stage.student, stage.batch_size)
-            score = found["h4"]
+            score = found["balance"]
             said["validation"] = found
         said["seconds"] = time.perf_counter() - started
         state.log.append(said)
@@ -406,12 +407,14 @@ class _Loop:
         self._keep()
 
 
+_SHOWN = ("left", "over", "kept", "balance")
+
+
 def _short(said: Mapping[str, Any]) -> dict[str, str]:
     """What fits behind a progress bar."""
     shown = {name: f"{value:.2g}" for name, value in said["loss"].items()}
     if found := said.get("validation"):
-        shown |= {"mem": f"{found['kept']:.2f}", "for": f"{1 - found['forgotten']:.2f}"}
-        shown["h"] = f"{found['h4']:.2f}"
+        shown |= {name: FIGURES[name].written(found[name]) for name in _SHOWN}
     return shown
 
 

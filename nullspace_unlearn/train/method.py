@@ -33,7 +33,8 @@ class Stage:
             all been seen, and the others come again.
         augmented: Whether images are mirrored and cropped at random.
         cosine: Whether the learning rate falls to 0 along a cosine over the stage.
-        scored: Whether the stage ends with its best epoch on the validation images, not its last.
+        scored: Whether the stage ends with the epoch of best balance on the validation images, not
+            its last.
         after_backward: Called between gradients and step.
         after_step: Called after each step.
         stop: Asked after each epoch whether the stage has reached its end.

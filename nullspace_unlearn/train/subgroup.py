@@ -44,7 +44,7 @@ class Subgroup:
     the first stage train on in the second; images that share a class count as each other's matches
     in the contrastive loss; on a tower without BatchNorm the statistics are those of LayerNorm's
     inputs over the images that stay, in the original tower; the statistics are measured in the
-    tower that has forgotten; α is chosen by H4, the middle one of those equally good,
+    tower that has forgotten; α is chosen by balance, the middle one of those equally good,
     since the paper's own score hardly notices whether a single cell among many is forgotten.
 
     Attributes:
@@ -254,11 +254,11 @@ def restored(task: Task, new: Mapping[str, Tensor], grid: int = 21) -> Student:
         grid: Number of shares tried, from 0 to 1.
 
     Returns:
-        The soup of highest `h4`; of those equally good, the middle one.
+        The soup of highest `balance`; of those equally good, the middle one.
     """
     judge = task if len(task.validation) else replace(task, validation=task.shots)
     shares = torch.linspace(0, 1, grid, dtype=torch.float64).tolist()
-    scores = [validate(judge, soup(task, new, share))["h4"] or 0.0 for share in shares]
+    scores = [validate(judge, soup(task, new, share))["balance"] or 0.0 for share in shares]
     best = [share for share, score in zip(shares, scores, strict=True) if score == max(scores)]
     return soup(task, new, best[len(best) // 2])
 

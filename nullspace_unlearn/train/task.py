@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from nullspace_unlearn.clip import Clip
-from nullspace_unlearn.evaluate.figures import grid_figures
-from nullspace_unlearn.evaluate.zeroshot import accuracy_grid, predict
+from nullspace_unlearn.evaluate.figures import plain_values
+from nullspace_unlearn.evaluate.measure import Model, measure
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.prototypes import class_prototypes
 from nullspace_unlearn.train.shots import Shots
@@ -113,6 +113,11 @@ class Task:
         ]
         return self.clip.tokenizer(prompts).to(self.clip.device)
 
+    @cached_property
+    def judged_by(self) -> Model:
+        """The untouched model on the validation images."""
+        return Model(_validation(self, self.clip.encode_image, 32), self.prototypes.cpu())
+
     def forgotten(self, some: Shots | Minibatch) -> Bool[Tensor, " n"]:
         """Which images are of cells to be forgotten."""
         return self.mask.to(some.labels.device)[some.labels, some.domains]
@@ -198,7 +203,7 @@ def with_towers(task: Task, towers: Towers) -> Student:
 
 
 def validate(task: Task, student: Student, batch_size: int = 32) -> dict[str, float | None]:
-    """The figures of a student on the validation images; each cell counts once.
+    """The figures of a student on the validation images, beside the untouched model.
 
     Args:
         task: The task.
@@ -206,14 +211,19 @@ def validate(task: Task, student: Student, batch_size: int = 32) -> dict[str, fl
         batch_size: Images per forward pass.
 
     Returns:
-        Every figure of `figures.FIGURES` that accuracies tell.
+        Every figure of `figures.FIGURES`.
     """
-    some = task.validation
     with torch.no_grad():
-        text = student.text()
-        parts = [
-            predict(student.image(some.read(chosen).to(task.clip.device)), text).cpu()
-            for chosen in torch.arange(len(some)).split(batch_size)
-        ]
-    grid = accuracy_grid(torch.cat(parts), some.labels, some.domains, *task.mask.shape)
-    return grid_figures(grid, task.mask)
+        changed = Model(_validation(task, student.image, batch_size), student.text().cpu())
+    some = task.validation
+    measured = measure(task.judged_by, changed, some.labels, some.domains, task.mask)
+    return plain_values(measured.figures())
+
+
+def _validation(
+    task: Task, image: Callable[[Tensor], Tensor], batch_size: int
+) -> Float[Tensor, "n dim"]:
+    """Embeddings of the validation images, on the CPU."""
+    some = task.validation
+    batches = torch.arange(len(some)).split(batch_size)
+    return torch.cat([image(some.read(chosen).to(task.clip.device)).cpu() for chosen in batches])

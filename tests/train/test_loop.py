@@ -23,6 +23,7 @@ import nullspace_unlearn as nsu
 from nullspace_unlearn import files
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.evaluate.figures import FIGURES, grid_figures
+from nullspace_unlearn.evaluate.measure import Model
 from nullspace_unlearn.evaluate.zeroshot import accuracy_grid, predict
 from nullspace_unlearn.forget import Forget, Paradigm
 from nullspace_unlearn.train import checkpoint, loop
@@ -138,7 +139,10 @@ def clip() -> Clip:
 
 @pytest.fixture(scope="module")
 def task(clip: Clip) -> Task:
-    return Task(clip, FORGET, WORDS, shots(5), shots(20, seed=1))
+    task = Task(clip, FORGET, WORDS, shots(5), shots(20, seed=1))
+    # Images this small are none to the model: say that it names them all right.
+    task.__dict__["judged_by"] = Model(task.prototypes[task.validation.labels], task.prototypes)
+    return task
 
 
 @pytest.fixture(scope="module")
@@ -507,7 +511,7 @@ def scores(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[float]]:
 
         def validate(*_: object) -> dict[str, float | None]:
             score = left.pop(0)
-            return dict.fromkeys(FIGURES) | {"forgotten": 0.0, "kept": 1.0, "h4": score}
+            return dict.fromkeys(FIGURES) | {"balance": score}
 
         monkeypatch.setattr(loop, "validate", validate)
         return left
@@ -525,11 +529,11 @@ def test_a_stage_ends_with_its_best_epoch(task: Task) -> None:
     """Oracle: runs of 1, 2, ... epochs, each judged by itself."""
     numbers = {"lr": 0.3, "batch_size": 3}
     runs = [of_epoch(task, epochs, **numbers) for epochs in range(1, 7)]
-    found = [run.log[-1]["validation"]["h4"] for run in runs]
+    found = [run.log[-1]["validation"]["balance"] for run in runs]
     best = found.index(max(found))
     assert best < 5 and len(set(found)) > 1
     chosen = train(toy({"stage": {"cosine": False}}, epochs=6, **numbers), task, quiet=True)
-    assert [entry["validation"]["h4"] for entry in chosen.log] == found
+    assert [entry["validation"]["balance"] for entry in chosen.log] == found
     assert torch.equal(weight(chosen), weight(runs[best]))
     assert not torch.equal(weight(chosen), weight(runs[-1]))  # control
 
@@ -613,11 +617,13 @@ def test_validation_is_what_the_returned_model_does(clip: Clip, unchecked: Any) 
         classifier = model.encode_text([f"a photo of a {name}." for name in WORDS.classes])
         found = predict(model.encode_image(images), classifier)
         mask = torch.tensor([[False, True], [False, False], [False, False]])
-        return grid_figures(accuracy_grid(found, judge.labels, judge.domains, 3, 2), mask)
+        grid = accuracy_grid(found, judge.labels, judge.domains, 3, 2)
+        figures = grid_figures(grid, mask)
+        return {name: value for name, value in figures.items() if name in ("forgotten", "kept")}
 
     logged = [entry["validation"] for entry in trained.log]
-    best = max(range(3), key=lambda epoch: logged[epoch]["h4"])
-    assert judged(trained.clip) == logged[best]
+    best = max(range(3), key=lambda epoch: logged[epoch]["balance"])
+    assert judged(trained.clip).items() <= logged[best].items()
     assert judged(trained.clip) != judged(clip)  # control
 
 

@@ -163,8 +163,10 @@ def test_the_soup_is_the_best_of_its_grid() -> None:
     some = task(CELL, validation=False)
     new = changed(some.clip.model)
     judge = Task(some.clip, some.forget, some.words, some.shots, some.shots)  # calibrates on these
-    found = validate(judge, restored(some, new, grid=4))["h4"]
-    assert found == max(validate(judge, soup(some, new, share / 3))["h4"] for share in range(4))
+    found = validate(judge, restored(some, new, grid=4))["balance"]
+    assert found == max(
+        validate(judge, soup(some, new, share / 3))["balance"] for share in range(4)
+    )
 
 
 def test_low_rank_additions_of_rank_0_are_the_model() -> None:
