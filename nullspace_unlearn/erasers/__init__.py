@@ -11,6 +11,8 @@ from nullspace_unlearn.erasers.gated import IMAGES, TEXT, Numbers, gated
 from nullspace_unlearn.erasers.hull import hull
 from nullspace_unlearn.erasers.leace import leace
 from nullspace_unlearn.erasers.leave_out import leave_out
+from nullspace_unlearn.erasers.neutral import NeutralNumbers, neutral
+from nullspace_unlearn.erasers.neutral import choose as choose_neutral
 from nullspace_unlearn.erasers.nullspace import nullspace
 from nullspace_unlearn.erasers.two_sided import two_sided
 from nullspace_unlearn.forget import Paradigm
@@ -20,13 +22,16 @@ __all__ = [
     "METHODS",
     "TEXT",
     "Method",
+    "NeutralNumbers",
     "Numbers",
     "avert",
     "ccup",
+    "choose_neutral",
     "gated",
     "hull",
     "leace",
     "leave_out",
+    "neutral",
     "nullspace",
     "two_sided",
 ]

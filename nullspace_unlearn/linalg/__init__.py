@@ -5,6 +5,7 @@ models, files or requests.
 """
 
 from nullspace_unlearn.linalg.bases import as_float64, group_means, leading_basis, unit
+from nullspace_unlearn.linalg.held_out import Ridge
 from nullspace_unlearn.linalg.nearest import HullPoint, nearest_in_hull
 from nullspace_unlearn.linalg.ridge import (
     covariance,
@@ -18,6 +19,7 @@ from nullspace_unlearn.linalg.ridge import (
 
 __all__ = [
     "HullPoint",
+    "Ridge",
     "as_float64",
     "covariance",
     "group_means",

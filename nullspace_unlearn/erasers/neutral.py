@@ -1,0 +1,250 @@
+"""Neutral: every forgotten image is given the mean of its domain, every kept one is left alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from nullspace_unlearn.edit import Edit, Space
+from nullspace_unlearn.forget import groups
+from nullspace_unlearn.linalg import Ridge, as_float64, group_means, unit
+
+RIDGES = (0.003, 0.03, 0.3)
+# Pictures are so alike that leaving them out says little of the ridge.
+_OF_PICTURES = (0.001,)
+BETAS = (0.5, 3.0)
+# How far a shift falls short on images is this power of how far it does on pictures left out, since
+# these are more alike than images are. Chosen on pictures and training images nothing is reported
+# on; it is 1 for real images, which are what they stand for.
+_PICTURES = 1.5
+# What a forgotten cell counts for in the mean of its domain where others stay. At 1 the name still
+# stands a little above the others there, at 0 below them.
+_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class NeutralNumbers:
+    """What `neutral` must be told beside prototypes and request; `choose` finds them.
+
+    Attributes:
+        ridge: Relative to the prototypes' mean square per dimension, above 0.
+        beta: What the wanted shift is multiplied by, above 0, to make up for the ridge's shrinkage.
+    """
+
+    ridge: float = 0.03
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.ridge > 0 or not self.beta > 0:
+            raise ValueError(f"ridge and beta must be above 0, got {self.ridge} and {self.beta}")
+
+
+def neutral(
+    embeddings: Float[Tensor, "n dim"],
+    labels: Int[Tensor, " n"],
+    domains: Int[Tensor, " n"],
+    mask: Bool[Tensor, "*batch classes domains"],
+    *,
+    source: Float[Tensor, "n source"] | None = None,
+    space: Space = "hidden",
+    numbers: NeutralNumbers | None = None,
+) -> Edit:
+    """Forget cells, or whole domains, so that nothing tells their classes apart.
+
+    One weighted ridge regression from what is read to shifts of z:
+
+        q_i = beta (z_i - mean of i's domain) where forgotten, 0 where kept
+        G = argmin sum_i w_i |x_i G - q_i|² + ridge |G|²,    z' = z - x G
+
+    The mean is over the classes of the domain, of which those forgotten there count half where
+    others stay: at that point their names score as they do on other images. No class takes their
+    place, and no class list is in it. Every group of cells that a request is judged by weighs the
+    same (`forget.groups`), and each cell in it, so that the forgotten ones do as much as those that
+    stay, and their neighbours (the class elsewhere, other classes in the domain) as much as the
+    rest.
+
+    Reading z or h, a linear map cannot multiply "is a sketch" with "which class"; reading the last
+    MLP's activation it can.
+
+    Args:
+        embeddings: `[n, dim]` prototypes of cells, any number a cell; scale does not matter.
+        labels: `[n]` the class of each.
+        domains: `[n]` the domain of each.
+        mask: `[*batch, classes, domains]`, true where a cell is forgotten.
+        source: `[n, source]` what is read, on the embeddings' scale; absent: the embeddings.
+        space: What the source is, where it is given.
+        numbers: Ridge and beta.
+
+    Returns:
+        An edit that reads `source`, float64; its write is in the joint space. Its rank is at most
+        that of the prototypes and of the joint space.
+
+    Raises:
+        ValueError: If shapes do not fit, something is not finite, a cell has no prototype, or a
+            request forgets nothing or everything.
+    """
+    numbers = numbers or NeutralNumbers()
+    shown = _Shown.of(embeddings, labels, domains, mask, source)
+    batch = mask.shape[:-2]
+    shifts = []
+    for one in mask.reshape(-1, *mask.shape[-2:]):
+        request = _Request.of(shown, one)
+        shifts.append(request.ridge.solve(numbers.beta * request.wanted, numbers.ridge))
+    left, singular, right = torch.linalg.svd(torch.stack(shifts), full_matrices=False)
+    rank = int((singular > 1e-9 * singular[:, :1]).sum(-1).max())
+    read = (left * singular[:, None])[..., :rank]
+    return Edit(
+        read=read.reshape(*batch, -1, rank),
+        write=right.mT[..., :rank].reshape(*batch, -1, rank),
+        space="embedding" if source is None else space,
+        provenance={
+            "method": "neutral",
+            "numbers": {"ridge": numbers.ridge, "beta": numbers.beta, "rank": rank},
+        },
+    )
+
+
+def choose(
+    embeddings: Float[Tensor, "n dim"],
+    labels: Int[Tensor, " n"],
+    domains: Int[Tensor, " n"],
+    classes: Float[Tensor, "classes dim"],
+    mask: Bool[Tensor, "classes domains"],
+    *,
+    source: Float[Tensor, "n source"] | None = None,
+    pictures: bool = False,
+) -> NeutralNumbers:
+    """Ridge and beta with which prototypes that are left out end neutral.
+
+    In closed form (`linalg.Ridge.held_out`): real images are left out one by one, pictures by
+    what they started from, one of each cell together. Beta is the number by which the left-out
+    shift of the forgotten ones falls short in the score of their own class; of images the ridge is
+    that of the least squared error.
+
+    Args:
+        embeddings: As for `neutral`, and so `labels`, `domains` and `source`.
+        labels: `[n]`.
+        domains: `[n]`.
+        classes: `[classes, dim]` unit text prototypes of the classes.
+        mask: `[classes, domains]`, one request.
+        source: `[n, source]`.
+        pictures: Whether the prototypes are synthesised, those of a cell in the order of what they
+            started from.
+
+    Returns:
+        The numbers; the defaults where some cell has a single prototype, so that none can be left
+        out.
+
+    Raises:
+        ValueError: As `neutral`.
+    """
+    shown = _Shown.of(embeddings, labels, domains, mask, source)
+    if int(shown.count.min()) < 2:
+        return NeutralNumbers()
+    request = _Request.of(shown, mask.to(shown.rows.device))
+    group = _place(shown.cell) if pictures else torch.arange(len(shown.cell))
+    names = as_float64("classes", classes)
+    names = (names - names.mean(0))[labels]
+    wanted = (request.wanted * names).sum(-1)
+    best, chosen = torch.inf, NeutralNumbers()
+    for ridge in _OF_PICTURES if pictures else RIDGES:
+        shift = request.ridge.held_out(request.wanted, ridge, group.to(shown.cell.device))
+        given = request.weight * (shift * names).sum(-1)
+        reached = float((given @ wanted) / (request.weight @ wanted.square()).clamp(min=1e-300))
+        short = max(reached, 1e-3) ** (_PICTURES if pictures else 1)
+        beta = min(max(1 / short, BETAS[0]), BETAS[1])
+        error = (request.weight[:, None] * (beta * shift - request.wanted).square()).sum()
+        if float(error) < best:
+            best, chosen = float(error), NeutralNumbers(ridge, beta)
+    return chosen
+
+
+@dataclass(frozen=True, eq=False)
+class _Shown:
+    """Prototypes as the regression sees them."""
+
+    rows: Float[Tensor, "n source"]
+    z: Float[Tensor, "n dim"]
+    cell: Int[Tensor, " n"]
+    count: Int[Tensor, " cells"]
+    means: Float[Tensor, "classes domains dim"]
+
+    @classmethod
+    def of(
+        cls,
+        embeddings: Tensor,
+        labels: Tensor,
+        domains: Tensor,
+        mask: Tensor,
+        source: Tensor | None,
+    ) -> _Shown:
+        z = as_float64("embeddings", embeddings)
+        rows = z if source is None else as_float64("source", source)
+        _check(z, rows, labels, domains, mask)
+        grid = mask.shape[-2:]
+        cell = (labels * grid[1] + domains).to(z.device)
+        count = torch.bincount(cell, minlength=grid.numel())
+        if not count.all():
+            empty = divmod(int((count == 0).nonzero()[0]), grid[1])
+            raise ValueError(f"no prototype is given for the cell (class, domain) {empty}")
+        norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+        if not norm.all():
+            raise ValueError("a prototype is the zero vector")
+        means = group_means(unit(z), cell, grid.numel()).reshape(*grid, -1)
+        return cls(rows / norm, unit(z), cell, count, means)
+
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """One request's regression: how rows weigh, and the shift that is wanted of each."""
+
+    weight: Float[Tensor, " n"]
+    wanted: Float[Tensor, "n dim"]
+    ridge: Ridge
+
+    @classmethod
+    def of(cls, shown: _Shown, mask: Bool[Tensor, "classes domains"]) -> _Request:
+        mask = mask.to(shown.rows.device)
+        counts = (1 - (1 - _SHARE) * mask.double())[..., None]
+        domain = (counts * shown.means).sum(0) / counts.sum(0)
+        gone = mask.flatten()[shown.cell]
+        target = domain.expand_as(shown.means).flatten(0, 1)[shown.cell]
+        wanted = (shown.z - target) * gone[:, None]
+        parts = torch.stack(groups(mask)).double()
+        grid = (parts / parts.sum((1, 2), keepdim=True).clamp(min=1)).sum(0)
+        weight = (grid.flatten() / shown.count)[shown.cell]
+        return cls(weight, wanted, Ridge(shown.rows, weight))
+
+
+def _place(cell: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """Where each row stands among those of its cell."""
+    order = torch.argsort(cell, stable=True)
+    count = torch.bincount(cell)
+    place = torch.empty_like(order)
+    first = count.cumsum(0) - count
+    place[order] = torch.arange(len(cell), device=cell.device) - first[cell[order]]
+    return place
+
+
+def _check(z: Tensor, rows: Tensor, labels: Tensor, domains: Tensor, mask: Tensor) -> None:
+    n = len(z)
+    fits = z.ndim == rows.ndim == 2 and len(rows) == n and mask.ndim >= 2
+    if not fits or labels.shape != (n,) or domains.shape != (n,):
+        raise ValueError(
+            "expected embeddings [n, dim], labels and domains [n], mask [..., classes, domains] "
+            f"and source [n, source], got {list(z.shape)}, {list(labels.shape)}, "
+            f"{list(domains.shape)}, {list(mask.shape)} and {list(rows.shape)}"
+        )
+    count, wide = mask.shape[-2:]
+    inside = (labels >= 0) & (labels < count) & (domains >= 0) & (domains < wide)
+    if count < 2 or not inside.all():
+        raise ValueError(
+            f"labels and domains must name a cell of the {count} x {wide} grid, of 2 classes at "
+            "least"
+        )
+    flat = mask.flatten(-2)
+    if not flat.any(-1).all() or flat.all(-1).any():
+        raise ValueError("each request must forget at least one cell and keep at least one")

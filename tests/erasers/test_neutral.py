@@ -1,0 +1,238 @@
+"""Neutral: whole domains and cells, on prototypes and images made of cells and noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge as Oracle
+from torch import Tensor
+
+from nullspace_unlearn.erasers import NeutralNumbers, choose_neutral, neutral
+from nullspace_unlearn.evaluate.asking import Answers, Asking
+from nullspace_unlearn.evaluate.figures import Evidence, figures
+from nullspace_unlearn.forget import groups
+from nullspace_unlearn.linalg import unit
+
+CLASSES, DOMAINS, DIM, WIDE, EACH = 6, 3, 24, 120, 5
+LIGHT = NeutralNumbers(ridge=1e-12)
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+TEXT = unit(randn(CLASSES, DIM, seed=1) + 1.5 * randn(DIM, seed=3))
+CELL = unit(TEXT[:, None] + 0.5 * unit(randn(DOMAINS, DIM, seed=2)))
+DEEP = randn(CLASSES, DOMAINS, WIDE, seed=5)  # what is read tells cells apart, as an MLP does
+GRID = torch.ones(CLASSES, DOMAINS).nonzero().repeat_interleave(EACH, 0)
+LABELS, COLUMNS = GRID.unbind(-1)
+
+
+def pictures(seed: int, noise: float) -> tuple[Tensor, Tensor]:
+    """Embeddings and what is read: the cell's, with noise that both share in part."""
+    inner = randn(len(GRID), 8, seed=seed)
+    z = unit(CELL[LABELS, COLUMNS] + noise * inner @ randn(8, DIM, seed=7) / 8**0.5 / DIM**0.5)
+    read = DEEP[LABELS, COLUMNS] + noise * inner @ randn(8, WIDE, seed=8) / 8**0.5
+    return z, read + noise * randn(len(GRID), WIDE, seed=100 + seed)
+
+
+Z, READ = pictures(10, 0.4)
+NEW, NEW_READ = pictures(11, 0.4)
+
+
+def cells(*given: tuple[int, int]) -> Tensor:
+    mask = torch.zeros(CLASSES, DOMAINS, dtype=torch.bool)
+    for c, d in given:
+        mask[c, d] = True
+    return mask
+
+
+def domain(*which: int) -> Tensor:
+    return cells(*((c, d) for c in range(CLASSES) for d in which))
+
+
+MASKS = {
+    "one cell": cells((2, 1)),
+    "two cells of a class": cells((2, 1), (2, 2)),
+    "two classes": cells((2, 1), (4, 1)),
+    "a whole domain": domain(1),
+    "two domains": domain(0, 2),
+}
+each_mask = pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())
+
+
+def forgets(mask: Tensor) -> Tensor:
+    return mask[LABELS, COLUMNS]
+
+
+def weights(mask: Tensor) -> Tensor:
+    """Each group weighs 1, in it each cell the same, in that each prototype."""
+    weight = torch.zeros(len(GRID), dtype=torch.float64)
+    for group in groups(mask):
+        inside = group[LABELS, COLUMNS]
+        weight[inside] += 1 / inside.sum()
+    return weight
+
+
+def targets(mask: Tensor) -> Tensor:
+    """What each forgotten row is to become, by a loop over rows."""
+    wanted = unit(Z).clone()
+    for i in forgets(mask).nonzero()[:, 0].tolist():
+        total, count = torch.zeros(DIM, dtype=torch.float64), 0.0
+        for c in range(CLASSES):
+            share = 0.5 if mask[c, COLUMNS[i]] else 1.0
+            total += share * unit(Z)[(LABELS == c) & (COLUMNS == COLUMNS[i])].mean(0)
+            count += share
+        wanted[i] = total / count
+    return wanted
+
+
+def left_over(after: Tensor, before: Tensor, mask: Tensor) -> tuple[float, float]:
+    asking = Asking.of(mask, LABELS, COLUMNS)
+    told, was = (Answers.of(asking, z, TEXT).told() for z in (after, before))
+    count = torch.full(mask.shape, EACH)
+    evidence = Evidence(mask, count, mask.double(), mask.double(), told, was)
+    found = figures(evidence)
+    return float(found["left"]), float(found["over"])
+
+
+@each_mask
+@pytest.mark.parametrize("beta", [1.0, 1.3])
+def test_is_scikit_learns_weighted_ridge(mask: Tensor, beta: float) -> None:
+    numbers = NeutralNumbers(ridge=0.1, beta=beta)
+    edit = neutral(Z, LABELS, COLUMNS, mask, source=READ, numbers=numbers)
+    weight = weights(mask)
+    scale = float((weight[:, None] * READ.square()).sum() / WIDE)
+    oracle = Oracle(alpha=0.1 * scale, fit_intercept=False, solver="cholesky")
+    wanted = beta * (unit(Z) - targets(mask))
+    oracle.fit(READ.numpy(), wanted.numpy(), sample_weight=weight.numpy())
+    expected = torch.from_numpy(np.ascontiguousarray(oracle.coef_.T))
+    torch.testing.assert_close(edit.read @ edit.write.mT, expected, rtol=1e-7, atol=1e-9)
+
+
+@each_mask
+def test_prototypes_that_span_end_exactly_neutral_and_others_where_they_were(mask: Tensor) -> None:
+    edit = neutral(Z, LABELS, COLUMNS, mask, source=READ, numbers=LIGHT)
+    after = edit.apply(Z, READ)
+    torch.testing.assert_close(after, targets(mask), rtol=0, atol=1e-6)
+    # Control: the forgotten ones were somewhere else.
+    gone = forgets(mask)
+    assert (Z[gone] - targets(mask)[gone]).norm(dim=-1).min() > 0.1
+    assert edit.rank <= min(DIM, int(gone.sum()))
+
+
+@each_mask
+def test_images_no_prototype_saw_end_neutral_and_kept_ones_hardly_move(mask: Tensor) -> None:
+    numbers = choose_neutral(Z, LABELS, COLUMNS, TEXT, mask, source=READ)
+    edit = neutral(Z, LABELS, COLUMNS, mask, source=READ, numbers=numbers)
+    after = edit.apply(NEW, NEW_READ)
+    gone = forgets(mask)
+    left, _ = left_over(after, NEW, mask)
+    assert left < 0.35
+    moved = (after - NEW).norm(dim=-1)
+    assert moved[~gone].mean() < 0.5 * moved[gone].mean()
+    # Control: an unedited model has all of it left.
+    assert left_over(NEW, NEW, mask) == pytest.approx((1, 0))
+
+
+@pytest.mark.parametrize("mask", [domain(1), cells((2, 1))], ids=["domain", "cell"])
+def test_the_chosen_beta_makes_up_for_what_the_ridge_shrinks(mask: Tensor) -> None:
+    names = (TEXT - TEXT.mean(0))[LABELS]
+    gone, wanted = forgets(mask), ((unit(Z) - targets(mask)) * names).sum(-1)
+
+    def falls_short(numbers: NeutralNumbers) -> float:
+        """The slope of the shift on the wanted one, prototypes left out one by one in a loop."""
+        shift = torch.zeros(len(GRID), dtype=torch.float64)
+        weight = weights(mask)
+        scale = (weight[:, None] * READ.square()).sum() / WIDE
+        for i in gone.nonzero()[:, 0].tolist():
+            rest = torch.arange(len(GRID)) != i
+            moment = READ[rest].mT @ (weight[rest, None] * READ[rest])
+            moment += numbers.ridge * scale * torch.eye(WIDE, dtype=torch.float64)
+            q = numbers.beta * (unit(Z) - targets(mask))[rest]
+            shift[i] = (
+                READ[i]
+                @ torch.linalg.solve(moment, READ[rest].mT @ (weight[rest, None] * q))
+                @ names[i]
+            )
+        return float((shift[gone] @ wanted[gone]) / wanted[gone].square().sum())
+
+    numbers = choose_neutral(Z, LABELS, COLUMNS, TEXT, mask, source=READ)
+    assert falls_short(numbers) == pytest.approx(1, abs=1e-6)
+    assert numbers.beta > 1
+    # Control: without it the ridge's shrinkage shows.
+    assert falls_short(NeutralNumbers(numbers.ridge, 1.0)) < 0.98
+
+
+def test_pictures_are_left_out_by_their_start() -> None:
+    # Pictures that share their start share its noise: one by one they would look better than new.
+    start = randn(EACH, WIDE, seed=20).repeat(CLASSES * DOMAINS, 1)
+    pixels = DEEP[LABELS, COLUMNS] + start
+    mask = domain(1)
+    by_start = choose_neutral(Z, LABELS, COLUMNS, TEXT, mask, source=pixels, pictures=True)
+    shuffled = torch.randperm(len(GRID), generator=torch.Generator().manual_seed(0))
+    again = choose_neutral(
+        *(part[shuffled] for part in (Z, LABELS, COLUMNS)), TEXT, mask,
+        source=pixels[shuffled], pictures=True,
+    )  # fmt: skip
+    assert by_start.beta > 1
+    assert again.beta != by_start.beta  # the order within a cell says which start a picture had
+
+
+def test_a_single_prototype_a_cell_leaves_nothing_out() -> None:
+    first = torch.arange(0, len(GRID), EACH)
+    given = (Z[first], LABELS[first], COLUMNS[first])
+    assert choose_neutral(*given, TEXT, domain(1), source=READ[first]) == NeutralNumbers()
+
+
+def test_a_batch_of_requests_is_the_loop() -> None:
+    masks = torch.stack(list(MASKS.values()))
+    batch = neutral(Z, LABELS, COLUMNS, masks, source=READ)
+    for i, mask in enumerate(masks):
+        one = neutral(Z, LABELS, COLUMNS, mask, source=READ)
+        expected = one.read @ one.write.mT
+        torch.testing.assert_close(batch[i].read @ batch[i].write.mT, expected)
+    grid = neutral(Z, LABELS, COLUMNS, masks[:4].reshape(2, 2, CLASSES, DOMAINS), source=READ)
+    torch.testing.assert_close(grid.read.flatten(0, 1) @ grid.write.flatten(0, 1).mT,
+                               (batch.read @ batch.write.mT)[:4])  # fmt: skip
+
+
+def test_scale_of_embeddings_and_order_of_prototypes_do_not_matter() -> None:
+    plain = neutral(Z, LABELS, COLUMNS, domain(1), source=READ)
+    shuffled = torch.randperm(len(GRID), generator=torch.Generator().manual_seed(0))
+    scale = (0.1 + torch.rand(len(GRID), 1, dtype=torch.float64))[shuffled]
+    again = neutral(
+        scale * Z[shuffled], LABELS[shuffled], COLUMNS[shuffled], domain(1),
+        source=scale * READ[shuffled],
+    )  # fmt: skip
+    torch.testing.assert_close(again.read @ again.write.mT, plain.read @ plain.write.mT)
+
+
+def test_reads_embeddings_where_nothing_else_is_given() -> None:
+    edit = neutral(Z, LABELS, COLUMNS, domain(1))
+    assert edit.space == "embedding"
+    assert edit.read.shape[-2] == DIM
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"mask": cells()}, "at least one cell"),
+        ({"mask": ~cells()}, "at least one cell"),
+        ({"z": torch.full_like(Z, torch.nan)}, "NaN"),
+        ({"z": 0 * Z}, "zero vector"),
+        ({"labels": LABELS + 3}, "must name a cell"),
+        ({"labels": LABELS.clamp(max=3)}, "no prototype is given for the cell"),
+    ],
+)
+def test_refuses(change: dict[str, Tensor], said: str) -> None:
+    given = {"z": Z, "labels": LABELS, "mask": domain(1), "source": READ} | change
+    with pytest.raises(ValueError, match=said):
+        neutral(given["z"], given["labels"], COLUMNS, given["mask"], source=given["source"])
+
+
+@pytest.mark.parametrize("numbers", [{"ridge": 0.0}, {"beta": 0.0}, {"beta": -1.0}])
+def test_refuses_numbers(numbers: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must be above 0"):
+        NeutralNumbers(**numbers)
