@@ -1,7 +1,8 @@
-"""Short prompts through a text tower without paying for the padding behind them."""
+"""Prompts: short ones without paying for the padding behind them, long ones not cut in silence."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -51,3 +52,31 @@ def encode_prompts(model: nn.Module, tokens: Int[Tensor, "n context"]) -> Float[
     }
     features: Tensor = torch.func.functional_call(_TextTower(model), short, (tokens[:, :length],))
     return features
+
+
+def cut_by(tokenizer: Any, texts: Sequence[str]) -> tuple[list[bool], int]:
+    """Which prompts are longer than what the text tower reads.
+
+    Args:
+        tokenizer: open_clip's of the model, which cuts and pads to the context length.
+        texts: The prompts.
+
+    Returns:
+        Whether each is cut; and the context length, in tokens.
+    """
+    context = tokenizer(["a"]).shape[1]
+    # A token is a byte or more, and beginning and end take one each (some add a blank).
+    long = [i for i, text in enumerate(texts) if len(text.encode()) > context - 3]
+    cut = [False] * len(texts)
+    if not long:
+        return cut, context
+    some, wide = [texts[i] for i in long], 2 * context
+    try:
+        padding = tokenizer(["a"], context_length=wide)[0, -1]
+    except TypeError:  # a tokenizer of one's own, which cannot be asked
+        return cut, context
+    tokens, whole = tokenizer(some), tokenizer(some, context_length=wide)
+    fits = (whole[:, :context] == tokens).all(1) & (whole[:, context:] == padding).all(1)
+    for i, fit in zip(long, fits.tolist(), strict=True):
+        cut[i] = not fit
+    return cut, context

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import string
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -10,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nullspace_unlearn.clip import Clip
+from nullspace_unlearn.clip.prompts import cut_by
 from nullspace_unlearn.linalg import as_float64, unit
 from nullspace_unlearn.prototypes.text_cache import cache_in_use
 from nullspace_unlearn.words import check_names, check_template
@@ -41,8 +44,10 @@ def prompt_features(
         `[names, templates, dim]` float64 unit vectors, on the CPU, where edits are derived.
 
     Raises:
-        ValueError: If the text tower gives NaN or Inf.
+        ValueError: If the text tower gives NaN or Inf, or the model does not read a prompt as far
+            as the end of the name.
     """
+    check_fit(model, names, templates, domain)
     fields = {} if domain is None else {"domain": domain}
     prompts = [t.format(**{"class": name}, **fields) for name in names for t in templates]
     distinct = list(dict.fromkeys(prompts))
@@ -55,6 +60,53 @@ def prompt_features(
     features = unit(as_float64("text features", encoded))
     rows = features[[position[prompt] for prompt in prompts]]
     return rows.reshape(len(names), len(templates), -1)
+
+
+def check_fit(
+    model: TextEncoder, names: Sequence[str], templates: Sequence[str], domain: str | None = None
+) -> None:
+    """Refuse prompts that the text tower cuts before a name ends; warn of those cut behind it.
+
+    Two names that are cut at the same place would be one vector.
+
+    Args:
+        model: The text encoder; one that is no `Clip` may cut as it likes.
+        names: Class names.
+        templates: Templates holding `{class}`, and `{domain}` where `domain` is given.
+        domain: The word for the domain.
+
+    Raises:
+        ValueError: Naming a prompt that is cut too early.
+    """
+    if not isinstance(model, Clip):
+        return
+    words = {} if domain is None else {"domain": domain}
+    behind = []
+    for template in templates:
+        prompts = [template.format(**{"class": name}, **words) for name in names]
+        cut, context = cut_by(model.tokenizer, prompts)
+        long = [i for i, is_cut in enumerate(cut) if is_cut]
+        tail, last_field, _, _ = list(string.Formatter().parse(template))[-1]
+        behind_name = 0 if last_field is not None else len(tail)
+        needed = [prompts[i][: len(prompts[i]) - behind_name] for i in long]
+        for i, too_early in zip(long, cut_by(model.tokenizer, needed)[0], strict=True):
+            if too_early:
+                raise ValueError(
+                    f"the model reads {context} tokens, and prompt {_short(prompts[i])!r} is cut "
+                    f"before {_short(names[i])!r} ends: shorten the template or the name"
+                )
+        behind += [prompts[i] for i in long]
+    if behind:
+        warnings.warn(
+            f"the model reads {context} tokens: the end of {_short(behind[0])!r}"
+            + (f" and of {len(behind) - 1} other prompts" if len(behind) > 1 else "")
+            + " is cut",
+            stacklevel=3,
+        )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:38]} ... {text[-37:]}"
 
 
 def class_prototypes(

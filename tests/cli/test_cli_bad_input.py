@@ -151,6 +151,10 @@ ROWS: dict[str, tuple[tuple[str, ...], str]] = {
         (*ERASE, "--output", "notes", "--overwrite"),
         "is not a model folder, so it is not replaced",
     ),
+    "no room for the name": (
+        (*ERASE, "--template", "a rather long photo taken in a nice place full of people of a {}"),
+        "the model reads 16 tokens, and prompt '.* car' is cut before 'car' ends",
+    ),
     "output without a name": (
         (*ERASE, "--output", "empty/..", "--overwrite"),
         "no name of its own",
@@ -454,3 +458,11 @@ def test_a_cell_that_has_no_readable_image_left(tmp_path):
 def test_a_bad_feature_file(arrays, message, tmp_path):
     np.savez(tmp_path / "features.npz", **arrays)
     refused(tmp_path, ("evaluate", "nsu-mini", "--data", "features.npz"), message)
+
+
+def test_a_certificate_is_not_given_for_names_that_are_cut():
+    """The untouched model would pass: all prompts are one vector."""
+    assert nsu(*ERASE, "--output", "out", "--quiet").code == 0
+    template = "a rather long photo taken in a nice place full of people of a {}"
+    one_line(nsu("certify", "out", "--template", template), "is cut before 'car' ends")
+    assert nsu("certify", "out", "--quiet").code == 0  # the control

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nullspace_unlearn.clip import encode
-from nullspace_unlearn.clip.prompts import encode_prompts
+from nullspace_unlearn.clip.prompts import cut_by, encode_prompts
 
 SHORT = ["dog", "a cat"]
 WHOLE = {"coca_base", "coca_ViT-B-32"}
@@ -44,3 +44,25 @@ def test_the_model_is_left_as_it_was(clip_of):
     after = clip.model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+@pytest.mark.parametrize("name", pico.FAMILIES)
+def test_a_prompt_is_cut_exactly_where_further_words_change_nothing(name, clip_of):
+    """Oracle: of ever longer prompts, those that are cut have the same tokens."""
+    tokenizer = clip_of(name).tokenizer
+    context = tokenizer(["a"]).shape[1]
+    prompts = [" ".join(["dog"] * n) for n in range(1, context + 4)]
+    tokens = tokenizer(prompts)
+    cut, length = cut_by(tokenizer, prompts)
+    assert length == context and not cut[0] and cut[-1]
+    first = cut.index(True)
+    assert all(cut[first:]) and not any(cut[:first])
+    distinct = len({tuple(row) for row in tokens.tolist()})
+    assert distinct in (first, first + 1)  # the first that is cut may yet end as none before it
+
+
+def test_a_tokenizer_that_cannot_be_asked_cuts_as_it_likes(clip_of):
+    tokenizer = clip_of("ViT-B-32").tokenizer
+    long = ["dog " * 200]
+    assert cut_by(tokenizer, long)[0] == [True]
+    assert cut_by(lambda texts: tokenizer(texts), long)[0] == [False]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nullspace_unlearn.clip import Clip, load
 from nullspace_unlearn.prototypes import (
     DOMAIN_WORDS,
     cell_prototypes,
@@ -134,3 +136,40 @@ def test_near_synonyms_by_the_rule_in_plain_numpy():
     assert expected[:2] == [True, True] and 2 <= sum(expected) < 40
     scaled = near_synonyms(torch.from_numpy(5 * forget), torch.from_numpy(names) / 3)
     assert scaled.tolist() == expected  # lengths do not matter
+
+
+LONG = "the very long name of a thing that has twenty words and more of them"
+
+
+@pytest.fixture(scope="module")
+def mini() -> Clip:
+    return load("nsu-mini", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("names", "template", "domain"),
+    [
+        ((f"{LONG} dog", f"{LONG} cat"), "a {class}.", None),
+        (("dog", "cat"), LONG + " {class}", None),
+        (("dog", "cat"), "{class} in the style of " + LONG + " {domain}", "sketch"),
+        (("dog", f"{LONG} cat"), "a {class} {{once}}.", None),
+    ],
+)
+def test_a_name_that_the_context_cuts_is_refused(mini: Clip, names, template, domain) -> None:
+    """Two such names would be one vector: the oracle."""
+    words = {} if domain is None else {"domain": domain}
+    prompts = [template.format(**{"class": name}, **words) for name in names]
+    with pytest.raises(ValueError, match=r"reads 16 tokens, and prompt '.*' is cut before '.*'"):
+        prompt_features(mini, names, (template,), domain)
+    if names[0] != "dog" or domain is None and template.startswith(LONG):
+        assert torch.equal(*mini.encode_text(prompts))
+    assert not torch.equal(*mini.encode_text(["a dog.", "a cat."]))  # the control
+
+
+def test_a_tail_that_the_context_cuts_is_said(mini: Clip) -> None:
+    with pytest.warns(UserWarning, match="reads 16 tokens: the end of 'a dog .* and of 1 other pr"):
+        rows = prompt_features(mini, ("dog", "cat"), ("a {class} in " + LONG,))
+    assert not torch.allclose(rows[0], rows[1], atol=1e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prompt_features(mini, ("dog", "cat"), ("a photo of a {class}.",))  # the control

@@ -120,7 +120,8 @@ def test_other_models_and_tokenizers_miss(clip: Clip, tmp_path: Path, encoded: l
     encoded.clear()
     TextCache(tmp_path).encode(clip, [*PROMPTS, "another template for a big car"])
     assert encoded == ["another template for a big car"]
-    TextCache(tmp_path).encode(replace(clip, name="by another name"), PROMPTS)
+    renamed = replace(clip, source=replace(clip.source, name="by another name"))
+    TextCache(tmp_path).encode(renamed, PROMPTS)
     assert len(encoded) == 1  # control: a name is not the model
 
 
