@@ -163,6 +163,19 @@ class Edit:
         eye = torch.eye(self.dim, dtype=self.read.dtype, device=self.read.device)
         return eye - self.read @ self.write.mT
 
+    def transposed(self) -> Edit:
+        """The edit as the text side takes it: of `t`, with `z'.t = z.t'`.
+
+        Returns:
+            An embedding edit, `t' = t - (t @ write) @ read.T`.
+
+        Raises:
+            ValueError: If the edit is of another space, which text has not.
+        """
+        if self.space != "embedding":
+            raise ValueError(f"an edit of space {self.space!r} is of the image tower alone")
+        return replace(self, read=self.write, write=self.read)
+
     def scale(self, strength: float) -> Edit:
         """The same edit at a strength: 0 does nothing, 1 is the edit itself.
 

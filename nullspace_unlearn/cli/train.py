@@ -481,7 +481,7 @@ def _train(
     return trained
 
 
-def _scores(comparison: Comparison, model: str) -> dict[str, float]:
+def _scores(comparison: Comparison, model: str) -> dict[str, float | None]:
     """The figures by the names that ADU (arXiv 2510.08132) calls them by."""
     return {name: comparison.figures[model][name] for name in ("mem", "for", "h")}
 

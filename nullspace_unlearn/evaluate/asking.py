@@ -20,9 +20,9 @@ ALL, DEPLOYED, FOUND, RECALL = "named_all", "named_deployed", "found", "recall"
 _TILE = 1 << 22
 # Classes that are compared with every name one by one.
 _FEW = 8
-# Scores are equal where they agree to so many decimals: names that are one vector to a model, or
-# one mixture of the same, differ by rounding alone.
-_DECIMALS = 12
+# Scores are equal where they agree to so many decimals: below that is the rounding of a model in
+# float32, by which names that are one vector, or a direction that was taken out, would be told.
+_DECIMALS = 6
 
 
 def way_of(length: int) -> str:
@@ -273,8 +273,8 @@ class Answers:
         parts = []
         for some in asking.images.split(size):
             rows = unit(embeddings[..., some.to(embeddings.device), :].double())
-            scores = (rows @ texts.mT.to(rows.device)).round(decimals=_DECIMALS)
-            parts.append([part.cpu() for part in _against(scores, asking)])
+            scores = rounded(rows @ texts.mT.to(rows.device))
+            parts.append([part.cpu() for part in against(scores, asking)])
         if not parts:
             empty = torch.zeros(*embeddings.shape[:-2], 0, 0)
             return cls(asking, empty.double(), empty.int(), empty.int())
@@ -361,11 +361,29 @@ class Told:
         return Told((*self.ways, way), value, blind)
 
 
-def _against(scores: Tensor, asking: Asking) -> tuple[Tensor, Tensor, Tensor]:
+def rounded(scores: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """Scores that are equal but for rounding made equal.
+
+    Args:
+        scores: Cosines, or differences of them, float64.
+    """
+    return scores.round(decimals=_DECIMALS)
+
+
+def against(
+    scores: Float[Tensor, "*edits n names"], asking: Asking
+) -> tuple[Float[Tensor, "*edits k n"], Int[Tensor, "*edits k n"], Int[Tensor, "*edits k n"]]:
     """Scores `[*edits, k, n]` of the forgotten names, and how many listed ones beat or meet them.
 
     Classes listed with the same names, their own aside, share one sorted list; to sort is dearer
     than to compare where they are few.
+
+    Args:
+        scores: `[*edits, n, names]` of the images that are asked, rounded.
+        asking: Who is asked for what.
+
+    Returns:
+        The scores, the names that score above, and those that score the same.
     """
     own = scores[..., asking.classes].mT.contiguous()
     above, ties = (torch.zeros_like(own, dtype=torch.int32) for _ in range(2))

@@ -12,8 +12,16 @@ from torch import Tensor
 
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.edit import Edit, Side
-from nullspace_unlearn.evaluate.figures import grid_figures
+from nullspace_unlearn.evaluate.figures import (
+    Verdict,
+    grid_figures,
+    most_found,
+    paid_most,
+    plain_values,
+    verdict_of,
+)
 from nullspace_unlearn.evaluate.ideal import ideal_grid
+from nullspace_unlearn.evaluate.measure import Measured, Model, measure
 from nullspace_unlearn.evaluate.zeroshot import Grid, accuracy_grid, grid_to_json, predict, top_k
 from nullspace_unlearn.features import Features
 from nullspace_unlearn.forget import Forget
@@ -25,7 +33,7 @@ EVERYWHERE = ("all",)
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Accuracies in each cell under one request.
+    """One request measured: accuracies in each cell, and every figure.
 
     Attributes:
         classes: Row names.
@@ -33,8 +41,10 @@ class Comparison:
         mask: Which cells are forgotten.
         before: The untouched model.
         after: The edited model.
-        ideal: Forgotten classes struck off the list, everything else untouched.
-        figures: "before", "after" and "ideal": every figure of `figures.FIGURES`.
+        ideal: The untouched model with forgotten names struck off the one list.
+        figures: "before", "after", "chance" (what a name that says nothing would score) and
+            "ideal": every figure of `figures.FIGURES`, None where it cannot be told.
+        measured: What they follow from.
     """
 
     classes: tuple[str, ...]
@@ -43,25 +53,131 @@ class Comparison:
     before: Grid
     after: Grid
     ideal: Grid
-    figures: dict[str, Any]
+    figures: dict[str, dict[str, float | None]]
+    measured: Measured
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values: both grids as `grid_to_json` gives them, the mask and the figures."""
+    @property
+    def verdict(self) -> Verdict:
+        """Whether what was to be forgotten is, as `figures.verdict_of` says."""
+        return verdict_of(self.figures["after"])
+
+    @property
+    def found_by(self) -> str | None:
+        """The way of asking that finds most of what is left, by its name among the figures."""
+        return most_found(self.measured.evidence)
+
+    @property
+    def paid(self) -> dict[str, Any] | None:
+        """The cell that lost most of those that stay: its names, accuracy before and after."""
+        place = paid_most(self.measured.evidence)
+        if place is None:
+            return None
+        c, d = place
+        return {
+            "class": self.classes[c],
+            "domain": self.domains[d],
+            "before": float(self.before.accuracy[c, d]),
+            "after": float(self.after.accuracy[c, d]),
+        }
+
+    @property
+    def images(self) -> dict[str, int]:
+        """How many images the figures are of: "forgotten", "others" and "kept"."""
+        asking = self.measured.answers[1].asking
+        count = self.after.count
+        return {
+            "forgotten": int(count[self.mask].sum()),
+            "others": int(asking.others.any(0).sum()),
+            "kept": int(count[~self.mask].sum()),
+        }
+
+    def by_class(self) -> dict[str, dict[str, Any]]:
+        """What is told of each forgotten class by itself: its images, and each way of asking."""
+        asking, e = self.measured.answers[1].asking, self.measured.evidence
+        assert e.told is not None and e.told_before is not None  # `measure` has put them there
+        said = {}
+        for j, c in enumerate(asking.classes.tolist()):
+            values = (e.told_before.value[j], e.told.value[j], e.told.blind[j])
+            ways = {
+                way: {"before": float(was), "after": float(now), "chance": float(blind)}
+                for way, was, now, blind in zip(e.told.ways, *values, strict=True)
+            }
+            said[self.classes[c]] = {"images": int(asking.own[j].sum()), **ways}
+        return said
+
+    def to_json(self, draws: int = 200) -> dict[str, Any]:
+        """Plain values: grids as `grid_to_json` gives them, the figures and what they rest on.
+
+        Args:
+            draws: Samples of the bootstrap that the intervals are of.
+        """
+        ends = self.measured.intervals(draws)
         return {
             "before": grid_to_json(self.before, self.classes, self.domains),
             "after": grid_to_json(self.after, self.classes, self.domains),
             "forgotten": self.mask.tolist(),
+            "verdict": self.verdict,
+            "found_by": self.found_by,
+            "paid": self.paid,
             "figures": self.figures,
+            "intervals": {name: list(both) for name, both in ends.items()},
+            "images": self.images,
+            "by_class": self.by_class(),
         }
 
 
+@dataclass(frozen=True)
+class Lists:
+    """The names that images choose from, beside the classes of the data.
+
+    Attributes:
+        stay: Every name that stays; those that the data do not show are listed too.
+        deployed: The list that the user deploys, asked by besides; empty where there is none.
+    """
+
+    stay: tuple[str, ...] = ()
+    deployed: tuple[str, ...] = ()
+
+    def rows(
+        self, features: Features
+    ) -> tuple[tuple[str, ...], int, Bool[Tensor, " names"] | None]:
+        """The names in order, how many of them are the vocabulary, and which are deployed.
+
+        Args:
+            features: The data, whose classes come first. Features that bring their own text know
+                no other names: the vocabulary is theirs.
+
+        Raises:
+            ValueError: If a deployed name is unknown to features that bring their own text.
+        """
+        classes = features.class_names
+        known = tuple(dict.fromkeys((*classes, *self.stay)))
+        if features.text is not None or len(set(classes)) < len(classes):
+            known = classes
+        names = (*known, *(name for name in dict.fromkeys(self.deployed) if name not in known))
+        if features.text is not None and len(names) > len(known):
+            raise ValueError(
+                "the features bring their own text, so only their classes can be deployed: "
+                f"{names[len(known)]!r} is not among them"
+            )
+        deployed = torch.tensor([name in self.deployed for name in names])
+        return names, len(known), deployed if self.deployed else None
+
+
 def classifier(
-    clip: Clip, features: Features, templates: Sequence[str]
-) -> Float[Tensor, "classes dim"]:
-    """The zero-shot classifier for some features: the file's own text, else the model's."""
+    clip: Clip, features: Features, templates: Sequence[str], names: Sequence[str] | None = None
+) -> Float[Tensor, "names dim"]:
+    """The zero-shot classifier for some features: the file's own text, else the model's.
+
+    Args:
+        clip: The model.
+        features: The features.
+        templates: Class templates.
+        names: The names of its rows; the features' classes if None.
+    """
     if features.text is not None:
         return features.text
-    return class_prototypes(clip, features.class_names, templates).float()
+    return class_prototypes(clip, names or features.class_names, templates).float()
 
 
 def compare(
@@ -73,12 +189,14 @@ def compare(
     forget: Forget,
     templates: Sequence[str],
     again: Features | None = None,
+    lists: Lists | None = None,
 ) -> Comparison:
     """Measure an edit on features of the untouched model.
 
     On the visual side the features are edited in place of being encoded again (`fold` has verified
-    that this is the same); on the text side the edited model makes the classifier. An edit of the
-    last MLP does not show on the untouched model's features: it needs the edited one's.
+    that this is the same); on the text side the edited model makes the classifier, and text that
+    the features bring is edited as it is. An edit of the last MLP does not show on the untouched
+    model's features: it needs the edited one's.
 
     Args:
         clip: The untouched model.
@@ -89,6 +207,7 @@ def compare(
         forget: The request, its domains by key.
         templates: Class templates.
         again: Embeddings of the same images under the edited model, where they have been made.
+        lists: The names that images choose from; the data's classes if None.
 
     Returns:
         The comparison.
@@ -97,16 +216,23 @@ def compare(
         ValueError: If an edit of the last MLP comes without them, or the data has not the classes
             or domains of the request.
     """
-    untouched = classifier(clip, features, templates)
+    lists = lists or Lists()
+    names, _, _ = lists.rows(features)
+    untouched = classifier(clip, features, templates, names)
+    text = untouched
+    if side == "text":
+        text = classifier(edited, features, templates, names)
+        if features.text is not None:
+            text = edit.transposed().apply(features.text)
     if again is not None:
-        after = again.embeddings, untouched
+        after = again.embeddings, text
     elif edit.space == "mlp":
         raise ValueError("an edit of the last MLP is measured on images encoded again")
     elif side == "visual":
-        after = edit.apply(features.embeddings, features.hidden), untouched
+        after = edit.apply(features.embeddings, features.hidden), text
     else:
-        after = features.embeddings, classifier(edited, features, templates)
-    return compared(features, forget, (features.embeddings, untouched), after)
+        after = features.embeddings, text
+    return compared(features, forget, (features.embeddings, untouched), after, lists)
 
 
 def compare_models(
@@ -116,6 +242,7 @@ def compare_models(
     again: Features,
     forget: Forget,
     templates: Sequence[str],
+    lists: Lists | None = None,
 ) -> Comparison:
     """Measure a changed model beside the untouched one, each with its own text tower.
 
@@ -126,6 +253,7 @@ def compare_models(
         again: Embeddings of the same images, in the same order, under the changed one.
         forget: The request, its domains by key.
         templates: Class templates.
+        lists: The names that images choose from; the data's classes if None.
 
     Returns:
         The comparison.
@@ -138,11 +266,14 @@ def compare_models(
     same = [_same(getattr(features, name), getattr(again, name)) for name in ("labels", "domains")]
     if names[0] != names[1] or not all(same):
         raise ValueError("the features of the two models are not of the same images")
+    lists = lists or Lists()
+    rows, _, _ = lists.rows(features)
     return compared(
         features,
         forget,
-        (features.embeddings, classifier(clip, features, templates)),
-        (again.embeddings, classifier(changed, again, templates)),
+        (features.embeddings, classifier(clip, features, templates, rows)),
+        (again.embeddings, classifier(changed, again, templates, rows)),
+        lists,
     )
 
 
@@ -182,14 +313,16 @@ def compared(
     forget: Forget,
     before: tuple[Tensor, Tensor],
     after: tuple[Tensor, Tensor],
+    lists: Lists | None = None,
 ) -> Comparison:
     """Compare two models by what they make of the same images.
 
     Args:
         features: Labels, domains and names of the images.
         forget: The request, its domains by key.
-        before: Embeddings `[n, dim]` and classifier `[classes, dim]` of the untouched model.
+        before: Embeddings `[n, dim]` and classifier `[names, dim]` of the untouched model.
         after: The same of the changed one.
+        lists: What the classifiers' rows are, as `Lists.rows` orders them.
 
     Returns:
         The comparison.
@@ -197,18 +330,32 @@ def compared(
     Raises:
         ValueError: If the data has not the classes or domains of the request.
     """
+    _, known, deployed = (lists or Lists()).rows(features)
     mask = cells_of(forget, features.class_names, features.domain_names)
-    grids = {
-        name: accuracy_grid(predict(*model), features.labels, features.domains, *mask.shape)
-        for name, model in (("before", before), ("after", after))
-    }
-    grids["ideal"] = ideal_grid(*before, features.labels, features.domains, mask)
+    found = measure(
+        Model(*before), Model(*after), features.labels, features.domains, mask, names=known,
+        deployed=deployed,
+    )  # fmt: skip
+    evidence = found.evidence
+    assert evidence.before is not None  # `measure` has put it there
+    wide = torch.cat([mask, torch.zeros(known - len(mask), mask.shape[1], dtype=torch.bool)])
+    struck = ideal_grid(before[0], before[1][:known], features.labels, features.domains, wide)
+    ideal = Grid(struck.accuracy[: len(mask)], struck.count[: len(mask)])
+    untouched = Grid(evidence.before, evidence.count)
     return Comparison(
         classes=features.class_names,
         domains=features.domain_names or EVERYWHERE,
         mask=mask,
-        **grids,
-        figures={name: grid_figures(grid, mask, grids["before"]) for name, grid in grids.items()},
+        before=untouched,
+        after=Grid(evidence.accuracy, evidence.count),
+        ideal=ideal,
+        figures={
+            "before": plain_values(found.before()),
+            "after": plain_values(found.figures()),
+            "chance": plain_values(found.blind()),
+            "ideal": grid_figures(ideal, mask, untouched),
+        },
+        measured=found,
     )
 
 

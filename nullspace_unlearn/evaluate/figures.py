@@ -20,6 +20,12 @@ TOLD = 0.02
 by at least this much; elsewhere there is nothing to forget in it."""
 
 
+FORGOTTEN = 0.1
+"""What counts as forgotten: `left` and `over` are at most this."""
+
+Verdict = Literal["forgotten", "not forgotten", "over-forgotten", "unknown"]
+
+
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """What a model, or each of a batch, made of some images under a request.
@@ -227,6 +233,23 @@ def evidence_of(
         before=None if before is None else before.accuracy.cpu().double(),
         others=torch.tensor(others, dtype=torch.float64) if others else None,
     )
+
+
+def verdict_of(values: Mapping[str, float | None]) -> Verdict:
+    """Whether what was to be forgotten is.
+
+    Args:
+        values: The figures of a model.
+
+    Returns:
+        "unknown" where no image tells, or the untouched model did not know it.
+    """
+    left, over = values["left"], values["over"]
+    if left is None or over is None:
+        return "unknown"
+    if left > FORGOTTEN:
+        return "not forgotten"
+    return "over-forgotten" if over > FORGOTTEN else "forgotten"
 
 
 def most_found(evidence: Evidence) -> str | None:

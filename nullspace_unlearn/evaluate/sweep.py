@@ -19,10 +19,12 @@ from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.edit import Edit
 from nullspace_unlearn.erasers import METHODS
 from nullspace_unlearn.erasers.hull import RIDGE as HULL_RIDGE
+from nullspace_unlearn.evaluate.asking import Told
 from nullspace_unlearn.evaluate.compare import EVERYWHERE
 from nullspace_unlearn.evaluate.figures import FIGURES, figures
 from nullspace_unlearn.evaluate.fused import count_right
 from nullspace_unlearn.evaluate.ideal import Untouched
+from nullspace_unlearn.evaluate.told import Shared
 from nullspace_unlearn.features import Features
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.linalg import unit
@@ -309,6 +311,8 @@ class Run:
                 "a request in some domains needs prompts that name the domain, and there is no "
                 "model to make them with: give --model"
             )
+        self.told: dict[int, Told] = {}
+        self.shared = Shared.of(self.embeddings, self.classifier, self.labels, self.domains)
         struck = self.masks.all(-1).sum(-1)
         self.untouched = Untouched.of(
             self.embeddings, self.classifier, self.labels, self.domains, self.shape,
@@ -368,41 +372,67 @@ class Run:
         if made is None:
             return rows
         taken = [i for i in chunk.requests if i not in refused]
-        many = len(self.sweep.strengths)
         by_rank: dict[int, list[int | None]] = {}
         for asked in self.sweep.ranks:
             by_rank.setdefault(min(asked or made.rank, made.rank), []).append(asked)
         for rank, asks in by_rank.items():
             edit = cut(made, rank)
             used = ranks_used(edit).tolist()
-            evidence = self.untouched.evidence(self._right(edit), self.masks[torch.tensor(taken)])
-            values = {name: v.expand(many, len(taken)) for name, v in figures(evidence).items()}
+            right, scaled = self._right(edit), self._scaled(edit)
+            values = [
+                self._figures(i, right[:, b], scaled[b :: len(taken)]) for b, i in enumerate(taken)
+            ]
             for asked, (s, strength), (b, i) in product(
                 asks, enumerate(self.sweep.strengths), enumerate(taken)
             ):
-                found = {name: _value(values[name][s, b]) for name in FIGURES}
+                found = {name: _value(one[s]) for name, one in values[b].items()}
                 said = {"rank": asked, "strength": strength, "rank_used": used[b]}
                 rows.append({**base[i], **said, **found})
         return rows
 
     def _right(self, edit: Edit) -> Int[Tensor, "strengths batch classes domains"]:
         """Images named right in each cell, under each edit at each strength."""
-        many = len(self.sweep.strengths)
-        read = torch.cat([edit.scale(strength).read for strength in self.sweep.strengths])
-        batch = Edit(read, edit.write.repeat(many, 1, 1))
         right = count_right(
-            self.embeddings, self.classifier, self.labels, self.domains, self.shape, batch
+            self.embeddings, self.classifier, self.labels, self.domains, self.shape,
+            self._scaled(edit),
+        )  # fmt: skip
+        return right.reshape(len(self.sweep.strengths), -1, *self.shape)
+
+    def _scaled(self, edit: Edit) -> Edit:
+        """The edits at each strength, one batch after the other."""
+        read = torch.cat([edit.scale(strength).read for strength in self.sweep.strengths])
+        return Edit(read, edit.write.repeat(len(self.sweep.strengths), 1, 1))
+
+    def _figures(
+        self, i: int, right: Int[Tensor, "strengths classes domains"], edit: Edit
+    ) -> dict[str, Float[Tensor, " strengths"]]:
+        """Every figure of a request's edit at each strength."""
+        evidence = replace(
+            self.untouched.evidence(right, self.masks[i]),
+            told=self.shared.told(self.masks[i], edit),
+            told_before=self._told(i),
         )
-        return right.reshape(many, -1, *self.shape)
+        return {name: value.expand(len(right)) for name, value in figures(evidence).items()}
+
+    def _told(self, i: int) -> Told:
+        """What the untouched model tells of a request."""
+        if i not in self.told:
+            self.told[i] = self.shared.told(self.masks[i], None)
+        return self.told[i]
 
     def _base(self, i: int, chunk: _Chunk) -> Row:
         """What the rows of a request have in common."""
         request, mask = self.sweep.requests[i], self.masks[i]
         models = {"before": self.untouched.right, "ideal": self.untouched.ideal(mask)}
+        told = {"before": self._told(i), "ideal": None}
         values = {
             f"{model}_{name}": _value(value)
             for model, right in models.items()
-            for name, value in figures(self.untouched.evidence(right, mask)).items()
+            for name, value in figures(
+                replace(
+                    self.untouched.evidence(right, mask), told=told[model], told_before=told[model]
+                )
+            ).items()
         }
         return {
             **dict.fromkeys(COLUMNS),

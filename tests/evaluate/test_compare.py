@@ -9,7 +9,13 @@ import torch
 
 import nullspace_unlearn as nsu
 from nullspace_unlearn import Forget
-from nullspace_unlearn.evaluate.compare import cells_of, compare, compare_models
+from nullspace_unlearn.evaluate.compare import (
+    Lists,
+    cells_of,
+    compare,
+    compare_models,
+    compared,
+)
 from nullspace_unlearn.evaluate.pictures import embed_pictures
 from nullspace_unlearn.prototypes import class_prototypes
 from nullspace_unlearn.words import Words
@@ -34,7 +40,10 @@ def test_an_edit_and_the_model_it_makes_compare_alike(clip, pictures):
     again = embed_pictures(edited, each=2, seed=77, quiet=True)
     first = compare(clip, edited, edit, "visual", pictures, CELL, TEMPLATES)
     second = compare_models(clip, edited, pictures, again, CELL, TEMPLATES)
-    assert first.to_json() == second.to_json()
+    one, other = first.to_json(), second.to_json()
+    assert one["figures"]["after"] == pytest.approx(other["figures"]["after"], abs=1e-6)
+    for name in ("before", "after", "forgotten", "verdict", "images", "paid"):
+        assert one[name] == other[name]
     assert second.figures["after"]["forgotten"] < second.figures["before"]["forgotten"]
     same = compare_models(clip, clip, pictures, pictures, CELL, TEMPLATES)  # control
     assert same.figures["after"] == same.figures["before"] != second.figures["after"]
@@ -78,3 +87,70 @@ def test_the_cells_of_data_that_lack_some():
     ):
         with pytest.raises(ValueError, match=message):
             cells_of(forget, classes, names)
+
+
+def test_text_that_the_features_bring_is_edited_on_the_text_side(clip, pictures):
+    edit = nsu.erase(clip, EVERYWHERE, side="text")
+    edited = edit.fold(clip, "text")
+    text = class_prototypes(clip, pictures.class_names, TEMPLATES).float()
+    own = replace(pictures, text=text)
+    found = compare(clip, edited, edit, "text", own, EVERYWHERE, TEMPLATES)
+    after = text - (text.double() @ edit.write @ edit.read.T).float()
+    by_hand = compared(own, EVERYWHERE, (own.embeddings, text), (own.embeddings, after))
+    assert found.figures["after"] == pytest.approx(by_hand.figures["after"], abs=1e-6)
+    assert found.figures["after"]["forgotten"] < 0.5 < found.figures["before"]["forgotten"]
+    encoded = compare(clip, edited, edit, "text", pictures, EVERYWHERE, TEMPLATES)
+    assert encoded.figures["after"]["left"] == pytest.approx(
+        found.figures["after"]["left"], abs=0.1
+    )
+
+
+def test_images_are_named_among_all_names_that_stay(clip, pictures):
+    """Data that show some of the classes: the names of the others are listed too."""
+    shown = ("car", "dog", "tree", "house", "flower")
+    place = {pictures.class_names.index(name): i for i, name in enumerate(shown)}
+    some = torch.tensor([int(label) in place for label in pictures.labels])
+    five = replace(
+        pictures, embeddings=pictures.embeddings[some], hidden=None, class_names=shown,
+        labels=torch.tensor([place[int(one)] for one in pictures.labels[some]]),
+        domains=pictures.domains[some],
+    )  # fmt: skip
+    plan = nsu.plan(clip, EVERYWHERE)
+    edit = nsu.erase(clip, plan)
+    given = (clip, edit.fold(clip), edit, "visual", five, plan.forget, TEMPLATES)
+    alone = compare(*given)
+    lists = Lists(stay=plan.keep)
+    among = compare(*given, lists=lists)
+    assert among.classes == shown and lists.rows(five)[1] == 12
+    assert alone.measured.answers[1].asking.listed.sum() == 4
+    assert among.measured.answers[1].asking.listed.sum() == 11
+    assert among.figures["after"]["named_all"] == 0 < alone.figures["after"]["named_all"]
+    assert among.figures["ideal"]["forgotten"] == 0
+    said = among.to_json(20)
+    assert said["images"] == {"forgotten": 8, "others": 32, "kept": 32}
+    assert said["by_class"]["car"]["images"] == 8
+    assert said["by_class"]["car"]["named_all"]["after"] == among.figures["after"]["named_all"]
+    deployed = compare(*given, lists=Lists(plan.keep, ("car", "dog", "spaceship")))
+    value = deployed.figures["after"]["named_deployed"]
+    assert value is not None and among.figures["after"]["named_deployed"] is None
+    assert deployed.figures["after"]["kept"] == among.figures["after"]["kept"]
+    own = replace(five, text=class_prototypes(clip, shown, TEMPLATES).float())
+    with pytest.raises(ValueError, match="'spaceship' is not among them"):
+        Lists((), ("car", "spaceship")).rows(own)
+
+
+def test_data_without_images_of_what_is_forgotten_show_the_rest(clip, pictures):
+    some = (pictures.labels != pictures.class_names.index("car")) | (pictures.domains != 1)
+    rest = replace(
+        pictures, embeddings=pictures.embeddings[some], labels=pictures.labels[some], hidden=None,
+        domains=pictures.domains[some],
+    )  # fmt: skip
+    domain = pictures.domain_names[1]
+    edit = nsu.erase(clip, Forget(["car"], [domain]))
+    found = compare(
+        clip, edit.fold(clip), edit, "visual", rest, Forget(["car"], [domain]), TEMPLATES
+    )
+    assert found.verdict == "unknown" and found.found_by is None
+    assert found.figures["after"]["left"] is found.figures["after"]["forgotten"] is None
+    assert found.figures["after"]["kept"] > 0.8 and found.paid is not None
+    assert found.images["forgotten"] == 0 and found.to_json(20)["by_class"] == {}
