@@ -29,7 +29,7 @@ from nullspace_unlearn.clip.tensors import layout, parse_header, to_bytes
 from nullspace_unlearn.data.folders import Batch, ImageSet, Skipped, check_cells, read_batches
 from nullspace_unlearn.features import file_header, made_with, skipped_files
 from nullspace_unlearn.files import new_file, refuse_existing
-from nullspace_unlearn.fingerprint import Fingerprint, code_of, machine
+from nullspace_unlearn.fingerprint import Fingerprint, code_of, in_words, machine
 from nullspace_unlearn.processes import Processes
 from nullspace_unlearn.sealed import SEALED, read_sealed, write_sealed
 
@@ -219,7 +219,7 @@ class _Parts:
             ) from None
         if differences := theirs.differences(self.fingerprint):
             raise ValueError(
-                f"{str(self.folder)!r} holds parts of another job ({'; '.join(differences)}); "
+                f"{str(self.folder)!r} holds parts of another job ({in_words(differences)}); "
                 "finish that one, name another --output, or pass --overwrite"
             )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,7 +23,7 @@ from tqdm import tqdm
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.data.folders import ImageSet, Skipped, load_batches
 from nullspace_unlearn.files import new_file
-from nullspace_unlearn.fingerprint import Fingerprint, machine
+from nullspace_unlearn.fingerprint import Fingerprint, in_words, machine, of_tensors
 
 _FORMAT = "nullspace-unlearn features 1"
 _ROWS = 1 << 16  # looked at at once, since a file may be larger than the memory
@@ -75,6 +77,19 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """What figures of these features depend on: their names and every number."""
+        names = json.dumps([self.class_names, self.domain_names])
+        parts = ("embeddings", "labels", "hidden", "domains", "text")
+        return Fingerprint(
+            {
+                "count": len(self),
+                "names": hashlib.sha256(names.encode()).hexdigest(),
+                "numbers": of_tensors({name: getattr(self, name) for name in parts}),
+            }
+        )
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write the features to a safetensors file, the names and provenance in its header.
@@ -180,8 +195,8 @@ def check_made_with(features: Features, clip: Clip) -> None:
     )
     if differences:
         raise ValueError(
-            "the features were made with another model, they are not of this model: "
-            f"{'; '.join(differences)}"
+            "the features were made with another model; they are not of this model: "
+            f"{in_words(differences)}"
         )
 
 

@@ -37,6 +37,7 @@ _FROM_ROOT = re.compile(r"\bfrom\s+nullspace_unlearn\s+import\s+(\([^)]*\)|[^\n]
 _HEX = re.compile(r"[0-9a-f]{32,}")
 _MANY = 1000  # files, from which a bar shows
 _UNREADABLE = "unreadable"
+_MOST_SAID = 4  # differences in a message
 _LONGEST = 60  # characters of a value in a message
 _BLOCK = 1 << 20
 # A file system's clock ticks: a file changed this shortly before it was read may change again
@@ -104,6 +105,16 @@ class Fingerprint:
         ]
 
 
+def in_words(differences: Sequence[str]) -> str:
+    """Some differences on one line, the first few of many."""
+    more = len(differences) - _MOST_SAID
+    return "; ".join(differences[:_MOST_SAID]) + (f"; and {more} more" if more > 0 else "")
+
+
+class OtherRun(ValueError):
+    """What is kept of a run is of another one than is asked for, or is damaged."""
+
+
 def code_of(*modules: str) -> dict[str, str]:
     """Facts of our own code: the package's version, and a hash of the source of some modules.
 
@@ -133,8 +144,7 @@ def machine(device: torch.device | str) -> dict[str, str]:
     Returns:
         The kind of device, and the version of each library that images and features go through.
     """
-    kind = torch.device(device).type
-    return {"device": kind, **{name: version(name) for name in _LIBRARIES}}
+    return {"device": torch.device(device).type, **_libraries()}
 
 
 def of_tensors(tensors: Mapping[str, Tensor | None]) -> str:
@@ -280,6 +290,11 @@ def _entry(file: Path) -> list[Any]:
 
 def _settled(entry: Sequence[Any]) -> bool:
     return len(entry) > 1 and max(entry[1], entry[2]) + _TICK_NS < time.time_ns()
+
+
+@cache
+def _libraries() -> dict[str, str]:
+    return {name: version(name) for name in _LIBRARIES}
 
 
 @cache

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import re
 import time
 import warnings
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
     from nullspace_unlearn.clip import Clip
     from nullspace_unlearn.evaluate.sweep import Sweep
     from nullspace_unlearn.features import Features
+    from nullspace_unlearn.fingerprint import Fingerprint
     from nullspace_unlearn.forget import Forget
     from nullspace_unlearn.report.pareto import Kind, Means, Setting
     from nullspace_unlearn.report.tidy import Journal
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 _EACH = re.compile(r"each(?::(.*))?")
 _TABLE, _RECIPE = "results.csv", "recipe.yaml"
 _MOST_SHOWN = 12
-_HASHED = 1 << 16
 
 _Number = TypeVar("_Number", int, float)
 
@@ -172,7 +170,7 @@ def sweep(
 
     from nullspace_unlearn.evaluate.compare import EVERYWHERE, classifier
     from nullspace_unlearn.evaluate.sweep import COLUMNS, Run, Texts, resolved, texts_of
-    from nullspace_unlearn.features import made_with
+    from nullspace_unlearn.fingerprint import Fingerprint, code_of, machine
     from nullspace_unlearn.linalg import unit
     from nullspace_unlearn.report.pareto import summarise
 
@@ -202,15 +200,25 @@ def sweep(
         texts = texts_of(clip, names, made.requests, words)
         named_by = classifier(clip, features, words.class_templates)
     run = Run(made, features, named_by, texts)
+    made_from = Fingerprint(
+        {
+            "model": None if clip is None else clip.fingerprint,
+            "features": features.fingerprint,
+            "words": None if clip is None else words.to_json(),
+            "sweep": made.to_json(),
+            "machine": machine("cpu" if clip is None else clip.device),
+            "code": code_of("evaluate.sweep"),
+        }
+    )
     recipe = {
         "version": __version__,
-        "made_with": None if clip is None else made_with(clip),
-        "features_sha256": _digest(features),
+        "model": None if clip is None else clip.source.name,
         "data": features.provenance.get("images") or features.provenance.get("file"),
         "words": None if clip is None else words.to_json(),
         **made.to_json(),
+        "made_from": dict(made_from.only("model", "features", "machine", "code").facts),
     }
-    with _journal(target, recipe, overwrite) as journal:
+    with _journal(target, made_from, overwrite) as journal:
         before = journal.chunks
         for rows in run.measure(skip=before, quiet=silent):
             journal.append([_plain(row) for row in rows])
@@ -348,16 +356,6 @@ def _words(
     )
 
 
-def _digest(features: Features) -> str:
-    """A hash of all that the figures are computed from."""
-    digest = hashlib.sha256(json.dumps([features.class_names, features.domain_names]).encode())
-    for part in (features.embeddings, features.labels, features.domains, features.text):
-        digest.update(b"none" if part is None else str(part.shape).encode())
-        for rows in () if part is None else part.split(_HASHED):  # the file may exceed the memory
-            digest.update(rows.contiguous().numpy())
-    return digest.hexdigest()
-
-
 def _check_replaceable(target: Path, overwrite: bool) -> None:
     options.claim(overwrite, target)
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
@@ -367,20 +365,20 @@ def _check_replaceable(target: Path, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def _journal(target: Path, recipe: Mapping[str, Any], overwrite: bool) -> Iterator[Journal]:
+def _journal(target: Path, made_from: Fingerprint, overwrite: bool) -> Iterator[Journal]:
     """The rows so far; one without any is not left behind."""
     from nullspace_unlearn.evaluate.sweep import COLUMNS
-    from nullspace_unlearn.report.tidy import Journal, OtherRun
+    from nullspace_unlearn.fingerprint import OtherRun
+    from nullspace_unlearn.report.tidy import Journal
 
     path = target.with_name(target.name + ".run")
-    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
     try:
-        journal = Journal(path, key, tuple(COLUMNS))
+        journal = Journal(path, made_from, tuple(COLUMNS))
     except OtherRun as error:
         if not overwrite or not path.is_file():
             raise ValueError(f"{error}; name another --output, or pass --overwrite") from None
         path.unlink()
-        journal = Journal(path, key, tuple(COLUMNS))
+        journal = Journal(path, made_from, tuple(COLUMNS))
     try:
         yield journal
     finally:

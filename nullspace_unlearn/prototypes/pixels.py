@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -19,13 +18,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nullspace_unlearn.clip import Clip, encode
-from nullspace_unlearn.features import Features
+from nullspace_unlearn.features import Features, made_with
 from nullspace_unlearn.files import new_file, refuse_existing
+from nullspace_unlearn.fingerprint import Fingerprint, code_of, machine, of_tensors
 from nullspace_unlearn.linalg import unit
 from nullspace_unlearn.prototypes.starts import start
 from nullspace_unlearn.prototypes.text import cell_prototypes, checked_grid
 
-_FORMAT = "nullspace-unlearn pixels 1"
 _FIRST, _SECOND = 0.9, 0.99  # Adam's decay rates; the second is short, as the ascent is
 _TINY = 1e-12
 _NAMED = 6
@@ -138,8 +137,9 @@ def synthesise(
         only: True for the cells to make pictures of; absent: all. The others still count as what a
             cell is to be told apart from.
         cache: Folder where each finished picture is kept as a PNG file, and looked for first: an
-            interrupted call takes up where it stopped. The file's name is a hash of the model's
-            tensors, the prompts and the synthesis. Damaged files are made anew.
+            interrupted call takes up where it stopped. The file's name is a hash of all that it
+            depends on: the model, the words, the numbers, code and machine. Damaged files are made
+            anew.
         quiet: Whether to leave out the progress bar on stderr.
 
     Returns:
@@ -165,13 +165,22 @@ def synthesise(
     made = torch.arange(len(targets)) if only is None else only.flatten().nonzero()[:, 0]
     cell = made.repeat_interleave(synthesis.each)
     sample = torch.arange(synthesis.each).repeat(len(made))
-    tensors = _fingerprint(clip.model)
     numbers = {k: v for k, v in asdict(synthesis).items() if k not in ("each", "batch_size")}
-    made_from = json.dumps([_FORMAT, tensors, classes, words, templates, numbers])
-    files = [
-        None if cache is None else _file(Path(cache), made_from, c, s)
-        for c, s in zip(cell.tolist(), sample.tolist(), strict=True)
-    ]
+    files: list[Path | None] = [None] * len(cell)
+    if cache is not None:
+        made_from = Fingerprint(
+            {
+                "model": clip.fingerprint,
+                # A model that was trained on in place is no longer what its file holds.
+                "tensors": of_tensors(clip.model.state_dict()),
+                "words": {"classes": classes, "domains": words, "templates": templates},
+                "synthesis": numbers,
+                "machine": machine(clip.device),
+                "code": code_of("prototypes.pixels"),
+            }
+        )
+        places = zip(cell.tolist(), sample.tolist(), strict=True)
+        files = [_file(Path(cache), made_from, c, s) for c, s in places]
     images = _pictures(clip, targets, cell, sample, files, synthesis, quiet)
     hidden, embeddings = _measure(clip, images, synthesis.batch_size)
     features = Features(
@@ -182,8 +191,7 @@ def synthesise(
         domains=cell % len(words),
         domain_names=tuple(domains),
         provenance={
-            "model": clip.source.name,
-            "tensors_sha256": tensors,
+            **made_with(clip),
             "images": "synthesised from the model by ascent on pixels",
             "synthesis": {**numbers, "each": synthesis.each},
             "words": list(words),
@@ -302,17 +310,8 @@ def _float32(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).float()
 
 
-def _fingerprint(model: nn.Module) -> str:
-    """Hash of all tensors of a model, whatever file it came from and however it was edited."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _file(cache: Path, made_from: str, cell: int, sample: int) -> Path:
-    key = hashlib.sha256(f"{made_from} {cell} {sample}".encode()).hexdigest()
+def _file(cache: Path, made_from: Fingerprint, cell: int, sample: int) -> Path:
+    key = hashlib.sha256(f"{made_from.digest} {cell} {sample}".encode()).hexdigest()
     return cache / f"{key}.png"
 
 

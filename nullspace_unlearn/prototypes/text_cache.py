@@ -12,7 +12,6 @@ one length.
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -25,9 +24,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nullspace_unlearn.clip import Clip
+from nullspace_unlearn.fingerprint import Fingerprint, code_of, machine
 from nullspace_unlearn.sealed import read_sealed, write_sealed
 
-_FORMAT = "nullspace-unlearn text 1"
 _TOGETHER = 16  # prompts
 _MOST = 1 << 15
 """Prompts kept of a model in the folder, the last ones: 64 MiB at 512 dimensions."""
@@ -49,7 +48,7 @@ class TextCache:
         """Embed prompts, those that are not known yet.
 
         Args:
-            clip: The model. One whose text tower is not that of a weights file is not kept.
+            clip: The model. One that has random weights is not kept.
             prompts: The prompts.
 
         Returns:
@@ -137,19 +136,16 @@ def cache_in_use() -> TextCache | None:
 
 def _model_key(clip: Clip) -> str | None:
     """A hash of all that a prompt's feature depends on besides its token ids."""
-    if clip.source.sha256 is None or any(change.side == "text" for change in clip.changes):
+    if clip.source.sha256 is None:
         return None
-    dtypes = sorted({str(parameter.dtype) for parameter in clip.model.parameters()})
-    facts = [
-        _FORMAT,
-        clip.source.sha256,
-        clip.config["model_cfg"],
-        dtypes,
-        clip.device.type,
-        torch.__version__,
-        _TOGETHER,
-    ]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    made_from = Fingerprint(
+        {
+            "model": clip.fingerprint.only("weights", "edits.text", "model_cfg", "precision"),
+            "machine": machine(clip.device),
+            "code": code_of("prototypes.text_cache"),
+        }
+    )
+    return made_from.digest[:32]
 
 
 def _encode_alike(clip: Clip, prompts: Sequence[str], tokens: Tensor) -> Float[Tensor, "n dim"]:

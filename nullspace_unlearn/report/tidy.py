@@ -12,8 +12,9 @@ from typing import Any
 
 from nullspace_unlearn.evaluate.sweep import Row
 from nullspace_unlearn.files import new_file
+from nullspace_unlearn.fingerprint import Fingerprint, OtherRun, in_words
 
-_FORMAT = "nullspace-unlearn rows 1"
+_FORMAT = "nullspace-unlearn rows 2"
 # Rows of a Parquet row group, all that is held at once.
 _GROUP = 1 << 16
 
@@ -87,29 +88,28 @@ class Journal:
     dropped.
     """
 
-    def __init__(self, path: str | Path, key: str, columns: Sequence[str]) -> None:
+    def __init__(self, path: str | Path, made_from: Fingerprint, columns: Sequence[str]) -> None:
         """Open a journal, or begin one.
 
         Args:
             path: The file.
-            key: What tells this run from another, a hash of all that goes into it.
+            made_from: All that the rows depend on.
             columns: Names that every row has, in order.
 
         Raises:
-            OtherRun: If the file is of another run, or is no journal.
+            OtherRun: If the file is of another run, saying what differs, or is no journal.
             ValueError: If the file is damaged.
         """
         self.path, self._columns = Path(path), tuple(columns)
-        self._head = {"format": _FORMAT, "key": key, "columns": list(columns)}
+        self._head = Fingerprint({"format": _FORMAT, "columns": columns, "run": made_from})
         self.chunks = 0
         if not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._write(self._head)
+            self._write(self._head.facts)
             return
         with self.path.open("rb") as file:
             first, whole = file.readline(), file.tell()
-            if _parsed(first) != self._head:
-                raise OtherRun(f"{str(self.path)!r} is of another run, or is no journal of one")
+            self._check(_parsed(first))
             for line in file:
                 if not line.endswith(b"\n"):
                     break
@@ -130,6 +130,12 @@ class Journal:
                 for values in self._chunk(line):
                     yield dict(zip(self._columns, values, strict=True))
 
+    def _check(self, head: Any) -> None:
+        if not isinstance(head, dict) or head.get("format") != _FORMAT:
+            raise OtherRun(f"{str(self.path)!r} is no journal of a run")
+        if differences := Fingerprint(head).differences(self._head):
+            raise OtherRun(f"{str(self.path)!r} is of another run ({in_words(differences)})")
+
     def _chunk(self, line: bytes) -> list[list[Any]]:
         rows = _parsed(line)
         wide = len(self._columns)
@@ -144,10 +150,6 @@ class Journal:
             file.write(json.dumps(value, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
-
-
-class OtherRun(ValueError):
-    """A journal is of another run than the one that is asked for."""
 
 
 def _parsed(line: bytes) -> Any:

@@ -125,26 +125,25 @@ def test_other_models_and_tokenizers_miss(clip: Clip, tmp_path: Path, encoded: l
     assert len(encoded) == 1  # control: a name is not the model
 
 
-def test_models_that_cannot_be_told_apart_are_not_kept(
-    clip: Clip, tmp_path: Path, encoded: list[str]
-) -> None:
-    changes = {name: dict(clip.model.named_parameters())[name] for name in ("text_projection",)}
-    for other in (
-        replace(clip, source=replace(clip.source, sha256=None)),
-        clip.with_parameters(changes, {}),
-    ):
-        cache = TextCache(tmp_path)
-        for _ in range(2):
-            encoded.clear()
-            cache.encode(other, PROMPTS)
-            assert encoded == PROMPTS
+def test_random_weights_are_not_kept(clip: Clip, tmp_path: Path, encoded: list[str]) -> None:
+    cache = TextCache(tmp_path)
+    for _ in range(2):
+        encoded.clear()
+        cache.encode(replace(clip, source=replace(clip.source, sha256=None)), PROMPTS)
+        assert encoded == PROMPTS
     assert not list(tmp_path.iterdir())
-    weight = dict(clip.model.named_parameters())["visual.proj"]
-    visual = clip.with_parameters({"visual.proj": weight * 2}, {})
-    TextCache(tmp_path).encode(clip, PROMPTS)
-    encoded.clear()
-    TextCache(tmp_path).encode(visual, PROMPTS)
-    assert not encoded  # control: its text tower is the file's
+
+
+def test_an_edit_counts_on_its_own_side(clip: Clip, tmp_path: Path, encoded: list[str]) -> None:
+    held = dict(clip.model.named_parameters())
+    before = TextCache(tmp_path).encode(clip, PROMPTS)
+    for name, factor in (("text_projection", 2), ("text_projection", 3), ("visual.proj", 2)):
+        other = clip.with_parameters({name: held[name] * factor}, {})
+        encoded.clear()
+        made = TextCache(tmp_path).encode(other, PROMPTS)
+        text = name == "text_projection"
+        assert encoded == (PROMPTS if text else [])  # control: the other tower is the file's
+        torch.testing.assert_close(made, before * (factor if text else 1))
 
 
 @pytest.mark.parametrize("checked", [True, False])

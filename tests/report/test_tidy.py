@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nullspace_unlearn.files import OutputExists
+from nullspace_unlearn.fingerprint import Fingerprint, OtherRun
 from nullspace_unlearn.report import tidy
-from nullspace_unlearn.report.tidy import Journal, OtherRun, write_csv, write_parquet
+from nullspace_unlearn.report.tidy import Journal, write_csv, write_parquet
 
 COLUMNS = {"number": int, "name": str, "share": float}
 NAMES = ("number", "name", "share")
@@ -95,57 +96,63 @@ def test_importing_it_imports_no_pyarrow() -> None:
 
 # The journal.
 
+RUN = Fingerprint({"ridge": 0.1})
+
 
 @given(st.lists(st.lists(st.sampled_from(ROWS), max_size=3), max_size=4))
 def test_a_journal_gives_back_what_it_was_given(
     tmp_path_factory: pytest.TempPathFactory, chunks: list[list[dict[str, Any]]]
 ) -> None:
     path = tmp_path_factory.mktemp("journal") / "run"
-    journal = Journal(path, "key", NAMES)
+    journal = Journal(path, RUN, NAMES)
     for chunk in chunks:
         journal.append(chunk)
-    again = Journal(path, "key", NAMES)
+    again = Journal(path, RUN, NAMES)
     assert again.chunks == journal.chunks == len(chunks)
     assert list(again.rows()) == [row for chunk in chunks for row in chunk]
 
 
 def test_a_line_cut_short_is_dropped_wherever_it_is_cut(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    journal = Journal(path, "key", NAMES)
+    journal = Journal(path, RUN, NAMES)
     journal.append(ROWS[:1])
     whole = path.stat().st_size
     journal.append(ROWS[1:])
     text = path.read_bytes()
     for end in range(whole, len(text)):
         path.write_bytes(text[:end])
-        again = Journal(path, "key", NAMES)
+        again = Journal(path, RUN, NAMES)
         assert again.chunks == 1 and path.stat().st_size == whole
     again.append(ROWS[2:])
-    assert list(Journal(path, "key", NAMES).rows()) == [ROWS[0], ROWS[2]]
+    assert list(Journal(path, RUN, NAMES).rows()) == [ROWS[0], ROWS[2]]
     path.write_bytes(text)  # the control
-    assert Journal(path, "key", NAMES).chunks == 2
+    assert Journal(path, RUN, NAMES).chunks == 2
 
 
 def test_other_files_are_refused_and_left_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    Journal(path, "key", NAMES).append(ROWS)
+    Journal(path, RUN, NAMES).append(ROWS)
     text = path.read_bytes()
-    for key, names in (("other", NAMES), ("key", NAMES[:2])):
-        with pytest.raises(OtherRun, match="is of another run"):
-            Journal(path, key, names)
+    other_run = Fingerprint({"ridge": 0.5})
+    for run, names, differs in (
+        (other_run, NAMES, "run.ridge: 0.1, now 0.5"),
+        (RUN, NAMES[:2], "columns: "),
+    ):
+        with pytest.raises(OtherRun, match=rf"is of another run \({differs}"):
+            Journal(path, run, names)
     assert path.read_bytes() == text
     for other in (b"", b"\x89PNG\r\n\n", b"[]\n", b"null\n", b'{"format": 1}\n' + text):
         path.write_bytes(other)
         with pytest.raises(OtherRun):
-            Journal(path, "key", NAMES)
+            Journal(path, RUN, NAMES)
         assert path.read_bytes() == other
 
 
 @pytest.mark.parametrize("line", [b"{}\n", b"x\n", b"[[1]]\n", b'["ab"]\n', b"[[1, 2, 3], 4]\n"])
 def test_a_damaged_line_is_refused(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "run"
-    Journal(path, "key", NAMES).append(ROWS)
+    Journal(path, RUN, NAMES).append(ROWS)
     with path.open("ab") as file:
         file.write(line)
     with pytest.raises(ValueError, match="is damaged: remove it to begin anew"):
-        Journal(path, "key", NAMES)
+        Journal(path, RUN, NAMES)
