@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from nullspace_unlearn import erasers, unlearn
+from nullspace_unlearn import erasers, plans, unlearn
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.clip.mlp import MlpFeatures
 from nullspace_unlearn.edit import Edit, Space
@@ -23,6 +23,7 @@ from nullspace_unlearn.evaluate.ideal import ideal_grid
 from nullspace_unlearn.evaluate.zeroshot import Grid, accuracy_grid, predict
 from nullspace_unlearn.features import Features
 from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.plans import Plan
 from nullspace_unlearn.prototypes import (
     Visual,
     cell_prototypes,
@@ -31,7 +32,6 @@ from nullspace_unlearn.prototypes import (
     synthesise,
 )
 from nullspace_unlearn.prototypes.nearness import Nearness, nearness
-from nullspace_unlearn.unlearn import Plan
 from nullspace_unlearn.words import Words
 
 LAM = (0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)
@@ -68,7 +68,7 @@ class Bench:
 
     def plan(self, forget: Forget, method: str | None = None) -> Plan:
         """What `nsu erase` would do."""
-        return unlearn.plan(
+        return plans.plan(
             self.clip,
             forget,
             classes=self.features.class_names,

@@ -108,7 +108,7 @@ def _hull(given: Given) -> Edit:
     return erasers.hull(given.forget, given.keep, keep_mask=given.keep_mask)
 
 
-def _two_sided(given: Given, strength: float = 1.0, **options: float) -> Edit:
+def _two_sided(given: Given, share: float = 1.0, **options: float) -> Edit:
     return two_sided(
         given.forget,
         given.keep,
@@ -116,7 +116,7 @@ def _two_sided(given: Given, strength: float = 1.0, **options: float) -> Edit:
         given.visual_keep,
         keep_mask=given.keep_mask,
         visual_keep_mask=given.visual_keep_mask,
-        strength=strength,
+        share=share,
         **options,
     )
 
@@ -145,15 +145,15 @@ def _nothing(given: Given) -> Edit:
 ERASERS: dict[str, Eraser] = {
     "untouched": _nothing,
     "hull": _hull,
-    **{f"two_sided, {s:g}": partial(_two_sided, strength=s) for s in STRENGTHS},
+    **{f"two_sided, {s:g}": partial(_two_sided, share=s) for s in STRENGTHS},
     **{
-        f"two_sided without the name, {s:g}": partial(_two_sided, strength=s, name_weight=0.0)
+        f"two_sided without the name, {s:g}": partial(_two_sided, share=s, name_weight=0.0)
         for s in (0.5, 1.0)
     },
     "nullspace, text + visual": _nullspace,
     "leace on images, then hull": _leace,
 }
-"""The methods; the numbers behind two_sided are its strengths. Strength 0 is hull."""
+"""The methods; the numbers behind two_sided are its shares. Share 0 is hull."""
 
 
 @dataclass(frozen=True)

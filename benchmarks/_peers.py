@@ -14,7 +14,7 @@ from typing import Any
 
 from _worlds import World, plain
 
-from nullspace_unlearn import train, unlearn
+from nullspace_unlearn import plans, train, unlearn
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.prototypes import from_pictures, synthesise
 from nullspace_unlearn.train import Settings, Task
@@ -74,7 +74,7 @@ def run_closed(world: World, label: str, forget: Forget, seed: int) -> dict[str,
     name, _, source = label.partition(", ")
     shots, _ = world.draw(seed)
     started = time.perf_counter()
-    made = unlearn.plan(
+    made = plans.plan(
         world.clip,
         forget,
         classes=world.words.classes,

@@ -336,7 +336,7 @@ def _drawn(clip: nsu.Clip, draw: int) -> Visual:
     first = 10_000_000 + number * SHOTS
     mlp = cells.read_mlp(clip, list(_rendered(clip, range(first, first + SHOTS))))
     assert mlp is not None
-    return Visual(features, numbers=None, mlp=mlp.mlp / mlp.deviation[:, None])
+    return Visual(features, "images", mlp.mlp / mlp.deviation[:, None])
 
 
 def _unnamed(rows: torch.Tensor, further: torch.Tensor, gone: torch.Tensor) -> names.Task:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from nullspace_unlearn.clip.model import Clip
     from nullspace_unlearn.edit import Edit
     from nullspace_unlearn.forget import Forget
-    from nullspace_unlearn.unlearn import Plan, erase, plan
+    from nullspace_unlearn.plans import Plan, plan
+    from nullspace_unlearn.unlearn import erase
 
 __all__ = ["Clip", "Edit", "Forget", "Plan", "__version__", "erase", "erasers", "load", "plan"]
 
@@ -31,10 +32,10 @@ _HOME = {
     "Clip": "clip",
     "Edit": "edit",
     "Forget": "forget",
-    "Plan": "unlearn",
+    "Plan": "plans",
     "erase": "unlearn",
     "load": "clip",
-    "plan": "unlearn",
+    "plan": "plans",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -305,3 +305,23 @@ class Edit:
                 )
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise ValueError(f"{path} is not a saved edit: {error}") from None
+
+
+def joined(edits: Sequence[Edit]) -> Edit:
+    """Batches of edits as one batch, the lower ranks filled up with columns of zeros.
+
+    Args:
+        edits: Edits with one leading dimension, of one space and one method.
+
+    Returns:
+        One batch, in their order; the provenance is the first one's, its rank the largest.
+    """
+    rank = max(edit.rank for edit in edits)
+    read, write = (
+        torch.cat([torch.nn.functional.pad(part, (0, rank - part.shape[-1])) for part in parts])
+        for parts in ([edit.read for edit in edits], [edit.write for edit in edits])
+    )
+    provenance = dict(edits[0].provenance)
+    if "rank" in (numbers := provenance.get("numbers", {})):
+        provenance["numbers"] = {**numbers, "rank": rank}
+    return replace(edits[0], read=read, write=write, provenance=provenance)

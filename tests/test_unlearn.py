@@ -6,7 +6,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from nullspace_unlearn.evaluate.compare import compare
 from nullspace_unlearn.evaluate.pictures import embed_pictures
 from nullspace_unlearn.evaluate.zeroshot import predict
 from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.plans import cells_needed, plan
 from nullspace_unlearn.prototypes import (
     Synthesis,
     Visual,
@@ -30,14 +31,7 @@ from nullspace_unlearn.prototypes import (
     from_images,
     imagenet_names,
 )
-from nullspace_unlearn.unlearn import (
-    cells_needed,
-    certify,
-    certify_plan,
-    erase,
-    plan,
-    synthesise_for,
-)
+from nullspace_unlearn.unlearn import certify, certify_plan, erase, synthesise_for
 from nullspace_unlearn.words import Words
 
 DIM = 64
@@ -394,8 +388,8 @@ def test_real_pictures_forget_a_cell_and_a_domain_wherever_they_are_read(
 ):
     made = plan(clip, request_)
     # For a cell they choose their numbers; for a domain these are given, since it takes seconds.
-    visual = seen if request_ is CELL else replace(seen, numbers=IMAGES)
-    edit = erase(clip, made, visual=visual, space=space)
+    numbers = None if request_ is CELL else asdict(IMAGES)
+    edit = erase(clip, made, visual=seen, space=space, numbers=numbers)
     assert edit.space == space
     assert edit.rank == (1 if request_ is CELL else 2)
     edited = edit.fold(clip)
@@ -406,9 +400,9 @@ def test_real_pictures_forget_a_cell_and_a_domain_wherever_they_are_read(
 
 def test_the_provenance_says_where_prototypes_came_from(clip, seen):
     made = plan(clip, CELL)
-    given = replace(seen, numbers=IMAGES)
-    for visual, space in ((None, "embedding"), (given, "embedding"), (given, "mlp")):
-        edit = erase(clip, made, visual=visual, space=space, strength=0.5)
+    numbers = asdict(IMAGES)
+    for visual, space in ((None, "embedding"), (seen, "embedding"), (seen, "mlp")):
+        edit = erase(clip, made, visual=visual, space=space, strength=0.5, numbers=numbers)
         said = json.loads(json.dumps(dict(edit.provenance), allow_nan=False))
         assert said == dict(edit.provenance)
         assert said["method"] == "gated" and said["space"] == space
@@ -423,7 +417,7 @@ def test_the_provenance_says_where_prototypes_came_from(clip, seen):
 def test_given_numbers_are_taken_and_real_images_choose_theirs(clip, seen):
     made = plan(clip, CELL)
     chosen = erase(clip, made, visual=seen).provenance["numbers"]
-    fixed = erase(clip, made, visual=replace(seen, numbers=IMAGES)).provenance["numbers"]
+    fixed = erase(clip, made, visual=seen, numbers=asdict(IMAGES)).provenance["numbers"]
     numbers = {k: v for k, v in fixed.items() if k != "rank"}
     assert numbers == {"ridge": IMAGES.ridge, "margin": IMAGES.margin, "slack": IMAGES.slack}
     assert chosen != fixed
@@ -453,23 +447,23 @@ def test_what_cannot_be_read_is_refused(clip, seen, unchecked):
             erase(clip, cell, space=space)
         with pytest.raises(ValueError, match=f"the {space} feature is the image tower's"):
             erase(clip, text, visual=seen, space=space)
-        with pytest.raises(ValueError, match=f"only gated reads the {space} feature; .* nullsp"):
+        with pytest.raises(ValueError, match=f"nullspace reads embedding, not {space}; .* gated"):
             erase(clip, CELL, visual=seen, space=space, method="nullspace")
-    bare = Visual(replace(seen.features, hidden=None), None)
+    bare = Visual(replace(seen.features, hidden=None), "images")
     for space in ("hidden", "mlp"):
         with pytest.raises(ValueError, match=f"were made without the {space} feature"):
             erase(clip, cell, visual=bare, space=space)
     with pytest.raises(ValueError, match="two_sided forgets images too and needs visual"):
         erase(clip, everywhere, method="two_sided")
     for name, method in METHODS.items():
-        if not method.visual:
+        if method.images == "none":
             side = method.sides[0]
             request_ = everywhere if "global" in method.paradigms else CELL
             with pytest.raises(ValueError, match=f"'{name}' takes no visual prototypes; .* gated,"):
                 erase(clip, request_, visual=seen, method=name, side=side)
     # The controls: what remains is taken.
-    assert erase(clip, text, visual=replace(seen, numbers=IMAGES)).space == "embedding"
-    assert erase(clip, cell, visual=replace(bare, numbers=IMAGES)).space == "embedding"
+    assert erase(clip, text, visual=seen, numbers=asdict(IMAGES)).space == "embedding"
+    assert erase(clip, cell, visual=bare, numbers=asdict(IMAGES)).space == "embedding"
 
 
 def test_two_sided_on_real_pictures_keeps_the_proof(clip, seen, fresh):
@@ -488,8 +482,9 @@ def test_nullspace_takes_what_pictures_show_too(request_, clip, seen):
     made = plan(clip, request_, method="nullspace")
     text, both = erase(clip, made), erase(clip, made, visual=seen)
     assert both.rank > text.rank
-    names = seen.features.class_names, seen.features.domain_names
-    gone = seen.cell_means()[request_.mask(*names)]
+    f = seen.features
+    means, labels, domains = seen.seen(f.class_names).cell_means()
+    gone = means[request_.mask(f.class_names, f.domain_names)[labels, domains]]
     assert both.apply(gone).norm(dim=-1).max() < 1e-8
     assert text.apply(gone).norm(dim=-1).max() > 0.1  # the control
 
@@ -522,7 +517,7 @@ def test_pictures_made_by_the_model_itself_forget_a_cell(clip, fresh, tmp_path):
     visual = synthesise_for(clip, made, synthesis, quiet=True, cache=tmp_path, space="mlp")
     f = visual.features
     assert (f.class_names, f.domain_names) == cells_shown(made) and len(f) == 12
-    assert visual.numbers == IMAGES and visual.mlp is not None
+    assert visual.made_of == "pictures" and visual.mlp is not None
     edit = erase(clip, made, visual=visual)
     assert edit.provenance["prototypes"]["synthesis"]["each"] == 2
     places = [mini.CLASSES.index(name) for name in made.words.classes]

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from nullspace_unlearn import erasers, train, unlearn
+from nullspace_unlearn import plans, train, unlearn
 from nullspace_unlearn.bench.datasets import Pool
 from nullspace_unlearn.bench.recipe import Entry
 from nullspace_unlearn.clip import Clip
-from nullspace_unlearn.edit import Edit, Space
+from nullspace_unlearn.edit import Space
+from nullspace_unlearn.erasers import METHODS
 from nullspace_unlearn.evaluate.compare import (
+    EVERYWHERE,
     Comparison,
     accuracy,
     classifier,
@@ -27,16 +28,10 @@ from nullspace_unlearn.evaluate.compare import (
 from nullspace_unlearn.features import Features
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.linalg import unit
+from nullspace_unlearn.plans import Texts
 from nullspace_unlearn.prototypes import Visual, from_batches, from_text
 from nullspace_unlearn.train import Settings, Shots, Task
 from nullspace_unlearn.words import Words
-
-_ON_ROWS: Mapping[str, Callable[[Tensor, Tensor], Edit]] = {
-    "hull": erasers.hull,
-    "nullspace": lambda forget, keep: erasers.nullspace(forget),
-    "ccup": erasers.ccup,
-    "leace": erasers.leace,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,10 +107,9 @@ def _on_rows(entry: Entry, forget: Forget, own: Subject) -> Outcome:
     """A closed form from the text prototypes of a feature file."""
     text = own.features.text
     assert text is not None  # `datasets` has seen to it
-    gone = torch.tensor([name in forget.classes for name in own.words.classes])
-    rows = unit(text.double())
     started = time.perf_counter()
-    edit = _ON_ROWS[entry.name](rows[gone], rows[~gone])
+    given = Texts(own.words.classes, (), unit(text.double())).given([forget], EVERYWHERE)[0]
+    edit = METHODS[entry.name].edit(given, entry.numbers(forget.paradigm))
     edit = edit if entry.strength == 1 else edit.scale(entry.strength)
     seconds = time.perf_counter() - started
     shown = own.features.embeddings
@@ -134,7 +128,7 @@ def _erase(
         names.setdefault(name.casefold(), name)
     shots = _shots(entry, own, 0, seed)[0] if entry.drawn else None
     started = time.perf_counter()
-    plan = unlearn.plan(
+    plan = plans.plan(
         clip,
         forget,
         classes=tuple(names.values()),
@@ -147,10 +141,13 @@ def _erase(
     if shots is not None:
         visual = _seen(clip, shots, words, space=entry.space)
     elif entry.prototypes == "closed":
-        visual = from_text(clip, *unlearn.cells_needed(plan), plan.words.cell_templates)
+        visual = from_text(clip, *plans.cells_needed(plan), plan.words.cell_templates)
     elif entry.prototypes == "pixels":
         visual = unlearn.synthesise_for(clip, plan, space=entry.space, quiet=True)
-    edit = unlearn.erase(clip, plan, strength=entry.strength, visual=visual, space=entry.space)
+    edit = unlearn.erase(
+        clip, plan, strength=entry.strength, visual=visual, space=entry.space,
+        numbers=entry.numbers(forget.paradigm),
+    )  # fmt: skip
     edited = edit.fold(clip, entry.side)
     seconds = time.perf_counter() - started
 
@@ -182,7 +179,7 @@ def _train(
 ) -> Outcome:
     assert own.clip is not None
     shots, validation = _shots(entry, own, entry.validation, seed)
-    made = train.configure(entry.name, entry.numbers(forget.paradigm))
+    made = train.configure(entry.name, entry.texts(forget.paradigm))
     task = Task(own.clip, forget, own.words, shots, validation, seed)
     trained = train.train(made, task, Settings(), quiet=True)
     templates = own.words.class_templates

@@ -257,7 +257,7 @@ class Entry:
         strength: Of a closed form.
         shots: Images a cell that it is given, where it is given any.
         validation: Further ones that a trained method chooses its best epoch by.
-        set: Numbers of a trained method.
+        set: Numbers of the method, by name.
         by_kind: Kind of request -> further numbers there.
         kinds: The kinds of request it is run on; absent: all it takes.
     """
@@ -309,10 +309,14 @@ class Entry:
         """Whether it is run on requests of a kind."""
         return kind in (self.kinds or self.paradigms)
 
-    def numbers(self, kind: str) -> dict[str, str]:
-        """Numbers of a trained method on a kind of request, as `train.configure` takes them."""
-        both = {**self.set, **self.by_kind.get(kind, {})}
-        return {key: str(v).lower() if isinstance(v, bool) else str(v) for key, v in both.items()}
+    def numbers(self, kind: str) -> dict[str, str | int | float | bool]:
+        """Numbers on a kind of request."""
+        return {**self.set, **self.by_kind.get(kind, {})}
+
+    def texts(self, kind: str) -> dict[str, str]:
+        """The same as `train.configure` takes them."""
+        said = self.numbers(kind)
+        return {key: str(v).lower() if isinstance(v, bool) else str(v) for key, v in said.items()}
 
     def _check_trained(self) -> None:
         closed = ("prototypes", "space", "side", "strength")
@@ -321,24 +325,24 @@ class Entry:
         if given:
             raise ValueError(f"{self.name} is trained: {given[0]} is for closed forms")
         for kind in ("", *self.by_kind):
-            train.configure(self.name, self.numbers(kind))
+            train.configure(self.name, self.texts(kind))
 
     def _check_closed(self) -> None:
         method = erasers.METHODS[self.name]
-        if self.set or self.by_kind:
-            raise ValueError(f"{self.name} is a closed form: set is for trained methods")
+        for kind in ("", *self.by_kind):
+            method.checked(self.numbers(kind))
         if not 0 < self.strength <= MAX_STRENGTH:
             raise ValueError(f"strength must lie in (0, {MAX_STRENGTH:g}], got {self.strength}")
         object.__setattr__(self, "side", self.side or method.sides[0])
         if self.side not in method.sides:
             raise ValueError(f"{self.name} edits the {listed(method.sides)} side, not {self.side}")
-        if self.prototypes != "text" and not method.visual:
-            able = [name for name, one in erasers.METHODS.items() if one.visual]
+        if self.prototypes != "text" and method.images == "none":
+            able = [name for name, one in erasers.METHODS.items() if one.images != "none"]
             raise ValueError(f"{self.name} takes text alone; {listed(able)} take other prototypes")
-        if self.prototypes == "text" and (self.name == "two_sided" or self.space != "embedding"):
+        if self.space not in method.spaces:
+            raise ValueError(f"{self.name} reads {listed(method.spaces)}, not {self.space}")
+        if self.prototypes == "text" and (method.images == "must" or self.space != "embedding"):
             raise ValueError(f"{self.name} must be shown images here: prototypes pixels or images")
-        if self.space != "embedding" and self.name != "gated":
-            raise ValueError(f"{self.name} reads the embedding alone, not {self.space}")
 
     def _made_label(self) -> str:
         said = [self.name]

@@ -17,7 +17,7 @@ from nullspace_unlearn.cli.visual import VisualOptions, visual_options
 if TYPE_CHECKING:
     from nullspace_unlearn.certificate import Certificate
     from nullspace_unlearn.evaluate.compare import Comparison
-    from nullspace_unlearn.unlearn import Plan
+    from nullspace_unlearn.plans import Plan
 
 
 @click.command()

@@ -183,7 +183,7 @@ def _only(made: Pictures, classes: Sequence[str], domains: Sequence[str]) -> Pic
         for c, d in zip(f.labels.tolist(), columns.tolist(), strict=True)
     ]
     rows = torch.tensor(wanted)
-    part = Visual(f, None).on(classes, domains).features
+    part = Visual(f, "pictures").on(classes, domains).features
     return Pictures(part, made.images[rows], made.reached[rows])
 
 
@@ -222,7 +222,7 @@ def _nearness(
     from nullspace_unlearn.prototypes.nearness import nearness
 
     features = embed(clip, found, batch_size=batch_size, quiet=quiet, hidden=True)
-    ours, real = (Visual(rows, None).on(*common).features for rows in (made, features))
+    ours, real = (Visual(rows, "images").on(*common).features for rows in (made, features))
     figures = nearness(ours, real)
     return {
         "images": found.root.name,

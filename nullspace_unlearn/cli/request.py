@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nullspace_unlearn.clip import Clip
     from nullspace_unlearn.edit import Side
     from nullspace_unlearn.forget import Forget
-    from nullspace_unlearn.unlearn import Plan
+    from nullspace_unlearn.plans import Plan
     from nullspace_unlearn.words import Words
 
 
@@ -77,7 +77,7 @@ class CellOptions:
         Raises:
             ValueError: If the request or --domain-word names what the data lacks.
         """
-        from nullspace_unlearn.unlearn import with_domain_keys
+        from nullspace_unlearn.plans import with_domain_keys
         from nullspace_unlearn.words import Words
 
         classes, found = names_of(data)
@@ -137,9 +137,9 @@ class RequestOptions:
             data: What `DataOptions.find` found, or the images that prototypes are made of.
 
         Raises:
-            ValueError: As `unlearn.plan`; and if --domain-word names a domain the data lacks.
+            ValueError: As `plans.plan`; and if --domain-word names a domain the data lacks.
         """
-        from nullspace_unlearn.unlearn import plan
+        from nullspace_unlearn.plans import plan
 
         found, words = names_of(data)
         names = class_list(self.classes)

@@ -1,4 +1,4 @@
-"""`nsu sweep`: measure any grid of requests, methods, strengths, ranks and ridges."""
+"""`nsu sweep`: measure any grid of requests, methods, strengths, ranks and numbers."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import click
 from nullspace_unlearn import __version__
 from nullspace_unlearn.cli import options
 from nullspace_unlearn.cli.data import DataOptions, data_options, names_of
+from nullspace_unlearn.cli.options import pairs
 from nullspace_unlearn.cli.request import CellOptions, cell_options
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class GridOptions:
     strength: str
     rank: str
     ridge: str | None
+    set: tuple[str, ...]
 
     def sweep(self, requests: Sequence[Forget]) -> Sweep:
         """The grid over some requests.
@@ -63,8 +65,16 @@ class GridOptions:
                 None if text.strip() == "all" else _numbers("--rank", text, int)[0]
                 for text in self.rank.split(",")
             ),
-            ridges=(None,) if self.ridge is None else _numbers("--ridge", self.ridge, float),
+            numbers=self._axes(),
         )
+
+    def _axes(self) -> dict[str, tuple[float, ...]]:
+        axes = pairs("--set", self.set)
+        if self.ridge is not None:
+            if "ridge" in axes:
+                raise ValueError("--ridge and --set ridge=... say the same: give one")
+            axes["ridge"] = self.ridge
+        return {name: _numbers(f"--set {name}=", text, float) for name, text in axes.items()}
 
 
 grid_options = options.gathered(
@@ -94,7 +104,13 @@ grid_options = options.gathered(
     click.option(
         "--ridge",
         metavar="A,B,...",
-        help="Relative ridge of hull and gated; absent: each method's own.",
+        help="Relative ridge, of the methods that have one; absent: each method's own.",
+    ),
+    click.option(
+        "--set",
+        multiple=True,
+        metavar="NAME=A,B,...",
+        help="Any other number of the methods that have it (docs/method.md).",
     ),
 )
 
@@ -134,7 +150,7 @@ def sweep(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Measure every request by every method at every strength, rank and ridge.
+    """Measure every request by every method at every strength, rank and number.
 
     \b
     nsu sweep --class car --method hull --strength 0.5,1 --output out
@@ -169,9 +185,10 @@ def sweep(
     grid.sweep(asked)  # which refuses what is wrong before a model is loaded
 
     from nullspace_unlearn.evaluate.compare import EVERYWHERE, classifier
-    from nullspace_unlearn.evaluate.sweep import COLUMNS, Run, Texts, resolved, texts_of
+    from nullspace_unlearn.evaluate.sweep import COLUMNS, Run
     from nullspace_unlearn.fingerprint import Fingerprint, code_of, machine
     from nullspace_unlearn.linalg import unit
+    from nullspace_unlearn.plans import Texts, resolved, texts_of
     from nullspace_unlearn.report.pareto import summarise
 
     options.use_text_cache(cache, no_cache)
@@ -193,7 +210,7 @@ def sweep(
     if clip is None:
         features: Features = found
         assert features.text is not None  # checked above
-        texts = Texts(names, unit(features.text.double()))
+        texts = Texts(names, (), unit(features.text.double()))
         named_by = features.text
     else:
         features = data.embed(clip, found, silent)
@@ -439,12 +456,12 @@ def _report(result: Mapping[str, Any], kinds: Sequence[Kind]) -> str:
         # Ranks that make no difference share a line.
         alike: dict[Any, list[Setting]] = {}
         for o in sorted(kind.settings, key=lambda o: -(o.means.h4 if o.means else -1)):
-            alike.setdefault((o.method, o.strength, o.ridge, o.means), []).append(o)
+            alike.setdefault((o.method, o.strength, o.numbers, o.means), []).append(o)
         for some in list(alike.values())[:_MOST_SHOWN]:
             first = some[0]
             ranks = ",".join("all" if o.rank is None else str(o.rank) for o in some)
-            ridge = "" if first.ridge is None else f", ridge {first.ridge:g}"
-            name = f"{first.method}, strength {first.strength:g}, rank {ranks}{ridge}"
+            numbers = "" if first.numbers is None else f", {first.numbers}"
+            name = f"{first.method}, strength {first.strength:g}, rank {ranks}{numbers}"
             refused = f"  ({first.refused} refused)" if first.refused else ""
             lines.append(_line(name + " *" * first.on_front, first.means) + refused)
         if len(alike) > _MOST_SHOWN:

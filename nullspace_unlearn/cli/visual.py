@@ -14,8 +14,8 @@ from nullspace_unlearn.cli.request import RequestOptions
 if TYPE_CHECKING:
     from nullspace_unlearn.clip import Clip
     from nullspace_unlearn.edit import Space
+    from nullspace_unlearn.plans import Plan
     from nullspace_unlearn.prototypes import Visual
-    from nullspace_unlearn.unlearn import Plan
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,9 @@ class VisualOptions:
         Raises:
             ValueError: If they cannot be made.
         """
+        from nullspace_unlearn.plans import cells_needed, cells_of_images
         from nullspace_unlearn.prototypes import Synthesis, from_images, from_text
-        from nullspace_unlearn.unlearn import cells_needed, cells_of_images, synthesise_for
+        from nullspace_unlearn.unlearn import synthesise_for
 
         if found is not None:
             return from_images(
@@ -101,12 +102,14 @@ class VisualOptions:
         return None
 
     def _kind(self, plan: Plan) -> str:
+        from nullspace_unlearn.erasers import METHODS
+
         if self.prototypes != "auto":
             return self.prototypes
         # Text says enough of a cell, too little of a domain, and nothing of what images share.
-        seen = plan.method == "two_sided" or self.space != "embedding"
-        whole = plan.method == "gated" and plan.forget.paradigm == "domain"
-        return "pixels" if seen or whole else "text"
+        method = METHODS[plan.method]
+        seen = method.images == "must" or self.space != "embedding"
+        return "pixels" if seen or plan.forget.paradigm in method.pictures_for else "text"
 
 
 visual_options = gathered(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from jaxtyping import Float
 from torch import Tensor
 
 from nullspace_unlearn.edit import Edit
+from nullspace_unlearn.erasers.method import Given, Method, said
 from nullspace_unlearn.linalg import (
     as_float64,
     leading_basis,
@@ -13,6 +16,23 @@ from nullspace_unlearn.linalg import (
     regularised,
     solve_definite,
 )
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What `avert` must be told beside prototypes.
+
+    Attributes:
+        ridge: Relative ridge of the write metric, above 0.
+        away: How far past the origin, above 0.
+    """
+
+    ridge: float = 0.003
+    away: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.ridge > 0 or not self.away > 0:
+            raise ValueError(f"ridge and away must be above 0, got {self.ridge} and {self.away}")
 
 
 def avert(
@@ -59,8 +79,7 @@ def avert(
         )
     if f.shape[-1] != r.shape[-1]:
         raise ValueError(f"forget has {f.shape[-1]} dimensions and keep {r.shape[-1]}")
-    if not ridge > 0 or not away > 0:
-        raise ValueError(f"ridge and away must be above 0, got {ridge} and {away}")
+    numbers = Numbers(ridge, away)
     basis, _ = leading_basis(f + away * r.mean(-2, keepdim=True))
     if basis.shape[-1] == basis.shape[-2]:
         raise ValueError("the edit would remove everything: the displacements span the whole space")
@@ -69,8 +88,24 @@ def avert(
     return Edit(
         read=basis,
         write=oblique_dual(basis, solved),
-        provenance={
-            "method": "avert",
-            "numbers": {"ridge": ridge, "away": away, "rank": basis.shape[-1]},
-        },
+        provenance=said("avert", numbers, basis.shape[-1]),
     )
+
+
+def _derive(given: Given, numbers: Numbers) -> Edit:
+    def one(request: Given) -> Edit:
+        told = request.told()
+        forget, keep = told.rows[told.forgotten], told.rows[told.kept]
+        return avert(forget, keep, ridge=numbers.ridge, away=numbers.away)
+
+    return given.one_by_one(one)
+
+
+METHOD = Method(
+    name="avert",
+    title="turn a name away from every image",
+    paradigms=("global",),
+    sides=("text",),
+    numbers=Numbers,
+    derive=_derive,
+)

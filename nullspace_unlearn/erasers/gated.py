@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nullspace_unlearn.edit import Edit
 from nullspace_unlearn.erasers.judged import SOFTNESS, harmonic, leads
+from nullspace_unlearn.erasers.method import Given, Method, said
 from nullspace_unlearn.forget import groups
 from nullspace_unlearn.linalg import (
     as_float64,
@@ -140,7 +141,7 @@ def gated(
         read=read.mT.reshape(*batch, -1, rank),
         write=write.mT.reshape(*batch, -1, rank),
         space="embedding" if hidden is None else "hidden",
-        provenance={"method": "gated", "numbers": {**asdict(numbers), "rank": rank}},
+        provenance=said("gated", numbers, rank),
     )
 
 
@@ -310,3 +311,47 @@ def _writes(t: Float[Tensor, "classes dim"], written: Int[Tensor, " k"]) -> Floa
         solved = solve_definite(spread, apart[:, None])[:, 0]
         rows.append(solved / (solved @ apart))
     return torch.stack(rows)
+
+
+def _derive(given: Given, numbers: Numbers) -> Edit:
+    def of(part: Given) -> Edit:
+        if part.seen is not None:
+            seen, source = part.seen, None
+            if part.space != "embedding":
+                source = as_float64(part.space, seen.read(part.space))
+            rows, labels, domains = seen.embeddings, seen.labels, seen.domains
+        else:
+            cells, source = part.told().rows, None
+            wide = part.mask.shape[-1]
+            rows, labels = cells, part.owner.repeat_interleave(wide)
+            domains = torch.arange(wide, device=labels.device).repeat(len(part.owner))
+        return gated(rows, labels, domains, part.classes, part.mask, hidden=source, numbers=numbers)
+
+    return given.alike(of)
+
+
+def _choose(given: Given) -> Numbers:
+    """Numbers for prompts and pictures; real images say their own."""
+    from nullspace_unlearn.erasers.leave_out import leave_out  # which makes edits, by this file
+
+    seen = given.seen
+    if seen is None or seen.made_of == "prompts":
+        return TEXT
+    if seen.made_of == "pictures":
+        return IMAGES
+    source = None if given.space == "embedding" else seen.read(given.space).double()
+    given_ = (seen.embeddings.double(), seen.labels, seen.domains, given.classes, given.mask)
+    return leave_out(*given_, hidden=source)
+
+
+METHOD = Method(
+    name="gated",
+    title="lower a class's score by how much an image looks like what is forgotten",
+    paradigms=("cell", "domain"),
+    images="may",
+    pictures_for=("domain",),
+    spaces=("embedding", "hidden", "mlp"),
+    numbers=Numbers,
+    derive=_derive,
+    choose=_choose,
+)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nullspace_unlearn.edit import Edit
+from nullspace_unlearn.erasers.method import Given, Method, said
 from nullspace_unlearn.linalg import (
     HullPoint,
     as_float64,
@@ -32,6 +35,25 @@ INWARD = 0.01
 
 # Keeps the hull's metric definite in directions no name varies in.
 _METRIC_RIDGE = 0.1
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What `hull` must be told beside prototypes.
+
+    Attributes:
+        ridge: Relative ridge of the write metric, above 0.
+        inward: Share of the way from the nearest point to the hull's middle, in [0, 1).
+    """
+
+    ridge: float = RIDGE
+    inward: float = INWARD
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.inward < 1 or not self.ridge > 0:
+            raise ValueError(
+                f"inward must lie in [0, 1) and ridge above 0, got {self.inward} and {self.ridge}"
+            )
 
 
 def hull(
@@ -88,8 +110,7 @@ def hull(
             f"keep must be [n, {f.shape[-1]}] or have forget's leading dimensions, got "
             f"{list(r.shape)} beside {list(f.shape)}"
         )
-    if not 0 <= inward < 1 or not ridge > 0:
-        raise ValueError(f"inward must lie in [0, 1) and ridge above 0, got {inward} and {ridge}")
+    numbers = Numbers(ridge, inward)
     same = same_names(f, r)
     kept = ~same if keep_mask is None else keep_mask & ~same
     if not kept.any(-1).all():
@@ -113,11 +134,28 @@ def hull(
         read=basis,
         write=oblique_dual(basis, solved),
         provenance={
-            "method": "hull",
-            "numbers": {"ridge": ridge, "inward": inward, "rank": basis.shape[-1]},
+            **said("hull", numbers, basis.shape[-1]),
             "same_to_the_model": int((same if keep_mask is None else same & keep_mask).sum()),
         },
     )
+
+
+def _derive(given: Given, numbers: Numbers) -> Edit:
+    told = given.told()
+    return hull(
+        told.padded(), told.rows, keep_mask=told.kept, ridge=numbers.ridge, inward=numbers.inward
+    )
+
+
+METHOD = Method(
+    name="hull",
+    title="move a name among those that stay",
+    paradigms=("global",),
+    sides=("visual",),
+    certified=True,
+    numbers=Numbers,
+    derive=_derive,
+)
 
 
 def same_names(

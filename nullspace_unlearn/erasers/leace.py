@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -10,7 +11,27 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nullspace_unlearn.edit import Edit
+from nullspace_unlearn.erasers.method import Given, Method, said
 from nullspace_unlearn.linalg import as_float64
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What `leace` must be told beside prototypes.
+
+    Attributes:
+        shrinkage: Whether to shrink the covariance, where the concept does not survive it.
+        svd_tol: Singular values of the whitened cross-covariance at or below it are left alone, at
+            least 0.
+    """
+
+    shrinkage: bool = True
+    svd_tol: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if not self.svd_tol >= 0:
+            raise ValueError(f"svd_tol must be at least 0, got {self.svd_tol}")
+
 
 # How much of the cross-covariance may be left for the concept to count as erased.
 _LEFT = 1e-6
@@ -84,20 +105,32 @@ def leace(
             f.reshape(-1, *f.shape[-2:]), r.reshape(-1, *r.shape[-2:]), strict=True
         )
     ]
+    numbers = Numbers(all(fit[2] for fit in fitted), svd_tol)
     look, change = torch.stack([fit[0] for fit in fitted]), torch.stack([fit[1] for fit in fitted])
     look, change = (part.reshape(*batch, *part.shape[-2:]) for part in (look, change))
     return Edit(
         read=change if side == "text" else look,
         write=look if side == "text" else change,
-        provenance={
-            "method": "leace",
-            "numbers": {
-                "svd_tol": svd_tol,
-                "side": side,
-                "shrinkage": all(fit[2] for fit in fitted),
-            },
-        },
+        provenance={**said("leace", numbers, look.shape[-1]), "side_of_prototypes": side},
     )
+
+
+def _derive(given: Given, numbers: Numbers) -> Edit:
+    def one(request: Given) -> Edit:
+        told = request.told()
+        forget, keep = told.rows[told.forgotten], told.rows[told.kept]
+        return leace(forget, keep, shrinkage=numbers.shrinkage, svd_tol=numbers.svd_tol)
+
+    return given.one_by_one(one)
+
+
+METHOD = Method(
+    name="leace",
+    title="erase which forgotten class it is, least squares",
+    paper="arXiv 2306.03819",
+    numbers=Numbers,
+    derive=_derive,
+)
 
 
 def _fit(

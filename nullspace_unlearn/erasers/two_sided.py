@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,7 +10,15 @@ from torch import Tensor
 
 from nullspace_unlearn.edit import Edit
 from nullspace_unlearn.erasers.hull import hull, same_names
-from nullspace_unlearn.linalg import as_float64, leading_basis, oblique_dual, regularised
+from nullspace_unlearn.erasers.method import Given, Method, said
+from nullspace_unlearn.linalg import (
+    as_float64,
+    group_means,
+    leading_basis,
+    oblique_dual,
+    regularised,
+    unit,
+)
 
 RIDGE = 0.01
 """Relative ridge of the visual metric. Without the name ImageNet figures hardly change from 0.001
@@ -18,6 +26,26 @@ to 0.03; with it, a larger ridge trades as a smaller name_weight does."""
 
 # A displacement shorter than this, beside its prototype, is rounding.
 _NOWHERE = 1e-6
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What `two_sided` must be told beside prototypes.
+
+    Attributes:
+        share: Share of the displacement taken out of the images, in [0, 1]; 0 is `hull`.
+        name_weight: Weight of the name in the displacement, at least 0.
+    """
+
+    share: float = 1.0
+    name_weight: float = 0.6
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1 or not 0 <= self.name_weight < float("inf"):
+            raise ValueError(
+                "share must lie in [0, 1] and name_weight be finite and at least 0, got "
+                f"{self.share} and {self.name_weight}"
+            )
 
 
 def two_sided(
@@ -28,7 +56,7 @@ def two_sided(
     *,
     keep_mask: Bool[Tensor, "*batch n"] | None = None,
     visual_keep_mask: Bool[Tensor, "*batch k"] | None = None,
-    strength: float = 1.0,
+    share: float = 1.0,
     name_weight: float = 0.6,
 ) -> Edit:
     """`hull` on the names, after an oblique projection that takes the class out of the images.
@@ -43,12 +71,12 @@ def two_sided(
     orthonormal basis of the `d_c` and `S = VᵀV/k + RIDGE · tr/dim · I`, the second moment of the
     kept visual rows V,
 
-        M = P H,   P = I - strength · read Dᵀ,   read = S⁻¹D (Dᵀ S⁻¹ D)⁻¹,   H the operator of hull
+        M = P H,   P = I - share · read Dᵀ,   read = S⁻¹D (Dᵀ S⁻¹ D)⁻¹,   H the operator of hull
 
-    Three things hold. (1) The certificate of hull, at any strength: `H t_c = Σ a_k H t_k` with
+    Three things hold. (1) The certificate of hull, at any share: `H t_c = Σ a_k H t_k` with
     convex `a`, and P stands on the far side of H from the names, so `M t_c = Σ a_k M t_k`.
-    (2) At strength 1 `d_c M = 0`, exactly: with `name_weight = 0` the visual prototype is given
-    the embedding of the kept ones' mean. (3) At strength 1, of all `M` with (1)'s `M δ_c = 0`
+    (2) At share 1 `d_c M = 0`, exactly: with `name_weight = 0` the visual prototype is given
+    the embedding of the kept ones' mean. (3) At share 1, of all `M` with (1)'s `M δ_c = 0`
     and (2), this one changes the scores of kept names on kept images least in the mean square,
     up to the ridges: with `E = I - M` that square is `tr(S E C Eᵀ)`, C being hull's metric, whose
     least value under constraints on either side of E is reached at
@@ -75,7 +103,7 @@ def two_sided(
         keep_mask: `[*batch, n]`, which names each request keeps; absent: all.
         visual_keep_mask: `[*batch, k]`, which visual rows each request keeps; absent: all. The
             metric is that of all rows, so that a batch shares it.
-        strength: Share of the displacement taken out of the images, in [0, 1]; 0 is `hull`.
+        share: Share of the displacement taken out of the images, in [0, 1]; 0 is `hull`.
         name_weight: Weight of the name in the displacement, at least 0; above 0 part of the visual
             displacement itself stays, and with it more kept accuracy.
 
@@ -99,11 +127,7 @@ def two_sided(
             f"visual_keep must be [k, {v.shape[-1]}] or have visual_forget's leading dimensions, "
             f"got {list(rows.shape)} beside {list(v.shape)}"
         )
-    if not 0 <= strength <= 1 or not 0 <= name_weight < float("inf"):
-        raise ValueError(
-            "strength must lie in [0, 1] and name_weight be finite and at least 0, got "
-            f"{strength} and {name_weight}"
-        )
+    numbers = Numbers(share, name_weight)
     names = hull(forget, keep, keep_mask=keep_mask)
     kept = v.new_ones((*v.shape[:-2], rows.shape[-2]), dtype=torch.bool)
     kept = kept if visual_keep_mask is None else visual_keep_mask
@@ -111,8 +135,8 @@ def two_sided(
         raise ValueError("no visual prototype is kept, so nothing sets the forgotten ones apart")
     if (same_names(v, rows) & kept).any():
         raise ValueError("a forgotten visual prototype is also a kept one: leave it out of either")
-    share = kept.to(v) / kept.sum(-1, keepdim=True)
-    apart = v - share[..., None, :] @ rows
+    each = kept.to(v) / kept.sum(-1, keepdim=True)
+    apart = v - each[..., None, :] @ rows
     norm = torch.linalg.vector_norm
     if (norm(apart, dim=-1) <= _NOWHERE * norm(v, dim=-1)).any():
         raise ValueError("a forgotten visual prototype is the mean of the kept ones: nothing to do")
@@ -123,17 +147,46 @@ def two_sided(
     moment = regularised(rows.mT @ rows / rows.shape[-2], RIDGE)
     # One inverse serves a whole batch; to solve would copy the factor for each request.
     solved = torch.cholesky_inverse(torch.linalg.cholesky(moment)) @ basis
-    images = Edit(read=strength * oblique_dual(basis, solved), write=basis)
+    images = Edit(read=share * oblique_dual(basis, solved), write=basis)
     # Rows multiply from the left: the images' half first, hull next to the names.
     return replace(
         images @ names,
         provenance={
-            "method": "two_sided",
-            "numbers": {
-                "strength": strength,
-                "name_weight": name_weight,
-                "rank": basis.shape[-1] + names.rank,
-            },
+            **said("two_sided", numbers, basis.shape[-1] + names.rank),
             "same_to_the_model": names.provenance["same_to_the_model"],
         },
     )
+
+
+def _derive(given: Given, numbers: Numbers) -> Edit:
+    """One visual prototype a class, over all domains; a class's other names share its."""
+    assert given.seen is not None  # `Method.edit` has seen to it
+    means, labels, _ = given.seen.cell_means()
+    shown, which = labels.unique(return_inverse=True)
+    rows = given.classes.new_zeros(given.classes.shape)
+    rows[shown] = unit(group_means(means, which, len(shown)))
+
+    def one(request: Given) -> Edit:
+        stays = request.kept[shown]
+        return two_sided(
+            request.names[request.forgotten],
+            request.names[request.kept],
+            rows[request.owner[request.forgotten]],
+            rows[shown[stays]],
+            share=numbers.share,
+            name_weight=numbers.name_weight,
+        )
+
+    return given.one_by_one(one)
+
+
+METHOD = Method(
+    name="two_sided",
+    title="hull, after taking the class out of the images",
+    paradigms=("global",),
+    sides=("visual",),
+    images="must",
+    certified=True,
+    numbers=Numbers,
+    derive=_derive,
+)

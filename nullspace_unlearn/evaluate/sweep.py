@@ -1,24 +1,21 @@
-"""Any grid of (request x method x strength x rank x ridge), measured on cached features."""
+"""Any grid of (request x method x numbers x strength x rank), measured on cached features."""
 
 from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from nullspace_unlearn import erasers
-from nullspace_unlearn.clip import Clip
-from nullspace_unlearn.edit import Edit
+from nullspace_unlearn.edit import Edit, joined
 from nullspace_unlearn.erasers import METHODS
-from nullspace_unlearn.erasers.hull import RIDGE as HULL_RIDGE
 from nullspace_unlearn.evaluate.asking import Told
 from nullspace_unlearn.evaluate.compare import EVERYWHERE
 from nullspace_unlearn.evaluate.figures import FIGURES, figures
@@ -28,18 +25,21 @@ from nullspace_unlearn.evaluate.told import Shared
 from nullspace_unlearn.features import Features
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.linalg import unit
-from nullspace_unlearn.prototypes import cell_prototypes, class_prototypes
+from nullspace_unlearn.plans import Texts
 from nullspace_unlearn.spelling import did_you_mean, listed
-from nullspace_unlearn.unlearn import MAX_STRENGTH, with_aliases, with_domain_keys
-from nullspace_unlearn.words import Words
+from nullspace_unlearn.unlearn import MAX_STRENGTH
 
 Row = dict[str, Any]
 
-SWEPT = ("hull", "gated", "nullspace", "ccup", "leace")
-"""Methods whose edits of the image tower are made from text prototypes alone."""
 
-# The ridges that methods with one are derived with where none is asked for.
-_OWN_RIDGE = {"hull": HULL_RIDGE, "gated": erasers.TEXT.ridge}
+def swept() -> tuple[str, ...]:
+    """Methods whose edits of the image tower are made from text prototypes alone."""
+    return tuple(
+        name
+        for name, method in METHODS.items()
+        if "visual" in method.sides and method.images != "must"
+    )
+
 
 COLUMNS: Mapping[str, type] = {
     "request": int,
@@ -50,7 +50,7 @@ COLUMNS: Mapping[str, type] = {
     "strength": float,
     "rank": int,
     "rank_used": int,
-    "ridge": float,
+    "numbers": str,
     **dict.fromkeys(FIGURES, float),
     **{f"before_{name}": float for name in FIGURES},
     **{f"ideal_{name}": float for name in FIGURES},
@@ -71,22 +71,22 @@ class Sweep:
 
     Attributes:
         requests: What to forget, none twice; aliases filled in and domains by key (`resolved`).
-        methods: Names out of `SWEPT`.
+        methods: Names out of `swept()`.
         strengths: `Edit.scale`, in (0, 2].
         ranks: The edit is cut to so many directions (`cut`); None leaves it as derived.
-        ridges: Relative ridge, of the methods that have one (hull, gated); None is the method's
-            own. The others are measured once, whatever ridges are asked for.
+        numbers: Name of a number -> its values, for the methods that have such a number; the
+            others are measured once, and so is a method's own number where none is given.
     """
 
     requests: tuple[Forget, ...]
     methods: tuple[str, ...]
     strengths: tuple[float, ...] = (1.0,)
     ranks: tuple[int | None, ...] = (None,)
-    ridges: tuple[float | None, ...] = (None,)
+    numbers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("requests", "methods", "strengths", "ranks", "ridges"):
-            values = getattr(self, name)
+        axes = {name: getattr(self, name) for name in ("requests", "methods", "strengths", "ranks")}
+        for name, values in (*axes.items(), *self.numbers.items()):
             if not values:
                 raise ValueError(f"a sweep needs at least one of its {name}")
             seen = set()
@@ -97,10 +97,10 @@ class Sweep:
                     raise ValueError(f"{name} hold {said} twice")
                 seen.add(key)
         for method in self.methods:
-            if method not in SWEPT:
+            if method not in swept():
                 raise ValueError(
-                    f"method {method!r} cannot be swept{did_you_mean(method, SWEPT)}; "
-                    f"allowed: {listed(SWEPT)}"
+                    f"method {method!r} cannot be swept{did_you_mean(method, swept())}; "
+                    f"allowed: {listed(swept())}"
                 )
         for strength in self.strengths:
             if not 0 < strength <= MAX_STRENGTH:
@@ -108,9 +108,14 @@ class Sweep:
         for rank in self.ranks:
             if rank is not None and rank < 1:
                 raise ValueError(f"rank must be at least 1, got {rank}")
-        for ridge in self.ridges:
-            if ridge is not None and not 0 < ridge < math.inf:
-                raise ValueError(f"ridge must be finite and above 0, got {ridge:g}")
+        for name, values in self.numbers.items():
+            able = [method for method in self.methods if name in _numbers_of(method)]
+            if not able:
+                raise ValueError(f"no method of the sweep has a number {name!r}")
+            for method, value in product(able, values):
+                if not math.isfinite(value):
+                    raise ValueError(f"{name} must be finite, got {value:g}")
+                METHODS[method].checked({name: value})
         if any(request.keep for request in self.requests):
             raise ValueError("a sweep keeps the classes of its images: leave out keep")
         if "leace" in self.methods and importlib.util.find_spec("concept_erasure") is None:
@@ -120,7 +125,7 @@ class Sweep:
         for method in self.methods:
             if not self.taken(method):
                 kinds = ", ".join(sorted({request.paradigm for request in self.requests}))
-                able = [name for name in SWEPT if self.taken(name)]
+                able = [name for name in swept() if self.taken(name)]
                 raise ValueError(
                     f"method {method!r} takes none of the requests ({kinds}); allowed here: "
                     f"{', '.join(able)}"
@@ -131,14 +136,14 @@ class Sweep:
         kinds = METHODS[method].paradigms
         return tuple(i for i, one in enumerate(self.requests) if one.paradigm in kinds)
 
-    def ridges_of(self, method: str) -> tuple[float | None, ...]:
-        """The ridges that a method is derived with; one None where it has no ridge."""
-        own = _OWN_RIDGE.get(method)
-        return tuple(dict.fromkeys(own if own is None or r is None else r for r in self.ridges))
+    def numbers_of(self, method: str) -> list[dict[str, float]]:
+        """The numbers that a method is derived with, one choice of each: those that it has."""
+        own = {name: self.numbers[name] for name in self.numbers if name in _numbers_of(method)}
+        return [dict(zip(own, values, strict=True)) for values in product(*own.values())]
 
     def settings(self, method: str) -> int:
         """How many rows each request of a method gets."""
-        return len(self.ridges_of(method)) * len(self.strengths) * len(self.ranks)
+        return len(self.numbers_of(method)) * len(self.strengths) * len(self.ranks)
 
     def __len__(self) -> int:
         return sum(len(self.taken(method)) * self.settings(method) for method in self.methods)
@@ -150,76 +155,8 @@ class Sweep:
             "methods": list(self.methods),
             "strengths": list(self.strengths),
             "ranks": list(self.ranks),
-            "ridges": list(self.ridges),
+            "numbers": {name: list(values) for name, values in self.numbers.items()},
         }
-
-
-@dataclass(frozen=True, eq=False)
-class Texts:
-    """Text prototypes that every request shares: each name is encoded once.
-
-    Attributes:
-        names: The classes, in the features' order, then the aliases of forgotten ones.
-        rows: `[names, dim]` float64 unit prototypes.
-        cells: `[names, domains, dim]` prototypes from prompts that name the domain; None where
-            there is no text tower to make them, or no request needs them.
-    """
-
-    names: tuple[str, ...]
-    rows: Float[Tensor, "names dim"]
-    cells: Float[Tensor, "names domains dim"] | None = None
-
-    def at(self, names: Sequence[str]) -> Int[Tensor, " some"]:
-        """Where some of the names stand."""
-        place = {name: i for i, name in enumerate(self.names)}
-        return torch.tensor([place[name] for name in names], dtype=torch.int64)
-
-
-def texts_of(clip: Clip, classes: Sequence[str], requests: Sequence[Forget], words: Words) -> Texts:
-    """The prototypes that some requests need.
-
-    Args:
-        clip: The model.
-        classes: Names of the features' classes; two may have one name.
-        requests: The requests, resolved.
-        words: Domains and templates.
-
-    Returns:
-        The prototypes, on the CPU.
-    """
-    aliases = dict.fromkeys(name for one in requests for name in one.names[len(one.classes) :])
-    names = (*classes, *aliases)
-    cells = None
-    if any(one.domains for one in requests):
-        cells = cell_prototypes(clip, names, tuple(words.domains.values()), words.cell_templates)
-    return Texts(names, class_prototypes(clip, names, words.class_templates), cells)
-
-
-def resolved(request: Forget, words: Words) -> Forget:
-    """A request over some words: domains by key, the aliases that the words carry joined.
-
-    Args:
-        request: Classes and domains to forget.
-        words: The classes and domains there are, and the aliases.
-
-    Returns:
-        The request as `erase` would understand it.
-
-    Raises:
-        ValueError: If a class or domain is unknown, or everything is to be forgotten.
-    """
-    for name in request.classes:
-        if name not in words.classes:
-            raise ValueError(
-                f"unknown class {name!r}{did_you_mean(name, words.classes)}; "
-                f"there are {len(words.classes)}"
-            )
-    if request.domains and not words.domains:
-        raise ValueError("the data names no domains, so nothing can be forgotten in some of them")
-    request = with_domain_keys(request, words) if request.domains else request
-    if not request.domains and len(request.classes) == len(words.classes):
-        raise ValueError("a request forgets every class everywhere: nothing is kept")
-    return with_aliases(request, words)
 
 
 def cut(edit: Edit, rank: int) -> Edit:
@@ -268,10 +205,10 @@ def _factors(edit: Edit) -> tuple[Tensor, Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Requests whose edits one method derives together, with one ridge."""
+    """Requests whose edits one method derives together, with the same numbers."""
 
     method: str
-    ridge: float | None
+    numbers: Mapping[str, float]
     requests: tuple[int, ...]
 
 
@@ -299,7 +236,7 @@ class Run:
         """
         self.sweep, self.texts = sweep, texts
         classes, domains = features.class_names, features.domain_names or EVERYWHERE
-        self.shape = (len(classes), len(domains))
+        self.shape, self.columns = (len(classes), len(domains)), domains
         self.masks = torch.stack([one.mask(classes, domains) for one in sweep.requests])
         self.classifier = unit(classifier.double())
         self.embeddings, self.labels = features.embeddings, features.labels
@@ -328,20 +265,20 @@ class Run:
     def chunks(self) -> Iterator[_Chunk]:
         """The chunks, in an order that depends on the sweep and the sizes alone."""
         sweep = self.sweep
-        for method in sweep.methods:
-            alike: dict[Any, list[int]] = {}
-            # gated reads the aliases' prototypes too, so a batch must have the same ones.
-            for i in sorted(sweep.taken(method), key=self._rows_forgotten):
-                key = tuple(sweep.requests[i].aliases.items()) if method == "gated" else ()
-                alike.setdefault(key, []).append(i)
-            for ridge, some in product(sweep.ridges_of(method), alike.values()):
+        for method, numbers in ((m, n) for m in sweep.methods for n in sweep.numbers_of(m)):
+            order = sorted(sweep.taken(method), key=self._rows_forgotten)
+            # Whether domains play a part is one thing for all requests of a batch.
+            for everywhere in (True, False):
+                some = [i for i in order if everywhere == (not sweep.requests[i].domains)]
+                if not some:
+                    continue
                 largest = self._rows_forgotten(some[-1])
-                each = 4 * largest * len(self.texts.names) + len(sweep.strengths) * (
+                each = 4 * largest * len(self.texts.rows) + len(sweep.strengths) * (
                     2 * largest * self.classifier.shape[1] + 8 * math.prod(self.shape)
                 )
                 size = max(1, min(_MOST, _NUMBERS // each))
                 for start in range(0, len(some), size):
-                    yield _Chunk(method, ridge, tuple(some[start : start + size]))
+                    yield _Chunk(method, numbers, tuple(some[start : start + size]))
 
     def measure(self, skip: int = 0, quiet: bool = False) -> Iterator[list[Row]]:
         """Derive and measure, a chunk at a time.
@@ -441,7 +378,7 @@ class Run:
             "classes": ";".join(request.classes),
             "domains": ";".join(request.domains),
             "method": chunk.method,
-            "ridge": chunk.ridge,
+            "numbers": said_numbers(chunk.numbers),
             "images": len(self.labels),
             **values,
         }
@@ -451,8 +388,10 @@ class Run:
     ) -> tuple[Edit | None, dict[int, str]]:
         """The edits of some requests as one batch, and why those without one have none."""
         try:
-            return self._erase(chunk.method, chunk.ridge, requests), {}
-        except ValueError as error:
+            asked = [self.sweep.requests[i] for i in requests]
+            given = self.texts.given(asked, self.columns)
+            return METHODS[chunk.method].edit(given, chunk.numbers), {}
+        except (ValueError, RuntimeError) as error:
             if len(requests) == 1:
                 return None, {requests[0]: str(error)}
         edits: list[Edit] = []
@@ -461,60 +400,7 @@ class Run:
             edit, why = self._derive(chunk, (i,))
             edits += [] if edit is None else [edit]
             refused |= why
-        return (_together(edits) if edits else None), refused
-
-    def _erase(self, method: str, ridge: float | None, requests: tuple[int, ...]) -> Edit:
-        chosen = {} if ridge is None else {"ridge": ridge}
-        masks = self.masks[list(requests)]
-        match method:
-            case "hull":
-                gone = [self._forgotten(i) for i in requests]
-                vocabulary = self.texts.rows[: self.shape[0]]
-                keep = ~masks.all(-1)
-                return erasers.hull(_padded(gone), vocabulary, keep_mask=keep, **chosen)
-            case "gated":
-                return self._gated(masks, self.sweep.requests[requests[0]].aliases, chosen)
-            case "nullspace":
-                return erasers.nullspace(_padded([self._forgotten(i) for i in requests]))
-            case _:
-                make = erasers.ccup if method == "ccup" else erasers.leace
-                edits = [make(self._forgotten(i), self._kept(i)) for i in requests]
-                return _together([Edit(e.read[None], e.write[None], provenance=e.provenance)
-                                  for e in edits])  # fmt: skip
-
-    def _gated(
-        self,
-        masks: Bool[Tensor, "batch classes domains"],
-        aliases: Mapping[str, tuple[str, ...]],
-        numbers: Mapping[str, float],
-    ) -> Edit:
-        cells, (classes, wide) = self.texts.cells, self.shape
-        assert cells is not None  # checked on construction
-        rows = [cells[:classes].flatten(0, 1)]
-        labels = [torch.arange(classes).repeat_interleave(wide)]
-        for name, others in aliases.items():
-            rows.append(cells[self.texts.at(others)].flatten(0, 1))
-            labels.append(self.texts.at([name]).expand(len(others) * wide))
-        label = torch.cat(labels)
-        domain = torch.arange(wide).repeat(len(label) // wide)
-        return erasers.gated(
-            torch.cat(rows), label, domain, self.texts.rows[:classes], masks,
-            numbers=replace(erasers.TEXT, **numbers),
-        )  # fmt: skip
-
-    def _forgotten(self, i: int) -> Float[Tensor, "m dim"]:
-        request = self.sweep.requests[i]
-        if not request.domains:
-            aliases = self.texts.at(request.names[len(request.classes) :])
-            return self.texts.rows[torch.cat([self.masks[i].all(-1).nonzero()[:, 0], aliases])]
-        assert self.texts.cells is not None  # checked on construction
-        return self.texts.cells[: self.shape[0]][self.masks[i]]
-
-    def _kept(self, i: int) -> Float[Tensor, "n dim"]:
-        if not self.sweep.requests[i].domains:
-            return self.texts.rows[: self.shape[0]][~self.masks[i].all(-1)]
-        assert self.texts.cells is not None  # checked on construction
-        return self.texts.cells[: self.shape[0]][~self.masks[i]]
+        return (joined(edits) if edits else None), refused
 
     def _rows_forgotten(self, i: int) -> int:
         """How many prototypes a request's edit is made from."""
@@ -524,19 +410,14 @@ class Run:
         return int(self.masks[i].all(-1).sum()) + len(request.names) - len(request.classes)
 
 
-def _padded(rows: Sequence[Tensor]) -> Float[Tensor, "batch most dim"]:
-    """Rows `[m, dim]` of each request as one batch, the shorter ones filled up with zeros."""
-    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+def said_numbers(numbers: Mapping[str, float]) -> str | None:
+    """Numbers on one line, as the table has them; None for a method's own."""
+    return ", ".join(f"{name}={value:g}" for name, value in numbers.items()) or None
 
 
-def _together(edits: Sequence[Edit]) -> Edit:
-    """Batches of one method's edits as one, the lower ranks filled up with columns of zeros."""
-    rank = max(edit.rank for edit in edits)
-    read, write = (
-        torch.cat([torch.nn.functional.pad(part, (0, rank - part.shape[-1])) for part in parts])
-        for parts in ([edit.read for edit in edits], [edit.write for edit in edits])
-    )
-    return replace(edits[0], read=read, write=write)
+def _numbers_of(method: str) -> list[str]:
+    """The names of a method's numbers."""
+    return [one.name for one in fields(METHODS[method].numbers)]
 
 
 def _value(figure: Tensor) -> float | None:

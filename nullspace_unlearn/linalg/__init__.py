@@ -4,7 +4,13 @@ Everything takes leading batch dimensions, runs on the device its input is on, a
 models, files or requests.
 """
 
-from nullspace_unlearn.linalg.bases import as_float64, group_means, leading_basis, unit
+from nullspace_unlearn.linalg.bases import (
+    as_float64,
+    group_means,
+    leading_basis,
+    marked_first,
+    unit,
+)
 from nullspace_unlearn.linalg.held_out import Ridge
 from nullspace_unlearn.linalg.nearest import HullPoint, nearest_in_hull
 from nullspace_unlearn.linalg.ridge import (
@@ -24,6 +30,7 @@ __all__ = [
     "covariance",
     "group_means",
     "leading_basis",
+    "marked_first",
     "nearest_in_hull",
     "oblique_dual",
     "one_sided_ridge",

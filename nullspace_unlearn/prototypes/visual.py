@@ -13,9 +13,9 @@ from torch import Tensor
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.data.folders import ImageSet, few, load_batches
 from nullspace_unlearn.edit import Space
-from nullspace_unlearn.erasers import IMAGES, TEXT, Numbers
+from nullspace_unlearn.erasers import Seen
+from nullspace_unlearn.erasers.method import MadeOf
 from nullspace_unlearn.features import Features, embed
-from nullspace_unlearn.linalg import group_means, unit
 from nullspace_unlearn.prototypes.closed import closed_prototypes
 from nullspace_unlearn.prototypes.pixels import Pictures
 
@@ -29,14 +29,14 @@ class Visual:
 
     Attributes:
         features: Embeddings and hidden features, with the class and domain each row stands for.
-        numbers: What `gated` makes an edit of such prototypes with; None for real images, which can
-            be judged by one another, so that the numbers are chosen (`erasers.leave_out`).
+        made_of: What they come from: "prompts", "pictures" synthesised from the model, or real
+            "images", which can be judged by one another.
         mlp: `[n, mlp_width]` what enters the output layer of the tower's last MLP, divided by the
             deviation that the last norm divides by; None unless it was asked for.
     """
 
     features: Features
-    numbers: Numbers | None
+    made_of: MadeOf
     mlp: Float[Tensor, "n mlp_width"] | None = None
 
     def on(self, classes: Sequence[str], domains: Sequence[str]) -> Visual:
@@ -55,8 +55,8 @@ class Visual:
         f = self.features
         if f.domains is None:
             raise ValueError("the prototypes name no domains")
-        labels = _positions(f.class_names, classes)[f.labels]
-        columns = _positions(f.domain_names, domains)[f.domains]
+        labels = positions(f.class_names, classes)[f.labels]
+        columns = positions(f.domain_names, domains)[f.domains]
         kept = _covered(labels, columns, classes, domains)
         features = replace(
             f,
@@ -68,19 +68,27 @@ class Visual:
             domain_names=tuple(domains),
             text=None,
         )
-        return Visual(features, self.numbers, None if self.mlp is None else self.mlp[kept])
+        return replace(self, features=features, mlp=None if self.mlp is None else self.mlp[kept])
 
-    def cell_means(self) -> Float[Tensor, "classes domains dim"]:
-        """One unit prototype a cell: the mean of its unit embeddings, normalised; float64.
+    def seen(self, vocabulary: Sequence[str]) -> Seen:
+        """The rows as an eraser is given them.
 
-        Every cell must have a row, as after `on`.
+        Args:
+            vocabulary: Names that the labels are to index; those of the prototypes are among them.
+
+        Returns:
+            The rows, without names.
         """
         f = self.features
-        assert f.domains is not None
-        shape = (len(f.class_names), len(f.domain_names))
-        rows = unit(f.embeddings.double())
-        cell = f.labels * shape[1] + f.domains
-        return unit(group_means(rows, cell, shape[0] * shape[1])).reshape(*shape, -1)
+        assert f.domains is not None  # `on` has seen to it
+        return Seen(
+            embeddings=f.embeddings,
+            labels=positions(f.class_names, vocabulary)[f.labels],
+            domains=f.domains,
+            made_of=self.made_of,
+            hidden=f.hidden,
+            mlp=self.mlp,
+        )
 
 
 def from_images(
@@ -119,18 +127,18 @@ def from_images(
     """
     if not 1 <= shots <= MOST_SHOTS:
         raise ValueError(f"shots must be from 1 to {MOST_SHOTS}, got {shots}")
-    labels = _positions(image_set.classes, classes or image_set.classes)[image_set.class_index]
-    columns = _positions(image_set.domains, domains or image_set.domains)[image_set.domain_index]
+    labels = positions(image_set.classes, classes or image_set.classes)[image_set.class_index]
+    columns = positions(image_set.domains, domains or image_set.domains)[image_set.domain_index]
     kept = _covered(labels, columns, classes or image_set.classes, domains or image_set.domains)
     drawn = few(image_set.subset(kept), shots, seed)
     features = embed(clip, drawn, batch_size=batch_size, workers=workers, quiet=quiet, hidden=True)
     files = [path.relative_to(drawn.root).as_posix() for path in drawn.paths]
     features = replace(features, provenance={**features.provenance, "files": files})
     if space != "mlp":
-        return Visual(features, numbers=None)
+        return Visual(features, "images")
     batches = load_batches(drawn, clip.preprocess, batch_size, workers)
     mlp = [_mlp(clip, batch.images) for batch in batches if len(batch.indices)]
-    return Visual(features, None, torch.cat(mlp))
+    return Visual(features, "images", torch.cat(mlp))
 
 
 def from_batches(
@@ -178,7 +186,7 @@ def from_batches(
         domain_names=tuple(domain_names),
         provenance=source or {},
     )
-    return Visual(features, numbers=None, mlp=torch.cat(mlp) if mlp else None)
+    return Visual(features, "images", torch.cat(mlp) if mlp else None)
 
 
 def from_pictures(clip: Clip, pictures: Pictures, *, space: Space = "embedding") -> Visual:
@@ -196,9 +204,9 @@ def from_pictures(clip: Clip, pictures: Pictures, *, space: Space = "embedding")
         ValueError: If the space is "mlp" and the model has no last MLP that can be read.
     """
     if space != "mlp":
-        return Visual(pictures.features, IMAGES)
+        return Visual(pictures.features, "pictures")
     mlp = [_mlp(clip, clip.normalise(batch / 255)) for batch in pictures.images.split(_BATCH)]
-    return Visual(pictures.features, IMAGES, torch.cat(mlp))
+    return Visual(pictures.features, "pictures", torch.cat(mlp))
 
 
 def from_text(
@@ -218,7 +226,7 @@ def from_text(
     Raises:
         ValueError: As `closed_prototypes`.
     """
-    return Visual(closed_prototypes(clip, classes, domains, templates), TEXT)
+    return Visual(closed_prototypes(clip, classes, domains, templates), "prompts")
 
 
 def _mlp(clip: Clip, images: Tensor) -> Float[Tensor, "n mlp_width"]:
@@ -247,7 +255,7 @@ def _covered(
     return kept
 
 
-def _positions(names: Sequence[str], among: Sequence[str]) -> Int[Tensor, " names"]:
+def positions(names: Sequence[str], among: Sequence[str]) -> Int[Tensor, " names"]:
     """Where each name stands in another list; -1 where it does not."""
     place = {name: i for i, name in enumerate(among)}
     return torch.tensor([place.get(name, -1) for name in names])

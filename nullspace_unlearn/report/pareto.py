@@ -18,7 +18,7 @@ _KINDS = {
     "domain": "whole domains",
 }
 
-_Key = tuple[str, float, "int | None", "float | None"]
+_Key = tuple[str, float, "int | None", "str | None"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Setting:
         method: The eraser.
         strength: Share of the edit as derived.
         rank: Highest rank allowed; None for all of it.
-        ridge: The ridge in use; None where the method has none.
+        numbers: The numbers asked for, on one line; None for the method's own.
         measured: Requests that the means are over.
         refused: Requests that the method refused.
         means: The figures; None where every request was refused.
@@ -50,7 +50,7 @@ class Setting:
     method: str
     strength: float
     rank: int | None
-    ridge: float | None
+    numbers: str | None
     measured: int
     refused: int
     means: Means | None
@@ -88,7 +88,7 @@ def summarise(rows: Iterable[Mapping[str, Any]]) -> tuple[Kind, ...]:
     models: dict[str, list[float]] = {}
     for row in rows:
         kind = row["kind"]
-        setting = (row["method"], row["strength"], row["rank"], row["ridge"])
+        setting = (row["method"], row["strength"], row["rank"], row["numbers"])
         sums = totals.setdefault(kind, {}).setdefault(setting, [0.0] * (1 + len(_MEANS)))
         both = models.setdefault(kind, [0.0] * (1 + 2 * len(_MEANS)))
         named = [f"{model}_{name}" for model in ("before", "ideal") for name in _MEANS]
@@ -107,14 +107,14 @@ def summarise(rows: Iterable[Mapping[str, Any]]) -> tuple[Kind, ...]:
                 method,
                 strength,
                 rank,
-                ridge,
+                numbers,
                 measured=int(sums_of[key][0]),
                 refused=refused[kind, key],
                 means=mean,
                 on_front=key in best,
             )
             for key, mean in means.items()
-            for method, strength, rank, ridge in [key]
+            for method, strength, rank, numbers in [key]
         )
         both = models[kind]
         half = 1 + len(_MEANS)
@@ -177,7 +177,7 @@ def _draw(ax: Any, kind: Kind, methods: Sequence[str], handles: dict[str, Any]) 
     drawn = [(o, o.means) for o in kind.settings if o.means is not None]
     lines: dict[tuple[Any, ...], list[tuple[float, float, float]]] = {}
     for o, means in drawn:
-        line = lines.setdefault((o.method, o.rank, o.ridge), [])
+        line = lines.setdefault((o.method, o.rank, o.numbers), [])
         line.append((o.strength, means.forgotten, means.kept))
     for (method, _, _), points in lines.items():
         number = methods.index(method)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from layouts import CLASSES, DOMAINS
 
-from nullspace_unlearn import erasers, train, unlearn
+from nullspace_unlearn import erasers, plans, train, unlearn
 from nullspace_unlearn.bench import runner
 from nullspace_unlearn.bench.datasets import find_pools
 from nullspace_unlearn.bench.recipe import (
@@ -84,7 +84,7 @@ def test_a_closed_form_gives_what_the_library_gives(
     entry = Entry("gated", prototypes="images", shots=2, space=space)
     done = run(recipe(entry), root, clip, tmp_path / "out")
     forget = Forget(("car",), ("sketch",))
-    plan = unlearn.plan(clip, forget, classes=CLASSES, domains=DOMAIN_WORDS)
+    plan = plans.plan(clip, forget, classes=CLASSES, domains=DOMAIN_WORDS)
     visual = from_images(clip, drawn(root), shots=2, space=space, quiet=True)
     edit = unlearn.erase(clip, plan, visual=visual, space=space)
     edited = edit.fold(clip)
@@ -104,7 +104,7 @@ def test_a_closed_form_from_text_edits_its_own_side(
     done = run(recipe(entry, requests=(request,)), root, clip, tmp_path / "out")
     forget, side = Forget(("dog",)), entry.side
     assert side is not None
-    plan = unlearn.plan(clip, forget, classes=CLASSES, domains=DOMAIN_WORDS, method=name, side=side)
+    plan = plans.plan(clip, forget, classes=CLASSES, domains=DOMAIN_WORDS, method=name, side=side)
     edit = unlearn.erase(clip, plan, strength=0.5)
     templates = plan.words.class_templates
     measured = compare(
@@ -178,7 +178,7 @@ def test_other_data_sets_are_measured_with_their_own_classes(
         return float((predict(embeddings, prototypes) == features.labels).double().mean())
 
     names = ("car", "truck", "dog", "tree")  # of both data sets, which all are to stay but one
-    plan = unlearn.plan(clip, Forget(("car",)), classes=names, domains={"all": "photo"},
+    plan = plans.plan(clip, Forget(("car",)), classes=names, domains={"all": "photo"},
                         method="hull")  # fmt: skip
     edit = unlearn.erase(clip, plan)
     before, after = done.runs[0]["others"]["b"]

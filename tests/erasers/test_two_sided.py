@@ -55,19 +55,19 @@ def halves(given: list[Tensor], **options: float) -> tuple[Edit, Edit]:
     return Edit(edit.read[:, :rank], edit.write[:, :rank]), hull(*given[:2])
 
 
-@pytest.mark.parametrize("strength", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("name_weight", [0.0, 0.6, 3.0])
 @pytest.mark.parametrize("m, n, k", [(1, 40, 60), (3, 40, 60), (3, 1, 1), (4, 5, 6)])
 def test_the_certificate_of_hull_holds(
-    m: int, n: int, k: int, name_weight: float, strength: float
+    m: int, n: int, k: int, name_weight: float, share: float
 ) -> None:
     given = problem(m, n, k)
-    edit = two_sided(*given, strength=strength, name_weight=name_weight)
+    edit = two_sided(*given, share=share, name_weight=name_weight)
     assert certify(edit.operator(), None, given[0], given[1]).violation.max() < 1e-9
     assert edit.rank == 2 * m
     # The control: the same two halves the other way round, where the hull is thin.
-    if strength and n == 5:
-        images, names = halves(given, strength=strength, name_weight=name_weight)
+    if share and n == 5:
+        images, names = halves(given, share=share, name_weight=name_weight)
         assert torch.allclose((images @ names).operator(), edit.operator())
         wrong = certify((names @ images).operator(), None, given[0], given[1])
         assert not wrong.holds.any()
@@ -77,9 +77,9 @@ def test_the_certificate_of_hull_holds(
 def test_the_displacement_is_gone(name_weight: float) -> None:
     given = problem()
     apart = displacements(*given, weight=name_weight)
-    full, half = (two_sided(*given, strength=s, name_weight=name_weight) for s in (1.0, 0.5))
+    full, half = (two_sided(*given, share=s, name_weight=name_weight) for s in (1.0, 0.5))
     assert full.apply(apart).abs().max() < 1e-12
-    # The controls: hull alone leaves it, half the strength leaves half of what hull would.
+    # The controls: hull alone leaves it, half the share leaves half of what hull would.
     names = hull(*given[:2])
     assert names.apply(apart).norm(dim=-1).min() > 0.1
     assert torch.allclose(half.apply(apart), names.apply(apart) / 2)
@@ -182,17 +182,17 @@ def test_turning_the_space_turns_the_edit(seed: int) -> None:
     assert torch.allclose(turned, turn.T @ two_sided(*given).operator() @ turn, atol=1e-6)
 
 
-def test_strength_zero_is_hull() -> None:
+def test_share_zero_is_hull() -> None:
     given = problem()
     names = hull(*given[:2]).operator()
-    assert torch.equal(two_sided(*given, strength=0.0).operator(), names)
-    assert not torch.allclose(two_sided(*given, strength=0.1).operator(), names, atol=1e-3)
+    assert torch.equal(two_sided(*given, share=0.0).operator(), names)
+    assert not torch.allclose(two_sided(*given, share=0.1).operator(), names, atol=1e-3)
 
 
 def test_what_is_refused(unchecked) -> None:
     forget, keep, v, images = problem()
-    for options in ({"strength": 1.1}, {"strength": float("nan")}, {"name_weight": -0.1}):
-        with pytest.raises(ValueError, match=r"strength must lie in \[0, 1\]"):
+    for options in ({"share": 1.1}, {"share": float("nan")}, {"name_weight": -0.1}):
+        with pytest.raises(ValueError, match=r"share must lie in \[0, 1\]"):
             two_sided(forget, keep, v, images, **options)
     with pytest.raises(ValueError, match="no visual prototype is kept"):
         two_sided(forget, keep, v, images[:0])

@@ -24,21 +24,18 @@ from nullspace_unlearn.evaluate.ideal import Untouched, ideal_grid
 from nullspace_unlearn.evaluate.pictures import embed_pictures
 from nullspace_unlearn.evaluate.sweep import (
     COLUMNS,
-    SWEPT,
     Row,
     Run,
     Sweep,
-    Texts,
     cut,
     ranks_used,
-    resolved,
-    texts_of,
+    swept,
 )
 from nullspace_unlearn.evaluate.zeroshot import accuracy_grid, predict
 from nullspace_unlearn.features import Features
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.linalg import unit
-from nullspace_unlearn.unlearn import plan
+from nullspace_unlearn.plans import Texts, plan, resolved, texts_of
 from nullspace_unlearn.words import Words
 
 CLASSES, DOMAINS = ("cat", "dog", "car", "bus", "tree"), ("photo", "sketch", "cartoon")
@@ -71,7 +68,7 @@ def world(seed: int = 0, n: int = 150, dim: int = 24) -> tuple[Features, Texts]:
         text=names,
     )
     prompts = unit((names[:, None] + styles + 0.1 * randn(c, d, dim)).double())
-    return features, Texts(CLASSES, unit(names.double()), prompts)
+    return features, Texts(CLASSES, (), unit(names.double()), prompts)
 
 
 def measured(sweep: Sweep, features: Features, texts: Texts, **choices: Any) -> list[Row]:
@@ -105,7 +102,7 @@ def test_rows_are_what_erase_and_compare_say(bundled: tuple[Clip, Features]) -> 
         Forget(domains=["painting"]),
     ]
     requests = tuple(resolved(one, words) for one in asked)
-    sweep = Sweep(requests, SWEPT, strengths=(0.5, 1.0))
+    sweep = Sweep(requests, swept(), strengths=(0.5, 1.0))
     texts = texts_of(clip, features.class_names, requests, words)
     run = Run(sweep, features, classifier(clip, features, words.class_templates), texts)
     rows = [row for chunk in run.measure(quiet=True) for row in chunk]
@@ -155,9 +152,12 @@ def single(features: Features, edit: Edit, request: Forget) -> dict[str, Any]:
     return grid_figures(after, request.mask(CLASSES, DOMAINS), before)
 
 
+RIDGES = {"ridge": (0.003, 0.3)}
+
+
 def test_every_axis_means_what_it_says() -> None:
     features, texts = world()
-    sweep = Sweep(REQUESTS, ("hull", "gated", "ccup"), (0.3, 1.0, 1.7), (1, None), (0.003, 0.3))
+    sweep = Sweep(REQUESTS, ("hull", "gated", "ccup"), (0.3, 1.0, 1.7), (1, None), RIDGES)
     rows = measured(sweep, features, texts)
     assert len(rows) == len(sweep) == 2 * 3 * 2 * 2 + 3 * 3 * 2 * 2 + 5 * 3 * 2
     assert texts.cells is not None
@@ -168,15 +168,16 @@ def test_every_axis_means_what_it_says() -> None:
         everywhere = not request.domains
         gone = texts.rows[mask.all(1)] if everywhere else texts.cells[mask]
         kept = texts.rows[~mask.all(1)] if everywhere else texts.cells[~mask]
+        ridge = {"ridge=0.003": 0.003, "ridge=0.3": 0.3, None: None}[row["numbers"]]
         if row["method"] == "hull":
-            edit = erasers.hull(gone, texts.rows, keep_mask=~mask.all(1), ridge=row["ridge"])
+            edit = erasers.hull(gone, texts.rows, keep_mask=~mask.all(1), ridge=ridge)
         elif row["method"] == "gated":
             c, d = torch.ones(mask.shape).nonzero().T
-            numbers = replace(erasers.TEXT, ridge=row["ridge"])
+            numbers = replace(erasers.TEXT, ridge=ridge)
             cells = texts.cells.flatten(0, 1)
             edit = erasers.gated(cells, c, d, texts.rows, mask, numbers=numbers)
         else:
-            assert row["ridge"] is None
+            assert ridge is None
             edit = erasers.ccup(gone, kept)
         if row["rank"] is not None:
             dense = torch.linalg.svd(edit.read @ edit.write.mT)
@@ -262,7 +263,7 @@ def test_no_edit_is_measured_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "count_right", counted)
     everywhere = tuple(Forget([name]) for name in CLASSES)
     methods = ("hull", "ccup", "nullspace")
-    sweep = Sweep(everywhere, methods, (0.5, 1.0), (1, 2, 4, None), (0.01, 0.1))
+    sweep = Sweep(everywhere, methods, (0.5, 1.0), (1, 2, 4, None), {"ridge": (0.01, 0.1)})
     rows = measured(sweep, features, texts)
     assert len(rows) == 5 * 2 * 4 * (2 + 1 + 1)
     assert edits == 5 * 2 * 1 * (2 + 1 + 1)  # one class: every rank is rank 1
@@ -271,7 +272,7 @@ def test_no_edit_is_measured_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     features, texts = world()
-    sweep = Sweep(REQUESTS, SWEPT, (0.5, 1.0), (1, None), (0.01, 0.1))
+    sweep = Sweep(REQUESTS, swept(), (0.5, 1.0), (1, None), {"ridge": (0.01, 0.1)})
 
     def in_order(rows: list[Row]) -> list[str]:
         return sorted(repr({**row, "h4": round(row["h4"], 12)}) for row in rows)
@@ -283,7 +284,7 @@ def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST", 2)
     chunks = list(run.chunks())
     assert len(chunks) > few
-    jobs = [(one.method, one.ridge, i) for one in chunks for i in one.requests]
+    jobs = [(one.method, str(one.numbers), i) for one in chunks for i in one.requests]
     assert len(jobs) == len(set(jobs)) == len(sweep) // 4
     parts = list(run.measure(quiet=True))
     assert [len(rows) for rows in parts] == [4 * len(one.requests) for one in chunks]
@@ -295,7 +296,7 @@ def test_chunks_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     features, texts = world()
     assert features.text is not None
     run = Run(Sweep(REQUESTS, ("nullspace",)), features, features.text, texts)
-    assert [len(one.requests) for one in run.chunks()] == [5]
+    assert [len(one.requests) for one in run.chunks()] == [2, 3]  # everywhere; in some domains
     monkeypatch.setattr(module, "_NUMBERS", 1)
     assert [len(one.requests) for one in run.chunks()] == [1] * 5
 
@@ -325,7 +326,7 @@ def test_two_classes_of_one_name_go_together() -> None:
     names = ("cat", "dog", "car", "bus", "cat")
     features = replace(features, class_names=names)
     rows = measured(
-        Sweep((Forget(["cat"]),), ("nullspace",)), features, replace(texts, names=names)
+        Sweep((Forget(["cat"]),), ("nullspace",)), features, replace(texts, classes=names)
     )
     assert rows[0]["rank_used"] == 2
 
@@ -359,8 +360,11 @@ def test_features_without_domains_have_one() -> None:
         ({"strengths": (float("nan"),)}, "strength must lie in"),
         ({"requests": (Forget(["cat"], keep=["boat"]),)}, "leave out keep"),
         ({"ranks": (0,)}, "rank must be at least 1, got 0"),
-        ({"ridges": (0.0,)}, "ridge must be finite and above 0, got 0"),
-        ({"ridges": (float("inf"),)}, "ridge must be finite"),
+        ({"numbers": {"ridge": (0.0,)}}, "ridge above 0, got 0.01 and 0.0"),
+        ({"numbers": {"ridge": (float("inf"),)}}, "ridge must be finite"),
+        ({"numbers": {"ridge": ()}}, "at least one of its ridge"),
+        ({"numbers": {"ridge": (0.1, 0.1)}}, "ridge hold 0.1 twice"),
+        ({"numbers": {"mu": (0.1,)}}, "no method of the sweep has a number 'mu'"),
         (
             {"methods": ("gated",)},
             r"takes none of the requests \(global\); allowed here: hull, null",

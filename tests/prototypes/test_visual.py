@@ -47,7 +47,7 @@ def made_up(n: int = 40, seed: int = 0) -> Visual:
         provenance={"images": "made up"},
     )
     mlp = torch.cat([torch.arange(1.0, n + 1)[:, None], randn(n, 8)], -1)
-    return Visual(features, None, mlp)
+    return Visual(features, "images", mlp)
 
 
 def cell_of(visual: Visual) -> dict[int, tuple[str, str]]:
@@ -75,7 +75,7 @@ def test_other_lists_of_names_relabel_the_rows_and_leave_out_the_rest(classes, d
     assert (on.features.class_names, on.features.domain_names) == (classes, domains)
     expected = {r: (c, d) for r, (c, d) in cell_of(visual).items() if c in classes and d in domains}
     assert cell_of(on) == expected and len(expected) >= len(classes) * len(domains)
-    assert on.numbers is visual.numbers
+    assert on.made_of == visual.made_of
     assert dict(on.features.provenance) == {"images": "made up"} and on.features.text is None
     bare = replace(visual, mlp=None, features=replace(visual.features, hidden=None))
     again = bare.on(classes, domains)
@@ -95,18 +95,19 @@ def test_cells_without_a_row_are_named() -> None:
     holed = Visual(
         replace(f, embeddings=f.embeddings[some], hidden=None, labels=f.labels[some],
                 domains=f.domains[some]),
-        None,
+        "images",
     )  # fmt: skip
     with pytest.raises(ValueError, match="no image of 1 cells that the request needs: dog/sketch$"):
         holed.on(CLASSES, DOMAINS)
     assert len(holed.on(("car", "house"), DOMAINS).features)  # the control: it is not asked for
     with pytest.raises(ValueError, match="the prototypes name no domains"):
-        Visual(replace(f, domains=None, domain_names=()), None).on(CLASSES, DOMAINS)
+        Visual(replace(f, domains=None, domain_names=()), "images").on(CLASSES, DOMAINS)
 
 
 def test_a_cell_is_the_unit_mean_of_its_unit_rows() -> None:
     visual = made_up()
-    f, means = visual.features, visual.cell_means()
+    f = visual.features
+    means = visual.seen(f.class_names).cell_means()[0].reshape(3, 2, -1)
     assert means.shape == (3, 2, 5) and means.dtype == torch.float64
     cells = cell_of(visual)
     for c, class_ in enumerate(CLASSES):
@@ -141,7 +142,7 @@ def opened(clip: Clip, root: Path, files: list[str]) -> Tensor:
 def test_real_images_are_what_the_model_makes_of_the_files(clip: Clip, folder: ImageSet) -> None:
     visual = from_images(clip, folder, shots=2, seed=3, quiet=True, batch_size=5)
     f = visual.features
-    assert visual.numbers is None and visual.mlp is None
+    assert visual.made_of == "images" and visual.mlp is None
     files = f.provenance["files"]
     drawn = few(folder, 2, 3)
     assert files == [path.relative_to(folder.root).as_posix() for path in drawn.paths]
@@ -176,7 +177,7 @@ def test_images_in_memory_are_read_as_those_in_files(clip: Clip, folder: ImageSe
     images = opened(clip, folder.root, list(files.features.provenance["files"]))
     cells = (files.features.labels, files.features.domains, folder.classes, folder.domains)
     made = from_batches(clip, images.split(3), *cells, space="mlp", source={"images": "mine"})
-    assert made.numbers is None and made.features.provenance == {"images": "mine"}
+    assert made.made_of == "images" and made.features.provenance == {"images": "mine"}
     for name in ("embeddings", "hidden"):
         ours, theirs = getattr(made.features, name), getattr(files.features, name)
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
@@ -223,11 +224,11 @@ def test_pictures_are_read_as_the_synthesis_left_them(clip: Clip) -> None:
     templates = ("a {domain} of a {class}.",)
     domains = {name: name for name in DOMAINS}
     made = synthesise(clip, CLASSES[:2], domains, templates, Synthesis(each=1, steps=2), quiet=True)
-    plain, deeper = (from_pictures(clip, made, deeper=deep) for deep in (False, True))
+    plain, mlp = (from_pictures(clip, made, space=space) for space in ("embedding", "mlp"))
     assert plain.features is made.features and plain.mlp is None
-    assert plain.numbers is not None  # they cannot be judged by one another
+    assert plain.made_of == "pictures"  # they cannot be judged by one another
     seen = clip.mlp_image(clip.normalise(made.images / 255))
-    torch.testing.assert_close(deeper.mlp, seen.mlp / seen.deviation[:, None])
+    torch.testing.assert_close(mlp.mlp, seen.mlp / seen.deviation[:, None])
     torch.testing.assert_close(
         unit(seen.embedding), unit(made.features.embeddings), atol=1e-4, rtol=0
     )

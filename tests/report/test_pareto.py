@@ -42,11 +42,11 @@ def table(kinds: tuple[str, ...] = ("global", "cell"), requests: int = 5) -> lis
             before = {
                 name: draw.random() for name in COLUMNS if name.startswith(("before", "ideal"))
             }
-            for method, ridge in (("nullspace", None), ("hull", 0.1)):
+            for method, numbers in (("nullspace", None), ("hull", "ridge=0.1")):
                 for strength in (0.5, 1.0):
                     row = dict.fromkeys(COLUMNS) | before
                     row |= {"request": request, "kind": kind, "method": method}
-                    row |= {"strength": strength, "ridge": ridge}
+                    row |= {"strength": strength, "numbers": numbers}
                     if method == "hull" and request == 0 and kind == "global":
                         row["refused"] = "it would remove nothing"
                     else:

@@ -1,0 +1,430 @@
+"""`Plan`: names turned into what an eraser is given, once for erase, sweep and bench."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from nullspace_unlearn.clip import Clip
+from nullspace_unlearn.edit import Side, Space
+from nullspace_unlearn.erasers import METHODS, Given, Seen
+from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.prototypes import (
+    DOMAIN_WORDS,
+    Visual,
+    cell_prototypes,
+    class_prototypes,
+    imagenet_names,
+    near_synonyms,
+)
+from nullspace_unlearn.spelling import did_you_mean, listed
+from nullspace_unlearn.words import Words, check_names
+
+# A bundled vocabulary is cut to this many names (the nearest to what is forgotten) where every one
+# of them needs a prompt for each domain: far names bear no risk and cost as much.
+_NEAREST = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A request resolved against a model: what will be forgotten, what stays, and by what words.
+
+    Attributes:
+        forget: The request, its aliases filled in and its domains given by their keys.
+        keep: Names that stay.
+        synonyms: Names left out of a bundled vocabulary because to the model they mean much the
+            same as something forgotten; they go with it.
+        words: Classes (forgotten and kept), domains and templates in use.
+        method: The eraser.
+        side: The tower to edit.
+        forget_rows: `[m, dim]` text prototypes of the forgotten names, float64.
+        keep_rows: `[n, dim]` text prototypes of the kept names.
+    """
+
+    forget: Forget
+    keep: tuple[str, ...]
+    synonyms: tuple[str, ...]
+    words: Words
+    method: str
+    side: Side
+    forget_rows: Float[Tensor, "m dim"]
+    keep_rows: Float[Tensor, "n dim"]
+
+    def rows_of(self, names: Sequence[str]) -> Float[Tensor, "names dim"]:
+        """Text prototypes of some of the forgotten and kept names."""
+        by_name = dict(zip(self.forget.names, self.forget_rows, strict=False))
+        by_name |= dict(zip(self.keep, self.keep_rows, strict=True))
+        return torch.stack([by_name[name] for name in names])
+
+    @property
+    def mask(self) -> Bool[Tensor, "classes domains"]:
+        """The request over `words.classes` and `words.domains`."""
+        return self.forget.mask(self.words.classes, tuple(self.words.domains))
+
+
+def plan(
+    clip: Clip,
+    forget: Forget,
+    *,
+    classes: Sequence[str] | None = None,
+    domains: Mapping[str, str] | None = None,
+    templates: Sequence[str] | None = None,
+    method: str | None = None,
+    side: Side = "visual",
+) -> Plan:
+    """Resolve a request: vocabulary, aliases, near-synonyms, domain words, method.
+
+    Args:
+        clip: The model.
+        forget: What to forget and what to keep.
+        classes: The names whose recognition must stay (and those forgotten, in any order). Absent:
+            those the model's folder carries, else ImageNet's less near-synonyms of what goes.
+        domains: Domain key (a folder name, say) -> word in prompts. Absent: those the model's
+            folder carries, else photo, painting, cartoon, sketch and any that the request names.
+        templates: Class templates in place of the folder's or the default ones.
+        method: The eraser's name; absent means the first one that takes such a request.
+        side: The tower whose projection the edit will be folded into.
+
+    Returns:
+        The plan; nothing has been edited.
+
+    Raises:
+        ValueError: If a name is unknown, empty or given twice, nothing is kept, or the method does
+            not take such a request.
+    """
+    base = clip.words or Words()
+    words = Words(
+        classes=tuple(classes) if classes is not None else base.classes,
+        domains=_domains(base, domains, forget),
+        class_templates=tuple(templates) if templates else base.class_templates,
+        cell_templates=base.cell_templates,
+        aliases=base.aliases,
+    )
+    bundled = not words.classes
+    forget = with_aliases(with_domain_keys(forget, words), words)
+    method = _method(method, forget, side)
+    if bundled and not forget.classes:
+        raise ValueError(
+            "to forget a whole domain, say which classes the model must go on telling apart in the "
+            "others: none are given, and the model's folder carries none"
+        )
+    names = words.classes or imagenet_names()
+    if not bundled:
+        _check_known(forget.classes, names)
+    gone = {name.casefold() for name in forget.names}
+    candidates = tuple(dict.fromkeys(n for n in (*names, *forget.keep) if n.casefold() not in gone))
+    if not candidates:
+        raise ValueError("nothing is kept: the class list holds only what is forgotten")
+    forget_rows = class_prototypes(clip, forget.names or names, words.class_templates)
+    keep_rows = class_prototypes(clip, candidates, words.class_templates)
+    synonyms = torch.zeros(len(candidates), dtype=torch.bool)
+    stays = ~synonyms
+    if bundled:
+        asked = torch.tensor([name in forget.keep for name in candidates])
+        synonyms = near_synonyms(forget_rows, keep_rows) & ~asked
+        stays = ~synonyms
+        if forget.domains:  # every name will need a prompt a domain
+            nearness = (keep_rows @ forget_rows.mT).amax(-1).masked_fill(synonyms, -torch.inf)
+            nearest = nearness.topk(min(_NEAREST, len(nearness))).indices
+            stays &= asked.index_fill(0, nearest, True)
+    keep = _where(candidates, stays)
+    in_use = {*keep, *forget.classes}
+    ordered = (name for name in names if name in in_use)
+    return Plan(
+        forget=forget,
+        keep=keep,
+        synonyms=_where(candidates, synonyms),
+        words=replace(words, classes=tuple(dict.fromkeys((*ordered, *forget.classes, *keep)))),
+        method=method,
+        side=side,
+        forget_rows=forget_rows,
+        keep_rows=keep_rows[stays],
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """Text prototypes that some requests share: each name is encoded once.
+
+    Attributes:
+        classes: The vocabulary; two classes may have one name.
+        aliases: Class and further name, each pair once.
+        rows: `[names, dim]` float64 unit prototypes of the classes, then of the aliases.
+        cells: `[names, domains, dim]` prototypes from prompts that name the domain; None where
+            there is no text tower to make them, or no request needs them.
+    """
+
+    classes: tuple[str, ...]
+    aliases: tuple[tuple[str, str], ...]
+    rows: Float[Tensor, "names dim"]
+    cells: Float[Tensor, "names domains dim"] | None = None
+
+    def given(
+        self,
+        requests: Sequence[Forget],
+        domains: Sequence[str],
+        seen: Seen | None = None,
+        space: Space = "embedding",
+    ) -> Given:
+        """What an eraser is given for some requests over this vocabulary.
+
+        Args:
+            requests: The requests, resolved; all of them everywhere, or all in some domains.
+            domains: Keys of the domains, in the order of the cells.
+            seen: Visual prototypes.
+            space: What the edits are to read.
+
+        Returns:
+            The requests as one batch.
+
+        Raises:
+            ValueError: If a request names what there is not.
+        """
+        mask = torch.stack([one.mask(self.classes, domains) for one in requests])
+        place = {name: i for i, name in reversed(list(enumerate(self.classes)))}
+        of_alias = {pair: i for i, pair in enumerate(self.aliases)}
+        owner = [*range(len(self.classes)), *(place[name] for name, _ in self.aliases)]
+        further = torch.zeros(len(requests), len(self.aliases), dtype=torch.bool)
+        named = mask.any(-1)
+        stays = ~named
+        for b, one in enumerate(requests):
+            for pair in alias_pairs(one):
+                further[b, of_alias[pair]] = True
+                if pair[1] in place:  # then it is no class of its own to this request
+                    stays[b, place[pair[1]]] = False
+        nobody = torch.zeros_like(further)
+        return Given(
+            names=self.rows,
+            owner=torch.tensor(owner),
+            mask=mask,
+            forgotten=torch.cat([named, further], -1),
+            kept=torch.cat([stays, nobody], -1),
+            cells=self.cells,
+            seen=seen,
+            space=space,
+        )
+
+
+def alias_pairs(request: Forget) -> tuple[tuple[str, str], ...]:
+    """Class and further name, of everything forgotten under another name too."""
+    return tuple((name, alias) for name, others in request.aliases.items() for alias in others)
+
+
+def texts_of(clip: Clip, classes: Sequence[str], requests: Sequence[Forget], words: Words) -> Texts:
+    """The prototypes that some requests need.
+
+    Args:
+        clip: The model.
+        classes: The vocabulary; two classes may have one name.
+        requests: The requests, resolved.
+        words: Domains and templates.
+
+    Returns:
+        The prototypes, on the CPU.
+    """
+    aliases = tuple(dict.fromkeys(pair for one in requests for pair in alias_pairs(one)))
+    names = (*classes, *(alias for _, alias in aliases))
+    cells = None
+    if any(one.domains for one in requests):
+        cells = cell_prototypes(clip, names, tuple(words.domains.values()), words.cell_templates)
+    return Texts(
+        tuple(classes), aliases, class_prototypes(clip, names, words.class_templates), cells
+    )
+
+
+def given_for(
+    clip: Clip, made: Plan, visual: Visual | None = None, space: Space = "embedding"
+) -> Given:
+    """What a plan's eraser is given.
+
+    Args:
+        clip: The model, which makes the prompts that name a domain.
+        made: The plan.
+        visual: Visual prototypes, where images are shown.
+        space: What the edit is to read.
+
+    Returns:
+        One request.
+
+    Raises:
+        ValueError: If the visual prototypes lack a cell that the request needs.
+    """
+    words, method = made.words, METHODS[made.method]
+    seen = None
+    if visual is not None:
+        shown = visual.features
+        grid = cells_of_images(made, shown.class_names, shown.domain_names)
+        seen = visual.on(*grid).seen(words.classes)
+    aliases = alias_pairs(made.forget)
+    names = (*words.classes, *(alias for _, alias in aliases))
+    cells = None
+    if made.forget.domains and (seen is None or method.prompts_beside_images):
+        cells = cell_prototypes(clip, names, tuple(words.domains.values()), words.cell_templates)
+    texts = Texts(words.classes, aliases, made.rows_of(names), cells)
+    return texts.given([made.forget], tuple(words.domains), seen, space)[0]
+
+
+def cells_needed(made: Plan) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The classes and domains that visual prototypes must show for a request.
+
+    Args:
+        made: The plan.
+
+    Returns:
+        Class names, and domain key -> word. For classes forgotten everywhere under a large
+        vocabulary these are the forgotten classes and the kept names nearest to them, in the first
+        domain.
+    """
+    classes, domains = made.words.classes, dict(made.words.domains)
+    if made.forget.paradigm == "global" and len(classes) > _NEAREST:
+        nearness = (made.keep_rows @ made.forget_rows.mT).amax(-1)
+        near = {made.keep[i] for i in nearness.topk(min(_NEAREST, len(made.keep))).indices.tolist()}
+        classes = tuple(n for n in classes if n in near or n in made.forget.classes)
+        domains = dict([next(iter(domains.items()))])
+    return classes, domains
+
+
+def cells_of_images(
+    made: Plan, classes: Sequence[str], domains: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Which cells of some real images a request is to look at.
+
+    Args:
+        made: The plan.
+        classes: Classes that there are images of.
+        domains: Domains that there are images of.
+
+    Returns:
+        Class names and domain keys. A request in some domains needs every cell of its plan; a class
+        forgotten everywhere makes do with the names there are, in the domains there are.
+
+    Raises:
+        ValueError: If there are no images of a class to be forgotten everywhere, or none of a name
+            that stays.
+    """
+    if made.forget.paradigm != "global":
+        needed, words = cells_needed(made)
+        return needed, tuple(words)
+    both = tuple(name for name in made.words.classes if name in classes)
+    missing = [name for name in made.forget.classes if name not in both]
+    if missing or len(both) == len(made.forget.classes):
+        what = ", ".join(map(repr, missing)) or "any name that stays"
+        raise ValueError(f"there is no image of {what}; there are images of {listed(classes)}")
+    return both, tuple(domains)
+
+
+def resolved(request: Forget, words: Words) -> Forget:
+    """A request over a fixed list of classes: domains by key, the aliases of the words joined.
+
+    Args:
+        request: Classes and domains to forget.
+        words: The classes and domains there are, and the aliases.
+
+    Returns:
+        The request as `plan` would understand it.
+
+    Raises:
+        ValueError: If a class or domain is unknown, or everything is to be forgotten.
+    """
+    for name in request.classes:
+        if name not in words.classes:
+            raise ValueError(
+                f"unknown class {name!r}{did_you_mean(name, words.classes)}; "
+                f"there are {len(words.classes)}"
+            )
+    if request.domains and not words.domains:
+        raise ValueError("the data names no domains, so nothing can be forgotten in some of them")
+    request = with_domain_keys(request, words) if request.domains else request
+    if not request.domains and len(request.classes) == len(words.classes):
+        raise ValueError("a request forgets every class everywhere: nothing is kept")
+    return with_aliases(request, words)
+
+
+def _domains(base: Words, given: Mapping[str, str] | None, forget: Forget) -> Mapping[str, str]:
+    if given or base.domains:
+        return given or base.domains
+    return {word: word for word in (*DOMAIN_WORDS, *forget.domains)}
+
+
+def _method(asked: str | None, forget: Forget, side: Side) -> str:
+    able = [
+        name
+        for name, method in METHODS.items()
+        if forget.paradigm in method.paradigms and side in method.sides
+    ]
+    if asked is None:
+        return able[0]
+    if asked not in METHODS:
+        raise ValueError(f"unknown method {asked!r}; allowed: {', '.join(METHODS)}")
+    if asked not in able:
+        what = {"global": "a class everywhere", "cell": "a class in some domains"}
+        raise ValueError(
+            f"method {asked!r} does not forget {what.get(forget.paradigm, 'whole domains')} on the "
+            f"{side} side; allowed: {', '.join(able)}"
+        )
+    return asked
+
+
+def _check_known(classes: Sequence[str], names: Sequence[str]) -> None:
+    unknown = [name for name in classes if name not in names]
+    if unknown:
+        raise ValueError(
+            f"class {', '.join(map(repr, unknown))} is not in the class list: {listed(names)}"
+        )
+
+
+def _where(names: Sequence[str], mask: Bool[Tensor, " n"]) -> tuple[str, ...]:
+    return tuple(name for name, marked in zip(names, mask.tolist(), strict=True) if marked)
+
+
+def with_domain_keys(forget: Forget, words: Words) -> Forget:
+    """Let a domain be named by its key or by its word.
+
+    Args:
+        forget: The request.
+        words: Its domains' keys and words.
+
+    Returns:
+        The request with keys alone.
+
+    Raises:
+        ValueError: If a domain is unknown or named twice, or every domain is named.
+    """
+    by_word = {word: key for key, word in words.domains.items()}
+    unknown = [d for d in forget.domains if d not in words.domains and d not in by_word]
+    if unknown:
+        raise ValueError(
+            f"unknown domain {', '.join(map(repr, unknown))}; known: {', '.join(words.domains)}"
+        )
+    keys = tuple(d if d in words.domains else by_word[d] for d in forget.domains)
+    check_names("domain", keys)
+    if len(keys) == len(words.domains):
+        raise ValueError(
+            "every known domain is to be forgotten; to forget a class everywhere, name no domain"
+        )
+    return Forget(forget.classes, keys, forget.keep, forget.aliases)
+
+
+def with_aliases(forget: Forget, words: Words) -> Forget:
+    """Join the aliases that the model's folder carries, less what the user keeps or lists.
+
+    Args:
+        forget: The request.
+        words: The model's classes and aliases.
+
+    Returns:
+        The request with both kinds of aliases.
+    """
+    taken = {name.casefold() for name in (*forget.keep, *words.classes, *forget.names)}
+    joined = {}
+    for name in forget.classes:
+        carried = [a for a in words.aliases.get(name, ()) if a.casefold() not in taken]
+        taken |= {a.casefold() for a in carried}
+        both = (*forget.aliases.get(name, ()), *carried)
+        if both:
+            joined[name] = both
+    return Forget(forget.classes, forget.domains, forget.keep, joined)
