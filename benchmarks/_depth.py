@@ -19,13 +19,14 @@ from nullspace_unlearn import erasers
 from nullspace_unlearn.certificate import certify
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.data import mini
+from nullspace_unlearn.data.bundled import bundled_to_report
 from nullspace_unlearn.edit import Edit
 from nullspace_unlearn.erasers.hull import same_names
 from nullspace_unlearn.erasers.two_sided import two_sided
 from nullspace_unlearn.evaluate.compare import classifier
-from nullspace_unlearn.evaluate.pictures import embed_pictures
 from nullspace_unlearn.evaluate.zeroshot import predict
 from nullspace_unlearn.features import Features
+from nullspace_unlearn.features.embed import embed
 from nullspace_unlearn.linalg import covariance, regularised, unit
 from nullspace_unlearn.words import Words
 
@@ -268,7 +269,7 @@ def bundled_depth(clip: Clip) -> list[Row]:
         A row a method.
     """
     each = _PROTOTYPES + _MANY + _TESTS
-    features = embed_pictures(clip, each=each, seed=_SEED)
+    features = embed(clip, bundled_to_report(each, _SEED))
     text = unit(classifier(clip, features, (clip.words or Words()).class_templates).double())
     # Classes come one after the other, in each of them the domains.
     pictures = unit(features.embeddings.double()).reshape(len(text), len(mini.DOMAINS), each, -1)

@@ -17,7 +17,8 @@ from torch import Tensor
 import nullspace_unlearn as nsu
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.data import mini
-from nullspace_unlearn.data.folders import few, find_images
+from nullspace_unlearn.data.bundled import bundled_to_learn
+from nullspace_unlearn.data.folders import read_folder
 from nullspace_unlearn.evaluate.figures import grid_figures, plain_values
 from nullspace_unlearn.evaluate.ideal import ideal_grid
 from nullspace_unlearn.evaluate.measure import Model, measure
@@ -25,7 +26,7 @@ from nullspace_unlearn.evaluate.zeroshot import Grid, accuracy_grid, predict
 from nullspace_unlearn.files import new_file
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.prototypes import Visual, class_prototypes, from_batches
-from nullspace_unlearn.train.shots import Shots, from_bundled, from_images, split
+from nullspace_unlearn.train.shots import Shots, from_source
 from nullspace_unlearn.words import Words
 
 SHOTS, VALIDATION = 8, 4
@@ -135,7 +136,8 @@ def bundled(each: int = EACH, chosen: bool = False) -> World:
     index = torch.tensor(cells)
 
     def draw(seed: int) -> tuple[Shots, Shots]:
-        return from_bundled(clip, classes, domains, SHOTS, VALIDATION, seed)
+        given, chosen = bundled_to_learn(SHOTS, VALIDATION, seed, classes, domains)
+        return from_source(clip, given), from_source(clip, chosen)
 
     return World(clip, clip.words, draw, images, index[:, 0], index[:, 1])
 
@@ -151,18 +153,18 @@ def pacs(shared: Path, each: int = EACH, chosen: bool = False) -> World:
     """
     folder, root = shared / "models" / "clip-vit-pacs", shared / "data" / "pacs"
     clip = nsu.load(folder)
-    train = find_images(root, PACS_WORDS, folder / "train.txt")
+    train = read_folder(root, PACS_WORDS, listing=folder / "train.txt")
     if chosen:
-        reported = few(split(train, SHOTS, VALIDATION, CHOSEN_ON).rest, each)
+        reported = train.split(SHOTS, VALIDATION, CHOSEN_ON).rest.few(each)
     else:
-        reported = few(find_images(root, PACS_WORDS, folder / "test.txt"), each)
-    held = from_images(clip, reported)
-    domains = dict(zip(train.domains, train.domain_words, strict=True))
+        reported = read_folder(root, PACS_WORDS, listing=folder / "test.txt").few(each)
+    held = from_source(clip, reported)
+    domains = train.words
     words = replace(clip.words or Words(), classes=train.classes, domains=domains)
 
     def draw(seed: int) -> tuple[Shots, Shots]:
-        parts = split(train, SHOTS, VALIDATION, seed)
-        return from_images(clip, parts.train), from_images(clip, parts.validation)
+        parts = train.split(SHOTS, VALIDATION, seed)
+        return from_source(clip, parts.given), from_source(clip, parts.validation)
 
     images = held.read(torch.arange(len(held)))
     return World(clip, words, draw, images, held.labels, held.domains)

@@ -24,9 +24,10 @@ from tqdm import tqdm
 import nullspace_unlearn as nsu
 from nullspace_unlearn import erasers, unlearn
 from nullspace_unlearn.data import mini
-from nullspace_unlearn.data.folders import find_images, load_batches
-from nullspace_unlearn.evaluate.pictures import embed_pictures
-from nullspace_unlearn.features import embed, read_features
+from nullspace_unlearn.data.bundled import bundled_to_report
+from nullspace_unlearn.data.folders import read_folder
+from nullspace_unlearn.features import read_features
+from nullspace_unlearn.features.embed import embed
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.prototypes import Visual, from_images, near_synonyms
 from nullspace_unlearn.report.plots import grid_heatmap
@@ -67,7 +68,7 @@ def bundled() -> None:
     """The model and the pictures that come with the package."""
     clip = nsu.load("nsu-mini")
     assert clip.words is not None
-    fresh = embed_pictures(clip, each=50, hidden=True)
+    fresh = embed(clip, bundled_to_report(50), hidden=True)
     drawn = list(_rendered(clip, range(10_000_000, 10_000_050)))
     real = {SHOTS: [_drawn(clip, draw) for draw in range(DRAWS)]}
     bench = cells.Bench(clip, fresh, cells.read_mlp(clip, drawn), clip.words.domains, real)
@@ -213,9 +214,10 @@ def pacs(data: Path) -> None:
     for folder in folders:
         clip = nsu.load(folder)
         test, train = (
-            find_images(root, PACS_WORDS, folder / part) for part in ("test.txt", "train.txt")
+            read_folder(root, PACS_WORDS, listing=folder / part)
+            for part in ("test.txt", "train.txt")
         )
-        mlp = cells.read_mlp(clip, [b.images for b in load_batches(test, clip.preprocess)])
+        mlp = cells.read_mlp(clip, [b.images for b in test.batches(clip.preprocess)])
         real = {
             SHOTS: [
                 from_images(
@@ -224,7 +226,7 @@ def pacs(data: Path) -> None:
                 for seed in range(DRAWS)
             ]
         }
-        words = dict(zip(test.domains, test.domain_words, strict=True))
+        words = test.words
         bench = cells.Bench(clip, embed(clip, test, hidden=True), mlp, words, real)
         some, result[folder.name], found = _kinds(bench)
         parts += [f"## {folder.name}", *some]
@@ -332,7 +334,7 @@ def _rendered(clip: nsu.Clip, seeds: Sequence[int]) -> Iterator[torch.Tensor]:
 def _drawn(clip: nsu.Clip, draw: int) -> Visual:
     """Bundled pictures as a user's few images, on seeds far from those reported on."""
     number = 1_000_000 + draw
-    features = embed_pictures(clip, each=SHOTS, seed=number, hidden=True)
+    features = embed(clip, bundled_to_report(SHOTS, number), hidden=True)
     first = 10_000_000 + number * SHOTS
     mlp = cells.read_mlp(clip, list(_rendered(clip, range(first, first + SHOTS))))
     assert mlp is not None

@@ -2,7 +2,7 @@
 
 Whatever is kept to be used again (prompts' features, pictures, parts of a feature file, a run of
 training, a trial of a benchmark, the rows of a sweep) is kept under a `Fingerprint`, and used again
-only where that is the same. Each room tells its own facts: a `Clip` those of a model, an `ImageSet`
+only where that is the same. Each room tells its own facts: a `Clip` those of a model, a `Source`
 those of images; `code_of` and `machine` tell ours and the libraries'.
 """
 

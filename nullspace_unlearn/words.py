@@ -18,13 +18,16 @@ CLASS_TEMPLATES = ("a photo of a {class}.", "a picture of a {class}.", "an image
 CELL_TEMPLATES = ("a {domain} of a {class}.", "{domain} of a {class}.", "a {class}, {domain}.")
 """Templates for a class in a domain, where the model folder carries none."""
 
+_CLASS = {"": "class", "c": "class"}  # as CLIP's own templates and CLIP_benchmark's have it
+
 
 @dataclass(frozen=True)
 class Words:
     """Names and templates that prompts are made from.
 
     Attributes:
-        classes: Names of the retained vocabulary, none twice.
+        classes: Names of the retained vocabulary. Two classes may be of one name, as ImageNet's
+            missiles are: what is said of the name is said of both.
         domains: Folder name of each domain -> the word prompts use for it.
         class_templates: Strings holding `{class}` (or a bare `{}`) once.
         cell_templates: Strings holding `{class}` and `{domain}` once.
@@ -42,7 +45,7 @@ class Words:
         object.__setattr__(self, "domains", MappingProxyType(dict(self.domains)))
         aliases = {name: tuple(others) for name, others in self.aliases.items()}
         object.__setattr__(self, "aliases", MappingProxyType(aliases))
-        check_names("class", self.classes)
+        check_names("class", tuple(dict.fromkeys(self.classes)))
         check_names("domain", tuple(self.domains))
         object.__setattr__(
             self,
@@ -86,7 +89,7 @@ def check_names(what: str, names: tuple[str, ...]) -> None:
 
 
 def check_template(template: str, fields: tuple[str, ...]) -> str:
-    """Check a template's fields and return it with a bare `{}` spelled `{class}`.
+    """Check a template's fields and return it with a bare `{}`, or `{c}`, spelled `{class}`.
 
     Args:
         template: For instance "a photo of a {}." or "a {domain} of a {class}.".
@@ -105,12 +108,12 @@ def check_template(template: str, fields: tuple[str, ...]) -> str:
         raise ValueError(
             f"template {template!r} is malformed ({error}); it takes {allowed}"
         ) from None
-    found = ["class" if name == "" else name for _, name, _, _ in parts if name is not None]
+    found = [_CLASS.get(name, name) for _, name, _, _ in parts if name is not None]
     if sorted(found) != sorted(fields) or any(spec or conv for _, _, spec, conv in parts):
         raise ValueError(f"template {template!r} must hold {allowed}, each once and nothing else")
     return "".join(
         text.replace("{", "{{").replace("}", "}}")
-        + ("" if name is None else "{" + (name or "class") + "}")
+        + ("" if name is None else "{" + _CLASS.get(name, name) + "}")
         for text, name, _, _ in parts
     )
 

@@ -17,11 +17,12 @@ from torch import Tensor
 import nullspace_unlearn as nsu
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.data import mini
-from nullspace_unlearn.data.folders import find_images
+from nullspace_unlearn.data.bundled import bundled_to_report
+from nullspace_unlearn.data.folders import read_folder
 from nullspace_unlearn.erasers import IMAGES, METHODS
 from nullspace_unlearn.evaluate.compare import compare
-from nullspace_unlearn.evaluate.pictures import embed_pictures
 from nullspace_unlearn.evaluate.zeroshot import predict
+from nullspace_unlearn.features.embed import embed
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.plans import cells_needed, plan
 from nullspace_unlearn.prototypes import (
@@ -265,7 +266,7 @@ def test_only_distinct_prompts_of_what_is_needed_are_encoded(clip):
 
 @pytest.fixture(scope="module")
 def pictures(clip):
-    return embed_pictures(clip, each=6, seed=77, quiet=True)
+    return embed(clip, bundled_to_report(6, 77), quiet=True)
 
 
 @pytest.mark.parametrize(("class_", "domain"), [("dog", "sketch"), ("truck", "painting")])
@@ -274,7 +275,7 @@ def test_a_forgotten_cell_falls_and_the_others_stay(class_, domain, clip, pictur
     edit = erase(clip, made)
     edited = edit.fold(clip)
     # Encoded again by the edited network, and counted by hand.
-    again = embed_pictures(edited, each=6, seed=77, quiet=True)
+    again = embed(edited, bundled_to_report(6, 77), quiet=True)
     text = class_prototypes(clip, mini.CLASSES, made.words.class_templates).float()
     here = (again.labels == mini.CLASSES.index(class_)) & (
         again.domains == mini.DOMAINS.index(domain)
@@ -302,7 +303,7 @@ def test_a_class_everywhere_is_forgotten_with_proof(clip, pictures):
     proof = certify(edited, names, made.keep, made.words.class_templates)
     assert proof.holds.all()
     assert not certify(clip, names, made.keep, made.words.class_templates).holds.any()  # control
-    again = embed_pictures(edited, each=6, seed=77, quiet=True)
+    again = embed(edited, bundled_to_report(6, 77), quiet=True)
     text = class_prototypes(clip, mini.CLASSES, made.words.class_templates).float()
     predicted = predict(again.embeddings, text)
     assert not (predicted == mini.CLASSES.index("car")).any()
@@ -356,7 +357,7 @@ def seen(clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> Visual:
     """Three real pictures a cell, one of them left for the judging of the others."""
     root = tmp_path_factory.mktemp("pictures")
     mini.write_images(root, seeds=range(8_000_000, 8_000_003))
-    return from_images(clip, find_images(root), quiet=True, space="mlp")
+    return from_images(clip, read_folder(root), quiet=True, space="mlp")
 
 
 def right(clip: Clip, fresh: Tensor, mask: Tensor) -> tuple[float, float]:

@@ -32,7 +32,10 @@ def choices(request: Request, pool: Pool) -> list[Forget]:
     Raises:
         ValueError: If it names what the data lack, or asks for more choices than there are.
     """
-    full = [c for c, row in zip(pool.classes, pool.covered.tolist(), strict=True) if all(row)]
+    rows = zip(pool.classes, pool.covered.all(1).tolist(), strict=True)
+    lacking = {name for name, everywhere in rows if not everywhere}
+    # Two classes of one name go together.
+    full = [name for name in dict.fromkeys(pool.classes) if name not in lacking]
     classes = _among("class", request.classes, pool.classes, full)
     domains = _among("domain", request.domains, tuple(pool.domains), tuple(pool.domains))
     if request.choose == "together":

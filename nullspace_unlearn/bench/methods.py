@@ -195,7 +195,7 @@ def _train(
 
 
 def _shots(entry: Entry, own: Subject, validation: int, seed: int) -> tuple[Shots, Shots]:
-    assert own.pool.draw is not None and own.clip is not None  # `runner` has seen to it
+    assert own.clip is not None  # `runner` has seen to it
     return own.pool.draw(own.clip, entry.shots, validation, seed)
 
 

@@ -101,12 +101,10 @@ class Folder:
 
 @dataclass(frozen=True)
 class Domains:
-    """Folders of classes `path/<class>/*`, one for each domain.
+    """Folders of classes `path/<class>/*`, one for each domain; WordNet numbers get their names.
 
     Attributes:
         folders: Domain -> its folder, below the data root.
-        names: "folder": classes are called as their folders; "imagenet": folders are WordNet
-            numbers, and the first domain holds all 1,000 of ImageNet's.
         common: Whether classes that some domain lacks are left out.
         held_out: As for a folder.
         each: As for a folder.
@@ -116,7 +114,6 @@ class Domains:
 
     kind: ClassVar[str] = "domains"
     folders: Mapping[str, str]
-    names: Literal["folder", "imagenet"] = "folder"
     common: bool = False
     held_out: float = 0.0
     each: int = 0

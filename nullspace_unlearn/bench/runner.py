@@ -101,7 +101,7 @@ def trials_of(recipe: Recipe, pools: Sequence[Pool]) -> list[Trial]:
         asked += [(forget, request.dataset) for forget in found]
     unique = {json.dumps([forget.to_json(), name]): (forget, name) for forget, name in asked}
     for entry in recipe.methods:
-        if entry.drawn and any(pool.draw is None for pool in pools):
+        if entry.drawn and any(pool.learned is None for pool in pools):
             raise ValueError(
                 f"{entry.label} is given images, and the data keep none for that: give data.draw "
                 "or data.held_out"

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from nullspace_unlearn.cli.options import BUNDLED, gathered
+from nullspace_unlearn.cli.options import BUNDLED, gathered, pairs
 
 if TYPE_CHECKING:
     from nullspace_unlearn.clip import Clip
+    from nullspace_unlearn.data.source import Source
     from nullspace_unlearn.features import Features
+
+KINDS = (
+    "Images root/<domain>/<class>/* or root/<class>/*, DOMAIN=FOLDER,... of folders <class>/*, "
+    "webdataset shards (a folder, or DIR/{00..03}.tar), CIFAR's binary files, a feature file, or "
+    "nsu-mini: the bundled pictures."
+)
+
+class_word_option = click.option(
+    "--class-word",
+    multiple=True,
+    metavar="FOLDER=WORD",
+    help="The word that prompts use for a class, in place of its folder's: n02958343=car.",
+)
 
 
 @dataclass(frozen=True)
@@ -22,66 +35,68 @@ class DataOptions:
 
     data: str | None
     listing: str | None
+    class_word: tuple[str, ...]
     batch_size: int
     num_workers: int
     seed: int
 
-    def find(self, domain_words: Mapping[str, str], model: str) -> Any:
+    def find(
+        self, domain_words: Mapping[str, str], model: str, quiet: bool = False
+    ) -> Source | None:
         """Look at the data before anything is computed.
 
         Args:
             domain_words: Domain folder -> word.
             model: The model's name; the bundled one is measured on the bundled pictures.
+            quiet: Whether to say nothing of how the data were read.
 
         Returns:
-            An image set, features read from a file, the string "nsu-mini", or None.
+            The data; None where none are named and the model brings none along.
 
         Raises:
             ValueError: If the data cannot be used.
         """
-        from nullspace_unlearn.data.folders import find_images
-        from nullspace_unlearn.data.shards import are_shards, find_shards
-        from nullspace_unlearn.features import read_features
+        from nullspace_unlearn.data.find import open_source
 
-        if self.data is None or self.data == BUNDLED:
-            if self.listing is not None:
-                raise ValueError("--list names images of a folder: give --data ROOT")
-            return BUNDLED if BUNDLED in (self.data, model) else None
-        if are_shards(self.data):
-            if self.listing is not None:
-                raise ValueError("--list names images of a folder, and --data is shards")
-            return find_shards(self.data, domain_words)
-        if Path(self.data).is_file():
-            if self.listing is not None:
-                raise ValueError("--list names images of a folder, and --data is a file")
-            return read_features(self.data)
-        return find_images(self.data, domain_words, self.listing)
+        if self.data is None and self.listing is not None:
+            raise ValueError("--list names images of a folder: give --data ROOT")
+        if self.data is None and model != BUNDLED:
+            return None
+        source = open_source(
+            self.data or BUNDLED,
+            domain_words=domain_words,
+            class_words=self.class_words,
+            listing=self.listing,
+            seed=self.seed,
+        )
+        return source if quiet else said(source)
 
-    def embed(self, clip: Clip, found: Any, quiet: bool, hidden: bool = False) -> Features:
-        """Features of what `find` found, under a model.
+    @property
+    def class_words(self) -> dict[str, str]:
+        """Class folder -> word, as --class-word says.
+
+        Raises:
+            ValueError: If one is malformed or given twice.
+        """
+        return pairs("--class-word", self.class_word)
+
+    def embed(self, clip: Clip, source: Source, quiet: bool, hidden: bool = False) -> Features:
+        """Features of some data under a model.
 
         Args:
             clip: The model.
-            found: The data.
+            source: The data.
             quiet: Whether to leave out progress bars.
             hidden: Whether to keep hidden features too.
 
         Raises:
             ValueError: If the data cannot be embedded, or a feature file is of another model.
         """
-        from nullspace_unlearn.evaluate.pictures import embed_pictures
-        from nullspace_unlearn.features import Features, check_made_with, embed
+        from nullspace_unlearn.features.embed import embed
 
-        if isinstance(found, Features):
-            check_made_with(found, clip)
-            return found
-        if found == BUNDLED:
-            return embed_pictures(
-                clip, seed=self.seed, batch_size=self.batch_size, quiet=quiet, hidden=hidden
-            )
         features = embed(
             clip,
-            found,
+            source,
             batch_size=self.batch_size,
             workers=self.num_workers,
             quiet=quiet,
@@ -94,13 +109,9 @@ class DataOptions:
 data_options = gathered(
     "data",
     DataOptions,
-    click.option(
-        "--data",
-        metavar="ROOT|FILE",
-        help="Images root/<domain>/<class>/*, webdataset shards (a folder, or DIR/{00..03}.tar), a "
-        "feature file, or nsu-mini: the bundled pictures.",
-    ),
+    click.option("--data", metavar="ROOT|FILE", help=KINDS),
     click.option("--list", "listing", metavar="FILE", help="Use only the images this file lists."),
+    class_word_option,
     click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1)),
     click.option("--num-workers", default=2, show_default=True, type=click.IntRange(1)),
     click.option(
@@ -113,27 +124,21 @@ data_options = gathered(
 )
 
 
+def said(source: Source) -> Source:
+    """The data, after a line on stderr about how they were read where that is to be known."""
+    notes = list(source.notes)
+    if source.twice:
+        named = ", ".join(source.twice[:5]) + ", ..." * (len(source.twice) > 5)
+        notes.append(f"several classes are called {named}: they stay or go together")
+    if notes:
+        click.echo(f"nsu: {source.name}, {source.kind}: {'; '.join(notes)}", err=True)
+    return source
+
+
 def say_skipped(features: Features) -> None:
     """Name on stderr the files that could not be read."""
-    skipped = features.provenance["skipped"]
+    skipped = features.provenance.get("skipped", ())
     if skipped:
         named = ", ".join(f"{one['file']} ({one['reason']})" for one in skipped[:5])
         more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
         click.echo(f"nsu: skipped {len(skipped)} files: {named}{more}", err=True)
-
-
-def names_of(data: Any) -> tuple[tuple[str, ...] | None, dict[str, str]]:
-    """Class names and domain words that the data brings along."""
-    from nullspace_unlearn.data import mini
-    from nullspace_unlearn.data.folders import ImageSet
-    from nullspace_unlearn.data.shards import NO_DOMAIN, NO_DOMAIN_WORD
-    from nullspace_unlearn.features import Features
-
-    if isinstance(data, ImageSet):
-        return data.classes, dict(zip(data.domains, data.domain_words, strict=True))
-    if isinstance(data, Features):
-        own = {NO_DOMAIN: NO_DOMAIN_WORD}
-        return data.class_names or None, {name: own.get(name, name) for name in data.domain_names}
-    if data == BUNDLED:
-        return mini.CLASSES, {name: name for name in mini.DOMAINS}
-    return None, {}

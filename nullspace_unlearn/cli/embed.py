@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +12,7 @@ from nullspace_unlearn.cli.data import DataOptions, data_options, say_skipped
 
 if TYPE_CHECKING:
     from nullspace_unlearn.clip import Clip
+    from nullspace_unlearn.data.source import Source
     from nullspace_unlearn.features import Features
     from nullspace_unlearn.processes import Processes
 
@@ -51,55 +49,46 @@ def embed(
 
     What is done is kept beside the file, in FILE.parts: the same command goes on from there.
     """  # noqa: D301
-    from nullspace_unlearn.features import Features
+    from nullspace_unlearn.features.file import embed_to_file
     from nullspace_unlearn.processes import launched
 
     silent = quiet or as_json
     started = time.perf_counter()
     with launched() as processes:
 
-        def prepare() -> tuple[Any, Clip]:
-            if processes.leads:
-                options.claim(overwrite, output)
-            found = data.find({}, model)
-            if found is None:
-                raise ValueError("give --data: a folder of images, shards, or nsu-mini")
-            if isinstance(found, Features):
-                raise ValueError(f"--data {data.data!r} holds features already: give images")
+        def prepare() -> tuple[Source, Clip]:
+            found = _images(data, model, output, overwrite, processes)
             where = _device(device, processes)
             return found, options.load_model(model, pretrained, where, precision)
 
         found, clip = processes.step(prepare)
-        if found == options.BUNDLED:
-            write = partial(_bundled, clip, data, Path(output), hidden, overwrite, silent)
-            processes.step(lambda: write() if processes.leads else None)
-        else:
-            from nullspace_unlearn.embedding import embed_to_file
-
-            embed_to_file(
-                clip,
-                found,
-                output,
-                hidden=hidden,
-                batch_size=data.batch_size,
-                workers=data.num_workers,
-                overwrite=overwrite,
-                processes=processes,
-                quiet=silent,
-            )
-    if not processes.leads:
-        return
-    features = Features.load(output)
-    say_skipped(features)
-    if as_json:
-        options.print_json(_summary(features, output, time.perf_counter() - started))
-    elif not quiet:
-        kept = f" and hidden {list(features.hidden.shape)}" if features.hidden is not None else ""
-        click.echo(
-            f"Wrote {output}: {len(features)} images of {len(features.class_names)} classes in "
-            f"{len(features.domain_names)} domains, embeddings {list(features.embeddings.shape)}"
-            f"{kept}, in {time.perf_counter() - started:.1f} s"
+        embed_to_file(
+            clip,
+            found,
+            output,
+            hidden=hidden,
+            batch_size=data.batch_size,
+            workers=data.num_workers,
+            overwrite=overwrite,
+            processes=processes,
+            quiet=silent,
         )
+    if processes.leads:
+        _report(output, time.perf_counter() - started, as_json, quiet)
+
+
+def _images(
+    data: DataOptions, model: str, output: str, overwrite: bool, processes: Processes
+) -> Source:
+    """The images, looked at before any work is spent."""
+    if processes.leads:
+        options.claim(overwrite, output)
+    found = data.find({}, model, quiet=not processes.leads)
+    if found is None:
+        raise ValueError("give --data: a folder of images, shards, or nsu-mini")
+    if found.features is not None:
+        raise ValueError(f"--data {data.data!r} holds features already: give images")
+    return found
 
 
 def _device(device: str, processes: Processes) -> str:
@@ -110,16 +99,20 @@ def _device(device: str, processes: Processes) -> str:
     return f"cuda:{processes.local_rank}" if shared else device
 
 
-def _bundled(
-    clip: Clip, data: DataOptions, output: Path, hidden: bool | None, overwrite: bool, quiet: bool
-) -> None:
-    """The bundled pictures are drawn in a moment, by one process and in memory."""
-    from nullspace_unlearn.embedding import has_projection
+def _report(output: str, seconds: float, as_json: bool, quiet: bool) -> None:
+    from nullspace_unlearn.features import Features
 
-    kept = has_projection(clip) if hidden is None else hidden
-    features = data.embed(clip, options.BUNDLED, quiet, hidden=kept)
-    provenance = {**features.provenance, "batch_size": data.batch_size}
-    replace(features, provenance=provenance).save(output, overwrite)
+    features = Features.load(output)
+    say_skipped(features)
+    if as_json:
+        options.print_json(_summary(features, output, seconds))
+    elif not quiet:
+        kept = f" and hidden {list(features.hidden.shape)}" if features.hidden is not None else ""
+        click.echo(
+            f"Wrote {output}: {len(features)} images of {len(features.class_names)} classes in "
+            f"{len(features.domain_names)} domains, embeddings {list(features.embeddings.shape)}"
+            f"{kept}, in {seconds:.1f} s"
+        )
 
 
 def _summary(features: Features, output: str, seconds: float) -> dict[str, Any]:

@@ -57,17 +57,16 @@ def erase(
     Writes a folder that stock open_clip loads as local-dir:DIR. With the bundled model, or with
     --data, it shows the accuracy of every class in every domain before and after.
     """  # noqa: D301
-    from nullspace_unlearn.features import Features
-
     request = visual.request(request)
     target = Path(output) if output else Path(default_name(model, request.forget()))
     options.claim(overwrite, target, undo, heatmap)
     found = data.find(request.domain_words(), model)
-    shown = visual.find(request.domain_words())
-    if visual.space == "mlp" and isinstance(found, Features):
+    shown = visual.find(request.domain_words(), data.class_words)
+    if visual.space == "mlp" and found is not None and found.features is not None:
         raise ValueError("--space mlp is measured on images encoded again, and --data is features")
 
     from nullspace_unlearn import unlearn
+    from nullspace_unlearn.data.source import apart
     from nullspace_unlearn.erasers import METHODS
     from nullspace_unlearn.evaluate.compare import compare
     from nullspace_unlearn.report.picture import check_picture
@@ -84,7 +83,11 @@ def erase(
     loaded = time.perf_counter()
     plan = request.plan(clip, shown if found is None else found)
     silent = quiet or as_json
-    prototypes = visual.make(clip, plan, shown, data.batch_size, silent)
+    drawn = visual.draw(plan, shown)
+    left_out = 0
+    if found is not None:
+        found, left_out = apart(found, drawn)
+    prototypes = visual.make(clip, plan, drawn, data.batch_size, silent)
     made = time.perf_counter()
     edit = unlearn.erase(
         clip, plan, strength=request.strength, visual=prototypes, space=visual.space
@@ -106,7 +109,11 @@ def erase(
         comparison = compare(
             clip, edited, edit, plan.side, features, plan.forget, plan.words.class_templates, after
         )
-        result |= {"data": features.provenance.get("images"), **comparison.to_json()}
+        result |= {
+            "data": features.provenance.get("images"),
+            "left_out": left_out,
+            **comparison.to_json(),
+        }
     edited.save(target, overwrite, undo=undo, report=result)
     if comparison is not None and heatmap:
         grid_heatmap(
@@ -153,5 +160,9 @@ def _report(result: dict[str, Any], plan: Plan, comparison: Comparison | None) -
         )
     if comparison is not None:
         lines += ["", *comparison_lines(comparison)]
+        if result["left_out"]:
+            lines.append(
+                f"Left out of these figures: {result['left_out']} images that the edit was made of."
+            )
     lines += ["", f"Wrote {result['output']} (load it as local-dir:{result['output']})"]
     return "\n".join(lines)

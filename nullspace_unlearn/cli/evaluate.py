@@ -45,7 +45,7 @@ def evaluate(
     words = options.pairs("--domain-word", domain_word)
     found = data.find(words, model)
     if found is None:
-        raise ValueError("give --data: a folder, shards, a feature file, or nsu-mini")
+        raise ValueError("give --data: images, shards, a feature file, or nsu-mini")
 
     from dataclasses import replace
 
@@ -76,7 +76,7 @@ def evaluate(
     templates = (
         Words(class_templates=template).class_templates
         if template
-        else ((clip.words or Words()).class_templates)
+        else found.templates or (clip.words or Words()).class_templates
     )
     grid, result = accuracy(clip, features, templates)
     provenance: dict[str, Any] = dict(features.provenance)

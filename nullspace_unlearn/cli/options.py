@@ -10,6 +10,8 @@ import functools
 import json
 import logging
 import os
+import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from itertools import permutations
@@ -180,10 +182,11 @@ def class_list(value: str | None) -> list[str] | None:
         value: What was given.
 
     Returns:
-        The names, or None where the option is absent.
+        The names, or None where the option is absent. A name may come twice, which is said.
 
     Raises:
-        ValueError: If a name is empty or comes twice, or the file cannot be read or names nothing.
+        ValueError: If a name is empty, two differ in outer blanks alone, or the file cannot be read
+            or names nothing.
     """
     from nullspace_unlearn.words import check_names
 
@@ -200,7 +203,12 @@ def class_list(value: str | None) -> list[str] | None:
             raise ValueError(f"class list {value!r} names no classes")
     else:
         names = [name.strip() for name in value.split(",")]
-    check_names("class", tuple(names))
+    check_names("class", tuple(dict.fromkeys(names)))
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        warnings.warn(
+            f"several classes are called {', '.join(twice)}: they stay or go together",
+            stacklevel=2,
+        )
     return names
 
 

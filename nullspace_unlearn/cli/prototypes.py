@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nullspace_unlearn.cli import options
+from nullspace_unlearn.cli.data import said
 
 if TYPE_CHECKING:
     from nullspace_unlearn.clip import Clip
-    from nullspace_unlearn.data.folders import ImageSet
+    from nullspace_unlearn.data.source import Source
     from nullspace_unlearn.features import Features
     from nullspace_unlearn.prototypes import Pictures
 
@@ -91,7 +92,6 @@ def prototypes(
     DIR/<domain>/<class>/*.png, sheet.png to look at, features.safetensors, prototypes.json. Made
     pictures are cached; an interrupted call takes up where it stopped.
     """  # noqa: D301
-    from nullspace_unlearn.data.folders import find_images
     from nullspace_unlearn.files import new_folder
     from nullspace_unlearn.prototypes import Synthesis, synthesise
     from nullspace_unlearn.words import CELL_TEMPLATES, check_names, check_template
@@ -105,7 +105,7 @@ def prototypes(
     check_names("domain", domain)
     for text in template:
         check_template(text, ("class", "domain"))
-    real = None if against is None else find_images(against, given_words)
+    real = None if against is None else _real(against, given_words)
     synthesis = Synthesis(each=each, seed=seed, batch_size=batch_size)
 
     clip = options.load_model(model, pretrained, device, precision)
@@ -134,11 +134,20 @@ def prototypes(
         click.echo(_report(result, target, chosen))
 
 
+def _real(against: str, words: Mapping[str, str]) -> Source:
+    from nullspace_unlearn.data.find import open_source
+
+    source = open_source(against, domain_words=words)
+    if source.features is not None:
+        raise ValueError("--against are images, and a feature file holds none: give images")
+    return said(source)
+
+
 def _vocabulary(
     clip: Clip,
     classes: Sequence[str] | None,
     words: Mapping[str, str],
-    real: ImageSet | None,
+    real: Source | None,
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """All classes and domains, the latter with words: as given, else the model's, or the data's."""
     from nullspace_unlearn.prototypes import DOMAIN_WORDS
@@ -151,7 +160,7 @@ def _vocabulary(
     if own and own.domains:
         known = own.domains
     elif real:
-        known = dict(zip(real.domains, real.domain_words, strict=True))
+        known = real.words
     # A domain given under a word takes the place of the one that had it: no picture could be of
     # one and not of the other.
     others = {key: word for key, word in known.items() if word not in words.values()}
@@ -188,7 +197,7 @@ def _only(made: Pictures, classes: Sequence[str], domains: Sequence[str]) -> Pic
 
 
 def _in_common(
-    classes: Sequence[str], domains: Sequence[str], found: ImageSet
+    classes: Sequence[str], domains: Sequence[str], found: Source
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The classes and domains of the vocabulary that there are real images of."""
     classes = tuple(name for name in classes if name in found.classes)
@@ -211,13 +220,13 @@ def _in_common(
 def _nearness(
     clip: Clip,
     made: Features,
-    found: ImageSet,
+    found: Source,
     common: tuple[Sequence[str], Sequence[str]],
     batch_size: int,
     quiet: bool,
 ) -> dict[str, Any]:
     """Nearness over all cells that both have, whichever were asked for."""
-    from nullspace_unlearn.features import embed
+    from nullspace_unlearn.features.embed import embed
     from nullspace_unlearn.prototypes import Visual
     from nullspace_unlearn.prototypes.nearness import nearness
 
@@ -225,7 +234,7 @@ def _nearness(
     ours, real = (Visual(rows, "images").on(*common).features for rows in (made, features))
     figures = nearness(ours, real)
     return {
-        "images": found.root.name,
+        "images": found.name,
         "skipped": features.provenance["skipped"],
         "classes": list(real.class_names),
         "domains": list(real.domain_names),

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from nullspace_unlearn.cli.data import names_of
 from nullspace_unlearn.cli.options import class_list, gathered, pairs
 
 if TYPE_CHECKING:
     from nullspace_unlearn.clip import Clip
+    from nullspace_unlearn.data.source import Source
     from nullspace_unlearn.edit import Side
     from nullspace_unlearn.forget import Forget
     from nullspace_unlearn.plans import Plan
@@ -64,12 +64,12 @@ class CellOptions:
         """
         return pairs("--domain-word", self.domain_word)
 
-    def resolve(self, clip: Clip, data: Any) -> tuple[Forget, Words]:
+    def resolve(self, clip: Clip, data: Source) -> tuple[Forget, Words]:
         """The request and its words where the data say which classes and domains there are.
 
         Args:
             clip: The model.
-            data: What `DataOptions.find` found: images, or the bundled pictures.
+            data: The images.
 
         Returns:
             The request, its domains by key, and the words: classes and domains in the data's order.
@@ -80,12 +80,11 @@ class CellOptions:
         from nullspace_unlearn.plans import with_domain_keys
         from nullspace_unlearn.words import Words
 
-        classes, found = names_of(data)
         own = clip.words or Words()
         words = Words(
-            classes=classes or (),
-            domains=_domain_words(clip, found, self.domain_words()) or {},
-            class_templates=self.template or own.class_templates,
+            classes=data.classes,
+            domains=_domain_words(clip, data.words, self.domain_words()) or {},
+            class_templates=self.template or data.templates or own.class_templates,
             cell_templates=own.cell_templates,
         )
         forget = with_domain_keys(self.forget(), words)
@@ -125,7 +124,7 @@ class RequestOptions:
         """Domain -> word, as --domain-word says."""
         return self.cells.domain_words()
 
-    def plan(self, clip: Clip, data: Any) -> Plan:
+    def plan(self, clip: Clip, data: Source | None) -> Plan:
         """Resolve the request against a model.
 
         Class names come from --classes, the model's folder, the data, in that order. Domains are
@@ -134,23 +133,22 @@ class RequestOptions:
 
         Args:
             clip: The model.
-            data: What `DataOptions.find` found, or the images that prototypes are made of.
+            data: The images reported on, or those that prototypes are made of; None: neither.
 
         Raises:
             ValueError: As `plans.plan`; and if --domain-word names a domain the data lacks.
         """
         from nullspace_unlearn.plans import plan
 
-        found, words = names_of(data)
         names = class_list(self.classes)
         if names is None and clip.words is None:
-            names = None if found is None else list(found)
+            names = list(data.classes) if data and data.classes else None
         return plan(
             clip,
             self.forget(),
             classes=names,
-            domains=_domain_words(clip, words, self.domain_words()),
-            templates=self.cells.template or None,
+            domains=_domain_words(clip, data.words if data else {}, self.domain_words()),
+            templates=self.cells.template or (data.templates if data else ()) or None,
             method=self.method,
             side=self.side,
         )

@@ -15,7 +15,7 @@ import click
 
 from nullspace_unlearn import __version__
 from nullspace_unlearn.cli import options
-from nullspace_unlearn.cli.data import DataOptions, data_options, names_of
+from nullspace_unlearn.cli.data import DataOptions, data_options
 from nullspace_unlearn.cli.options import pairs
 from nullspace_unlearn.cli.request import CellOptions, cell_options
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nullspace_unlearn.clip import Clip
+    from nullspace_unlearn.data.source import Source
     from nullspace_unlearn.evaluate.sweep import Sweep
-    from nullspace_unlearn.features import Features
     from nullspace_unlearn.fingerprint import Fingerprint
     from nullspace_unlearn.forget import Forget
     from nullspace_unlearn.report.pareto import Kind, Means, Setting
@@ -163,20 +163,18 @@ def sweep(
     against what was kept. Rows are kept in DIR.run until all are done: the same command again goes
     on from there.
     """  # noqa: D301
-    from nullspace_unlearn.features import Features
-
     target = Path(output)
     _check_replaceable(target, overwrite)
     found = data.find(cells.domain_words(), options.BUNDLED if model is None else model)
     if found is None:
         raise ValueError("give --data: a folder, a feature file, or nsu-mini")
-    names, keys = names_of(found)
-    if names is None:
+    names, keys = found.classes, found.words
+    if not names:
         raise ValueError(
             "the feature file has no class names, so no request can name a class: give one with "
             "class_names, or with text_features"
         )
-    present = _present(found, len(names), len(keys))
+    present = found.counts > 0
     asked = (
         _expanded(cells, names, tuple(keys), present, data.seed)
         if requests is None
@@ -195,21 +193,21 @@ def sweep(
     started = time.perf_counter()
     silent = quiet or as_json
     clip = None
-    if model is not None or not isinstance(found, Features):
+    if model is not None or found.features is None:
         clip = options.load_model(model or options.BUNDLED, pretrained, device, precision)
     elif pretrained is not None:
         raise ValueError("--pretrained goes with --model, and none is given")
-    elif found.text is None:
+    elif found.features.text is None:
         raise ValueError("the feature file has no text features: give the --model it is of")
-    words = _words(clip, cells, names, keys)
+    words = _words(clip, cells, found)
     known = [resolved(request, words) for request in asked]
     if requests is None and len(known) > 1:  # of each class in each domain, those there are
         columns = tuple(keys) or EVERYWHERE
         known = [one for one in known if (one.mask(names, columns) & present).any()]
     made = grid.sweep(known)
     if clip is None:
-        features: Features = found
-        assert features.text is not None  # checked above
+        features = found.features
+        assert features is not None and features.text is not None  # checked above
         texts = Texts(names, (), unit(features.text.double()))
         named_by = features.text
     else:
@@ -334,30 +332,12 @@ def _listed(file: str, cells: CellOptions) -> list[Forget]:
     return requests
 
 
-def _present(found: Any, classes: int, domains: int) -> Bool[Tensor, "classes domains"]:
-    """Which cells there are images of, in any data that `DataOptions.find` finds."""
-    import torch
-
-    from nullspace_unlearn.data.folders import ImageSet
-    from nullspace_unlearn.features import Features
-
-    if isinstance(found, ImageSet):
-        return found.counts > 0
-    grid = torch.ones(classes, max(domains, 1), dtype=torch.bool)
-    if isinstance(found, Features):
-        columns = torch.zeros_like(found.labels) if found.domains is None else found.domains
-        grid.zero_()[found.labels, columns] = True
-    return grid
-
-
-def _words(
-    clip: Clip | None, cells: CellOptions, names: tuple[str, ...], keys: Mapping[str, str]
-) -> Words:
+def _words(clip: Clip | None, cells: CellOptions, found: Source) -> Words:
     """Names as the data give them, and how the model's folder and the options say them."""
     from nullspace_unlearn.words import Words
 
     own = (clip.words if clip else None) or Words()
-    given = cells.domain_words()
+    given, keys = cells.domain_words(), found.words
     unknown = [key for key in given if key not in keys]
     if unknown:
         raise ValueError(
@@ -365,9 +345,9 @@ def _words(
             f"domains: {', '.join(keys) or 'none'}"
         )
     return Words(
-        classes=tuple(dict.fromkeys(names)),
+        classes=tuple(dict.fromkeys(found.classes)),
         domains={key: given.get(key, own.domains.get(key, word)) for key, word in keys.items()},
-        class_templates=cells.template or own.class_templates,
+        class_templates=cells.template or found.templates or own.class_templates,
         cell_templates=own.cell_templates,
         aliases=own.aliases,
     )

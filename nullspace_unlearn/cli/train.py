@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nullspace_unlearn.cli import options
-from nullspace_unlearn.cli.data import DataOptions, names_of
+from nullspace_unlearn.cli.data import DataOptions, class_word_option
 from nullspace_unlearn.cli.options import BUNDLED, gathered, pairs
 from nullspace_unlearn.cli.request import CellOptions, cell_options, default_name
 from nullspace_unlearn.cli.shown import comparison_lines
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from nullspace_unlearn.clip import Clip
+    from nullspace_unlearn.data.source import Source
     from nullspace_unlearn.evaluate.compare import Comparison
     from nullspace_unlearn.forget import Forget
     from nullspace_unlearn.train import Settings, Task, Trained, TrainedMethod
@@ -49,15 +50,15 @@ class Found:
     """The images of a run, in three parts that share none.
 
     Attributes:
-        train: Images to train on, or the name of the bundled pictures.
-        validation: Images to choose the epoch by; unused for the bundled pictures.
-        test: Images to report on, or the name of the bundled pictures.
+        given: Images to train on.
+        validation: Images to choose the epoch by.
+        reported: Images to report on.
         left_out: How many of the images to report on were left out, since the run learns from them.
     """
 
-    train: Any
-    validation: Any
-    test: Any
+    given: Source
+    validation: Source
+    reported: Source
     left_out: int = 0
 
 
@@ -67,6 +68,7 @@ class ShotOptions:
 
     data: str | None
     listing: str | None
+    class_word: tuple[str, ...]
     shots: int
     validation: int
     test: str | None
@@ -84,58 +86,45 @@ class ShotOptions:
         Raises:
             ValueError: If the images cannot be used, or none is left to report on.
         """
-        import torch
+        from nullspace_unlearn.data.bundled import bundled_to_learn
+        from nullspace_unlearn.data.source import apart
 
-        from nullspace_unlearn.data.folders import ImageSet
-        from nullspace_unlearn.train.shots import split
-
-        given = self._of(self.data, self.listing).find(domain_words, model)
-        if given is None:
+        source = self._of(self.data, self.listing).find(domain_words, model)
+        if source is None:
             raise ValueError("give --data ROOT: a trained method learns from a few images")
+        if self.test is None and self.test_listing is not None:
+            raise ValueError("--test-list names images of a folder: give --test ROOT")
         test = None
         if self.test is not None:
             test = self._of(self.test, self.test_listing).find(domain_words, model)
-        elif self.test_listing is not None:
-            raise ValueError("--test-list names images of a folder: give --test ROOT")
-        for option, found in (("--data", given), ("--test", test)):
-            if not (found in (None, BUNDLED) or isinstance(found, ImageSet)):
+        for option, found in (("--data", source), ("--test", test)):
+            if found is not None and found.features is not None:
                 raise ValueError(f"{option} must be images: a method that trains needs no features")
-        if given == BUNDLED:
-            return Found(BUNDLED, None, BUNDLED if test is None else test)
-        parts = split(given, self.shots, self.validation, self.seed)
-        if test is None:
-            test, left_out = parts.rest, 0
-        elif test == BUNDLED:
-            left_out = 0
+        if self.data in (None, BUNDLED):
+            given, validation = bundled_to_learn(self.shots, self.validation, self.seed)
+            rest = source  # other seeds
         else:
-            seen = {path.resolve() for part in (parts.train, parts.validation)
-                    for path in part.paths}  # fmt: skip
-            new = [i for i, path in enumerate(test.paths) if path.resolve() not in seen]
-            left_out = len(test) - len(new)
-            test = test.subset(torch.tensor(new, dtype=torch.int64))
-        if test != BUNDLED and not len(test):
+            given, validation, rest = source.split(self.shots, self.validation, self.seed)
+        reported = rest if test is None else test
+        if not len(reported):
             raise ValueError("no image is left to report on: give --test ROOT, or fewer --shots")
-        return Found(parts.train, parts.validation, test, left_out)
+        return Found(given, validation, *apart(reported, given, validation))
 
-    def read(self, clip: Clip, found: Found, words: Words) -> tuple[Shots, Shots]:
+    def read(self, clip: Clip, found: Found) -> tuple[Shots, Shots]:
         """The images to train on and to choose the epoch by, preprocessed.
 
         Args:
             clip: The model.
             found: What `find` found.
-            words: Their classes and domains.
 
         Raises:
             ValueError: If a file cannot be read.
         """
-        from nullspace_unlearn.train.shots import from_bundled, from_images
+        from nullspace_unlearn.train import from_source
 
-        if found.train == BUNDLED:
-            names = words.classes, tuple(words.domains)
-            return from_bundled(clip, *names, self.shots, self.validation, self.seed)
         return (
-            from_images(clip, found.train, self.num_workers),
-            from_images(clip, found.validation, self.num_workers),
+            from_source(clip, found.given, self.num_workers),
+            from_source(clip, found.validation, self.num_workers),
         )
 
     def measure(
@@ -157,14 +146,14 @@ class ShotOptions:
         from nullspace_unlearn.evaluate.compare import compare_models
 
         reader = self._of(self.test, self.test_listing)
-        features = reader.embed(clip, found.test, quiet)
-        again = reader.embed(changed, found.test, True)
+        features = reader.embed(clip, found.reported, quiet)
+        again = reader.embed(changed, found.reported, True)
         compared = compare_models(clip, changed, features, again, forget, words.class_templates)
         return compared, dict(features.provenance)
 
     def _of(self, root: str | None, listing: str | None) -> DataOptions:
         # The pictures to report on stay the same whatever is drawn to train on.
-        return DataOptions(root, listing, batch_size=64, num_workers=self.num_workers, seed=0)
+        return DataOptions(root, listing, self.class_word, 64, self.num_workers, seed=0)
 
 
 shot_options = gathered(
@@ -173,9 +162,10 @@ shot_options = gathered(
     click.option(
         "--data",
         metavar="ROOT",
-        help="Images root/<domain>/<class>/* to draw from, or nsu-mini: the bundled pictures.",
+        help="Images to draw from, of any kind that evaluate takes, or nsu-mini: the bundled ones.",
     ),
     click.option("--list", "listing", metavar="FILE", help="Draw only images this file lists."),
+    class_word_option,
     click.option(
         "--shots",
         default=8,
@@ -351,15 +341,15 @@ def train(
             check_picture(picture)
     started = time.perf_counter()
     clip = options.load_model(model, pretrained, device, "fp32")
-    forget, words = cells.resolve(clip, found.train)
-    _check_measurable(forget, words, found.test)
+    forget, words = cells.resolve(clip, found.given)
+    _check_measurable(forget, words, found.reported)
     check_outputs(clip.source, target, Path(undo) if undo else None, overwrite)
     silent = quiet or as_json
     if how.method in ADAPTERS and clip.source.sha256 is None:
         raise ValueError(
             f"{how.method} makes prompts for a model with weights, and these are random"
         )
-    shots, validation = images.read(clip, found, words)
+    shots, validation = images.read(clip, found)
     task = Task(clip, forget, words, shots, validation, images.seed)
     loaded = time.perf_counter()
     try:
@@ -439,19 +429,16 @@ def _check_run(run: Path) -> None:
             )
 
 
-def _check_measurable(forget: Forget, words: Words, test: Any) -> None:
+def _check_measurable(forget: Forget, words: Words, test: Source) -> None:
     """Refuse images that the figures cannot be told from, before any work is spent."""
     from nullspace_unlearn.evaluate.compare import cells_of
 
-    names = names_of(test)[0] or ()
-    other = sorted(set(words.classes) ^ set(names))
+    other = sorted(set(words.classes) ^ set(test.classes))
     if other:
         raise ValueError(
             f"the images to report on must be of the same classes as those to train on; "
             f"{', '.join(map(repr, other[:5]))} {'is' if len(other) == 1 else 'are'} in one alone"
         )
-    if test == BUNDLED:
-        return
     mask = cells_of(forget, test.classes, test.domains)
     for what, some in (("forgotten", mask), ("kept", ~mask)):
         if not test.counts[some].any():
@@ -504,7 +491,7 @@ def _report(result: dict[str, Any], forget: Forget, comparison: Comparison) -> s
         f"{seconds['train']:.1f} s, at most {result['peak_bytes'] / 2**30:.2f} GiB of memory.",
         f"{given}; reported on {images['test']} others"
         + (
-            f" ({images['left_out_of_test']} of --test were left out: they had been drawn)."
+            f" ({images['left_out_of_test']} were left out: they had been drawn)."
             if images["left_out_of_test"]
             else "."
         ),

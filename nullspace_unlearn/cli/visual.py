@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from nullspace_unlearn.cli.data import said
 from nullspace_unlearn.cli.options import cache_folder, cache_options, gathered
 from nullspace_unlearn.cli.request import RequestOptions
 
 if TYPE_CHECKING:
     from nullspace_unlearn.clip import Clip
+    from nullspace_unlearn.data.source import Source
     from nullspace_unlearn.edit import Space
     from nullspace_unlearn.plans import Plan
     from nullspace_unlearn.prototypes import Visual
@@ -46,25 +48,54 @@ class VisualOptions:
             raise ValueError(f"--depth both is method two_sided, not {request.method}")
         return replace(request, method="two_sided")
 
-    def find(self, domain_words: Mapping[str, str]) -> Any:
+    def find(
+        self, domain_words: Mapping[str, str], class_words: Mapping[str, str]
+    ) -> Source | None:
         """Look at the images before anything is computed.
+
+        Args:
+            domain_words: Domain folder -> word.
+            class_words: Class folder -> word.
 
         Raises:
             ValueError: If they cannot be used.
         """
-        from nullspace_unlearn.data.folders import find_images
+        from nullspace_unlearn.data.find import open_source
 
-        return None if self.images is None else find_images(self.images, domain_words)
+        if self.images is None:
+            return None
+        source = open_source(self.images, domain_words=domain_words, class_words=class_words)
+        if source.features is not None:
+            raise ValueError("--images are looked at, and a feature file shows none: give images")
+        return said(source)
+
+    def draw(self, plan: Plan, found: Source | None) -> Source | None:
+        """The few of the images that prototypes are made of.
+
+        Args:
+            plan: The request.
+            found: What `find` found.
+
+        Raises:
+            ValueError: If a cell that the request needs has no image.
+        """
+        from nullspace_unlearn.plans import cells_of_images
+        from nullspace_unlearn.prototypes import draw
+
+        if found is None:
+            return None
+        cells = cells_of_images(plan, found.classes, found.domains)
+        return draw(found, *cells, shots=self.shots)
 
     def make(
-        self, clip: Clip, plan: Plan, found: Any, batch_size: int, quiet: bool
+        self, clip: Clip, plan: Plan, drawn: Source | None, batch_size: int, quiet: bool
     ) -> Visual | None:
         """The visual prototypes for a plan, or None for text alone.
 
         Args:
             clip: The model.
             plan: The request.
-            found: What `find` found.
+            drawn: What `draw` drew.
             batch_size: Images per forward pass.
             quiet: Whether to leave out progress bars.
 
@@ -75,11 +106,11 @@ class VisualOptions:
         from nullspace_unlearn.prototypes import Synthesis, from_images, from_text
         from nullspace_unlearn.unlearn import synthesise_for
 
-        if found is not None:
+        if drawn is not None:
             return from_images(
                 clip,
-                found,
-                *cells_of_images(plan, found.classes, found.domains),
+                drawn,
+                *cells_of_images(plan, drawn.classes, drawn.domains),
                 shots=self.shots,
                 space=self.space,
                 batch_size=batch_size,

@@ -4,6 +4,7 @@ from nullspace_unlearn.prototypes.pixels import Pictures, Synthesis, synthesise
 from nullspace_unlearn.prototypes.text import cell_prototypes, class_prototypes, prompt_features
 from nullspace_unlearn.prototypes.visual import (
     Visual,
+    draw,
     from_batches,
     from_images,
     from_pictures,
@@ -18,6 +19,7 @@ __all__ = [
     "Visual",
     "cell_prototypes",
     "class_prototypes",
+    "draw",
     "from_batches",
     "from_images",
     "from_pictures",

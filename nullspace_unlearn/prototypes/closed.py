@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nullspace_unlearn.clip import Clip
-from nullspace_unlearn.features import Features, made_with
+from nullspace_unlearn.features import Features
+from nullspace_unlearn.features.embed import made_with
 from nullspace_unlearn.linalg import as_float64
 from nullspace_unlearn.prototypes.starts import start
 from nullspace_unlearn.prototypes.text import cell_prototypes, checked_grid

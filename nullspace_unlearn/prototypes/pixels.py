@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nullspace_unlearn.clip import Clip, encode
-from nullspace_unlearn.features import Features, made_with
+from nullspace_unlearn.features import Features
+from nullspace_unlearn.features.embed import encode_all, made_with
 from nullspace_unlearn.files import new_file, refuse_existing
 from nullspace_unlearn.fingerprint import Fingerprint, code_of, machine, of_tensors
 from nullspace_unlearn.linalg import unit
@@ -295,12 +296,9 @@ def _margin(scores: Float[Tensor, "n cells"], own: Int[Tensor, " n"]) -> Float[T
 def _measure(
     clip: Clip, images: UInt8[Tensor, "n 3 rows columns"], batch_size: int
 ) -> tuple[Float[Tensor, "n width"], Float[Tensor, "n dim"]]:
-    hidden, embeddings = [], []
-    for batch in images.split(batch_size):
-        h, z = clip.encode_both(clip.normalise(batch / 255))
-        hidden.append(h.cpu())
-        embeddings.append(z.cpu())
-    return torch.cat(hidden), torch.cat(embeddings)
+    batches = (clip.normalise(batch / 255) for batch in images.split(batch_size))
+    rows = encode_all(clip, batches, "hidden")
+    return rows["hidden"], rows["embedding"]
 
 
 def _float32(model: nn.Module) -> nn.Module:

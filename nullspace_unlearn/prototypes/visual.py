@@ -11,11 +11,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nullspace_unlearn.clip import Clip
-from nullspace_unlearn.data.folders import ImageSet, few, load_batches
+from nullspace_unlearn.data.source import Source
 from nullspace_unlearn.edit import Space
 from nullspace_unlearn.erasers import Seen
 from nullspace_unlearn.erasers.method import MadeOf
-from nullspace_unlearn.features import Features, embed
+from nullspace_unlearn.features import Features
+from nullspace_unlearn.features.embed import embed_spaces, encode_all
 from nullspace_unlearn.prototypes.closed import closed_prototypes
 from nullspace_unlearn.prototypes.pixels import Pictures
 
@@ -91,9 +92,39 @@ class Visual:
         )
 
 
+def draw(
+    source: Source,
+    classes: Sequence[str] | None = None,
+    domains: Sequence[str] | None = None,
+    shots: int = 8,
+    seed: int = 0,
+) -> Source:
+    """The few images of each cell that prototypes are made from.
+
+    Args:
+        source: Images of every cell that requests will speak of.
+        classes: The classes of these cells; absent: all of the source.
+        domains: The domains of these cells; absent: all of the source.
+        shots: At most so many images a cell, drawn at random, 1 to 64.
+        seed: Of the draw.
+
+    Returns:
+        The images. Drawn from once more, they are the same.
+
+    Raises:
+        ValueError: If `shots` is out of range, or a cell has no image.
+    """
+    if not 1 <= shots <= MOST_SHOTS:
+        raise ValueError(f"shots must be from 1 to {MOST_SHOTS}, got {shots}")
+    classes, domains = classes or source.classes, domains or source.domains
+    labels = positions(source.classes, classes)[source.class_index]
+    columns = positions(source.domains, domains)[source.domain_index]
+    return source.subset(_covered(labels, columns, classes, domains)).few(shots, seed)
+
+
 def from_images(
     clip: Clip,
-    image_set: ImageSet,
+    source: Source,
     classes: Sequence[str] | None = None,
     domains: Sequence[str] | None = None,
     *,
@@ -104,16 +135,16 @@ def from_images(
     workers: int = 2,
     quiet: bool = False,
 ) -> Visual:
-    """Visual prototypes from a few real images a cell.
+    """Visual prototypes from a few real images a cell, as `draw` draws them.
 
     Args:
         clip: The model.
-        image_set: Images of every cell that requests will speak of.
-        classes: The classes of these cells; absent: all of the set.
-        domains: The domains of these cells; absent: all of the set.
-        shots: At most so many images a cell, drawn at random, 1 to 64.
-        seed: Of the draw.
-        space: What an edit will read of them; "mlp" looks at every image once more.
+        source: As for `draw`.
+        classes: As for `draw`.
+        domains: As for `draw`.
+        shots: As for `draw`.
+        seed: As for `draw`.
+        space: What an edit will read of them.
         batch_size: Images per forward pass.
         workers: Threads that read images ahead.
         quiet: Whether to leave out the progress bar on stderr.
@@ -122,23 +153,16 @@ def from_images(
         The prototypes; the provenance names the files.
 
     Raises:
-        ValueError: If `shots` is out of range, a cell has no image, an image cannot be embedded, or
-            the space is "mlp" and the model has no last MLP that can be read.
+        ValueError: As `draw`; if an image cannot be embedded, or the model has nothing to read in
+            that space.
     """
-    if not 1 <= shots <= MOST_SHOTS:
-        raise ValueError(f"shots must be from 1 to {MOST_SHOTS}, got {shots}")
-    labels = positions(image_set.classes, classes or image_set.classes)[image_set.class_index]
-    columns = positions(image_set.domains, domains or image_set.domains)[image_set.domain_index]
-    kept = _covered(labels, columns, classes or image_set.classes, domains or image_set.domains)
-    drawn = few(image_set.subset(kept), shots, seed)
-    features = embed(clip, drawn, batch_size=batch_size, workers=workers, quiet=quiet, hidden=True)
-    files = [path.relative_to(drawn.root).as_posix() for path in drawn.paths]
+    drawn = draw(source, classes, domains, shots, seed)
+    features, deeper = embed_spaces(
+        clip, drawn, "hidden", space, batch_size=batch_size, workers=workers, quiet=quiet
+    )
+    files = [picture.name for picture in drawn.pictures]
     features = replace(features, provenance={**features.provenance, "files": files})
-    if space != "mlp":
-        return Visual(features, "images")
-    batches = load_batches(drawn, clip.preprocess, batch_size, workers)
-    mlp = [_mlp(clip, batch.images) for batch in batches if len(batch.indices)]
-    return Visual(features, "images", torch.cat(mlp))
+    return Visual(features, "images", deeper.get("mlp"))
 
 
 def from_batches(
@@ -161,7 +185,7 @@ def from_batches(
         domains: `[images]` the domain of each.
         class_names: What labels index.
         domain_names: What domains index.
-        space: What an edit will read of them; "mlp" looks at every image once more.
+        space: What an edit will read of them.
         source: Where the images come from, for the provenance.
 
     Returns:
@@ -170,23 +194,17 @@ def from_batches(
     Raises:
         ValueError: If the space is "mlp" and the model has no last MLP that can be read.
     """
-    hidden, embeddings, mlp = [], [], []
-    for batch in batches:
-        h, z = clip.encode_both(batch)
-        hidden.append(h.cpu())
-        embeddings.append(z.cpu())
-        if space == "mlp":
-            mlp.append(_mlp(clip, batch))
+    rows = encode_all(clip, batches, "hidden", space)
     features = Features(
-        embeddings=torch.cat(embeddings),
-        hidden=torch.cat(hidden),
+        embeddings=rows["embedding"],
+        hidden=rows["hidden"],
         labels=labels,
         class_names=tuple(class_names),
         domains=domains,
         domain_names=tuple(domain_names),
         provenance=source or {},
     )
-    return Visual(features, "images", torch.cat(mlp) if mlp else None)
+    return Visual(features, "images", rows.get("mlp"))
 
 
 def from_pictures(clip: Clip, pictures: Pictures, *, space: Space = "embedding") -> Visual:
@@ -205,8 +223,8 @@ def from_pictures(clip: Clip, pictures: Pictures, *, space: Space = "embedding")
     """
     if space != "mlp":
         return Visual(pictures.features, "pictures")
-    mlp = [_mlp(clip, clip.normalise(batch / 255)) for batch in pictures.images.split(_BATCH)]
-    return Visual(pictures.features, "pictures", torch.cat(mlp))
+    batches = (clip.normalise(batch / 255) for batch in pictures.images.split(_BATCH))
+    return Visual(pictures.features, "pictures", encode_all(clip, batches, "mlp")["mlp"])
 
 
 def from_text(
@@ -227,11 +245,6 @@ def from_text(
         ValueError: As `closed_prototypes`.
     """
     return Visual(closed_prototypes(clip, classes, domains, templates), "prompts")
-
-
-def _mlp(clip: Clip, images: Tensor) -> Float[Tensor, "n mlp_width"]:
-    part = clip.mlp_image(images)
-    return (part.mlp / part.deviation[:, None]).cpu()
 
 
 def _covered(
@@ -257,5 +270,7 @@ def _covered(
 
 def positions(names: Sequence[str], among: Sequence[str]) -> Int[Tensor, " names"]:
     """Where each name stands in another list; -1 where it does not."""
+    if names == among:  # in which a name may come twice
+        return torch.arange(len(among))
     place = {name: i for i, name in enumerate(among)}
     return torch.tensor([place.get(name, -1) for name in names])

@@ -17,7 +17,7 @@ from nullspace_unlearn.train.loop import Settings, Trained, train
 from nullspace_unlearn.train.method import Stage, TrainedMethod
 from nullspace_unlearn.train.plain import Ascent, Finetune, MemoriseForget
 from nullspace_unlearn.train.salun import SalUn
-from nullspace_unlearn.train.shots import Shots, from_bundled, from_images, split
+from nullspace_unlearn.train.shots import Shots, from_source, from_tensors
 from nullspace_unlearn.train.subgroup import Subgroup
 from nullspace_unlearn.train.task import Task
 
@@ -46,9 +46,8 @@ __all__ = [
     "Task",
     "Trained",
     "configure",
-    "from_bundled",
-    "from_images",
-    "split",
+    "from_source",
+    "from_tensors",
     "train",
 ]
 

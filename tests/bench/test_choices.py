@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from nullspace_unlearn.bench.choices import choices
 from nullspace_unlearn.bench.datasets import Pool
 from nullspace_unlearn.bench.recipe import Request
+from nullspace_unlearn.data.source import Source
 from nullspace_unlearn.forget import Forget
 
 CLASSES, DOMAINS = tuple("abcdef"), ("photo", "sketch", "clipart")
@@ -22,7 +25,13 @@ def pool(without: tuple[int, int] | None = None) -> Pool:
     covered = torch.ones(len(CLASSES), len(DOMAINS), dtype=torch.bool)
     if without:
         covered[without] = False
-    return Pool("", CLASSES, {d: d for d in DOMAINS}, covered, "", lambda *_: None)  # type: ignore
+    return pool_of(CLASSES, {d: d for d in DOMAINS}, covered)
+
+
+def pool_of(classes: Sequence[str], domains: Mapping[str, str], covered: Tensor) -> Pool:
+    rows, columns = covered.nonzero().T
+    source = Source("", "", tuple(classes), tuple(domains), tuple(domains.values()), rows, columns)
+    return Pool("", source, "")
 
 
 def test_each_takes_every_choice_there_is() -> None:
@@ -82,7 +91,7 @@ def test_what_cannot_be_chosen_is_refused(request_: Request, said: str) -> None:
 def test_too_many_choices_are_not_all_taken(tmp_path: Path) -> None:
     many = tuple(f"class {i}" for i in range(200))
     covered = torch.ones(200, 1, dtype=torch.bool)
-    big = Pool("", many, {"all": "photo"}, covered, "", lambda *_: None)  # type: ignore
+    big = pool_of(many, {"all": "photo"}, covered)
     with pytest.raises(ValueError, match="19900 choices of 2 among 200: choose a number"):
         choices(Request("global", size=2), big)
     assert len(choices(Request("global", 5, size=2), big)) == 5

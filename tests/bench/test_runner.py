@@ -12,7 +12,7 @@ import torch
 from layouts import CLASSES, DOMAINS
 
 from nullspace_unlearn import erasers, plans, train, unlearn
-from nullspace_unlearn.bench import runner
+from nullspace_unlearn.bench import datasets, runner
 from nullspace_unlearn.bench.datasets import find_pools
 from nullspace_unlearn.bench.recipe import (
     Data,
@@ -25,15 +25,14 @@ from nullspace_unlearn.bench.recipe import (
     Sets,
 )
 from nullspace_unlearn.clip import Clip
-from nullspace_unlearn.data.folders import find_images
+from nullspace_unlearn.data.folders import read_folder
 from nullspace_unlearn.evaluate.compare import Comparison, compare, compare_models
 from nullspace_unlearn.evaluate.zeroshot import grid_to_json, predict
-from nullspace_unlearn.features import embed
+from nullspace_unlearn.features.embed import embed
 from nullspace_unlearn.files import OutputExists
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.linalg import unit
 from nullspace_unlearn.prototypes import class_prototypes, from_images
-from nullspace_unlearn.train.shots import split
 from nullspace_unlearn.words import Words
 
 FOLDER = Folder("images", "splits/*_test.txt", "splits/*_train.txt")
@@ -65,14 +64,14 @@ def same(found: dict[str, Any], expected: Comparison) -> None:
 def reported(root: Path, clip: Clip, hidden: bool = False) -> Any:
     listing = root / "all_test.txt"
     listing.write_text("".join(p.read_text() for p in sorted((root / "splits").glob("*_test.txt"))))
-    return embed(clip, find_images(root / "images", None, listing), quiet=True, hidden=hidden)
+    return embed(clip, read_folder(root / "images", listing=listing), quiet=True, hidden=hidden)
 
 
 def drawn(root: Path) -> Any:
     listing = root / "all_train.txt"
     lists = sorted((root / "splits").glob("*_train.txt"))
     listing.write_text("".join(path.read_text() for path in lists))
-    return find_images(root / "images", None, listing)
+    return read_folder(root / "images", listing=listing)
 
 
 @pytest.mark.parametrize(
@@ -122,9 +121,9 @@ def test_a_trained_method_gives_what_the_library_gives(
         "domain": {"epochs": 1}})  # fmt: skip
     done = run(recipe(entry, requests=(request,), seeds=(1,)), root, clip, tmp_path / "out")
     assert clip.words is not None
-    forget, parts = Forget(domains=("sketch",)), split(drawn(root), 1, 1, 1)
+    forget, parts = Forget(domains=("sketch",)), drawn(root).split(1, 1, 1)
     words = Words(CLASSES, DOMAIN_WORDS, clip.words.class_templates, clip.words.cell_templates)
-    shots = [train.from_images(clip, part) for part in (parts.train, parts.validation)]
+    shots = [train.from_source(clip, part) for part in (parts.given, parts.validation)]
     task = train.Task(clip, forget, words, shots[0], shots[1], 1)
     made = train.configure("ascent", {"lr": "1e-4", "epochs": "1"})
     trained = train.train(made, task, quiet=True).clip
@@ -253,16 +252,16 @@ def test_embeddings_are_kept_with_the_results(
     other = recipe(Entry("nullspace"))
     pools = find_pools(other, root)
 
-    def no_images(*_: object) -> Any:
+    def no_images(*_: object, **__: object) -> Any:
         raise AssertionError("embedded again")
 
-    blind = [replace(pool, embed=no_images) for pool in pools]
+    monkeypatch.setattr(datasets, "embed", no_images)
     trials = runner.trials_of(other, pools)
-    done = runner.run(other, blind, clip, trials, tmp_path / "out", quiet=True)
+    done = runner.run(other, pools, clip, trials, tmp_path / "out", quiet=True)
     assert done.runs[0]["grids"]["before"] == first.runs[0]["grids"]["before"]
     kept.write_bytes(b"cut short")  # control: it was read from there
     with pytest.raises(AssertionError, match="embedded again"):
-        runner.run(recipe(Entry("leace")), blind, clip, runner.trials_of(
+        runner.run(recipe(Entry("leace")), pools, clip, runner.trials_of(
             recipe(Entry("leace")), pools), tmp_path / "out", quiet=True)  # fmt: skip
 
 

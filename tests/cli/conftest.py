@@ -16,21 +16,26 @@ import pytest  # noqa: E402
 from shell import nsu  # noqa: E402
 
 from nullspace_unlearn import clip  # noqa: E402
-from nullspace_unlearn.data import mini  # noqa: E402
-from nullspace_unlearn.evaluate import pictures  # noqa: E402
+from nullspace_unlearn.data import (  # noqa: E402
+    bundled,
+    find,
+    mini,  # noqa: E402
+)
+from nullspace_unlearn.features import embed as embedding  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def few() -> Callable[..., Any]:
     """Two bundled pictures a cell, embedded once for each model."""
-    original, made = pictures.embed_pictures, {}
+    original, made = embedding.embed, {}
 
-    def embed(model: Any, seed: int = 0, **_: object) -> Any:
-        if model.changes or model.adapter:  # another one, whatever it was loaded from
-            return original(model, each=2, seed=seed, quiet=True)
-        key = str(model.source.weights), model.source.sha256, seed
+    def embed(model: Any, source: Any = None, seed: int = 0, **options: Any) -> Any:
+        source = source or bundled.bundled_to_report(2, seed)
+        if not source.name.startswith("bundled") or model.changes or model.adapter:
+            return original(model, source, **options)
+        key = str(model.source.weights), model.source.sha256, source.name
         if key not in made:
-            made[key] = original(model, each=2, seed=seed, quiet=True, hidden=True)
+            made[key] = original(model, source, quiet=True, hidden=True)
         return made[key]
 
     return embed
@@ -68,7 +73,8 @@ def in_a_folder_of_its_own(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(pictures_made))
-    monkeypatch.setattr(pictures, "embed_pictures", few)
+    monkeypatch.setattr(find, "bundled_to_report", lambda seed: bundled.bundled_to_report(2, seed))
+    monkeypatch.setattr(embedding, "embed", few)
     monkeypatch.setattr(clip, "load", load)
 
 

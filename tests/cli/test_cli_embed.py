@@ -18,9 +18,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from shell import ROOT, Result, nsu, nsu_process, tree
 
-from nullspace_unlearn import embedding
 from nullspace_unlearn.data import mini
-from nullspace_unlearn.features import Features, file_header
+from nullspace_unlearn.features import Features
+from nullspace_unlearn.features import file as embedding
+from nullspace_unlearn.features.features import file_header
 
 WEIGHTS = "open_clip_model.safetensors"
 
@@ -265,7 +266,7 @@ def test_two_processes_write_the_same_file(embedded: Path, photos: Path, tmp_pat
 def test_a_process_that_dies(embedded: Path, photos: Path, tmp_path: Path, rank: int) -> None:
     script = f"""
 import os
-from nullspace_unlearn import embedding
+from nullspace_unlearn.features import file as embedding
 original = embedding._embed_part
 def die(parts, part, batches):
     if os.environ["RANK"] == "{rank}":
@@ -288,7 +289,7 @@ embedding._embed_part = die
 def test_a_process_that_fails(photos: Path, tmp_path: Path) -> None:
     script = """
 import os
-from nullspace_unlearn import embedding
+from nullspace_unlearn.features import file as embedding
 def fail(parts, part, batches):
     if os.environ["RANK"] == "1":
         raise ValueError("it failed here")

@@ -14,8 +14,9 @@ from shell import Result, nsu, tree
 
 from nullspace_unlearn import clip as clips
 from nullspace_unlearn.clip import projection
-from nullspace_unlearn.data.folders import find_images
-from nullspace_unlearn.features import Features, embed
+from nullspace_unlearn.data.folders import read_folder
+from nullspace_unlearn.features import Features
+from nullspace_unlearn.features.embed import embed
 from nullspace_unlearn.files import default_cache
 from nullspace_unlearn.prototypes import cell_prototypes, nearness, pixels
 from nullspace_unlearn.report import sheet
@@ -71,7 +72,7 @@ def test_the_folder_holds_what_it_says(cache, tmp_path):
     pictures = {f"{d}/{c}/{i:02}.png" for d in DOMAINS for c in CLASSES for i in range(2)}
     assert files(out) == pictures | OURS
     clip = clips.load("nsu-mini", device="auto", precision="fp32")
-    found = find_images(out)  # itself an image folder
+    found = read_folder(out)  # itself an image folder
     assert (found.classes, found.domains) == (CLASSES, tuple(sorted(DOMAINS)))
     again = embed(clip, found, quiet=True)
     kept = Features.load(out / "features.safetensors")
@@ -150,7 +151,7 @@ def test_nearness_is_that_of_the_library(cache, photos):
     assert (said["classes"], said["domains"]) == (["car", "dog"], ["photo", "sketch", "painting"])
     clip = clips.load("nsu-mini", device="auto", precision="fp32")
     assert nsu("prototypes", *words, "--output", "all", "--cache", cache, "--quiet").code == 0
-    made, real = Features.load("all/features.safetensors"), embed(clip, find_images(photos))
+    made, real = Features.load("all/features.safetensors"), embed(clip, read_folder(photos))
 
     def part(features: Features) -> Features:
         rows = [
@@ -237,7 +238,7 @@ def test_no_name_leaves_the_folder_and_none_collide(no_ascent, tmp_path):
         assert all(len(p.encode()) < 250 for p in parts)
     assert {"cartoon/a_b", "cartoon/sheet.png", "cartoon/é"} <= set(folders)  # nothing needless
     assert [cell["class"] for cell in said["cells"][::4]] == names  # as they were given
-    found = find_images(out)
+    found = read_folder(out)
     assert len(found.classes) == 14 and len(found.domains) == 4
 
 

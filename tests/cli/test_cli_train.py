@@ -25,10 +25,9 @@ from nullspace_unlearn import clip as clips
 from nullspace_unlearn import unlearn
 from nullspace_unlearn.cli.train import ADAPTERS, PAPERS
 from nullspace_unlearn.data import mini
-from nullspace_unlearn.data.folders import find_images
+from nullspace_unlearn.data.folders import read_folder
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.train import METHODS, loop
-from nullspace_unlearn.train.shots import split
 
 WEIGHTS = "open_clip_model.safetensors"
 CLASSES, DOMAINS = ("car", "dog", "tree"), ("photo", "sketch")
@@ -163,15 +162,15 @@ def test_stock_open_clip_gets_the_same_accuracy(train, images, tmp_path):
 def test_what_is_reported_is_what_evaluate_finds_on_images_never_seen(train, images, tmp_path):
     given = (*DOMAIN, "--lr", "1e-3", "--seed", 6, "--json")
     said = train("memorise_forget", *given).json
-    parts = split(find_images(images), 1, 1, 6)
-    rest = [path.relative_to(images).as_posix() for path in parts.rest.paths]
+    parts = read_folder(images).split(1, 1, 6)
+    rest = [picture.name for picture in parts.rest.pictures]
     (tmp_path / "rest.txt").write_text("\n".join(rest))
     found = nsu("evaluate", "out", "--data", images, "--list", "rest.txt", "--json").json
     assert said["after"]["accuracy"] == found["accuracy"] and found["count"] == [[2, 2]] * 3
     # A test set that holds all the images, by other names, is reported on less what was seen.
     (tmp_path / "link").symlink_to(images)
     text = train("memorise_forget", *given[:-1], "--test", "link", output="other").out
-    assert "on 12 others (12 of --test were left out: they had been drawn)." in text
+    assert "on 12 others (12 were left out: they had been drawn)." in text
     other = json.loads((tmp_path / "other" / "report.json").read_text())
     assert other["images"]["left_out_of_test"] == 12 and other["after"] == said["after"]
     listed = train(
@@ -302,8 +301,8 @@ def test_prompts_are_written_as_an_adapter(train, images, tmp_path):
     said = train("adu", *request, "--lr", "0.1").json
     assert said["parameter"] == [] and (tmp_path / "out" / "adapter.safetensors").is_file()
     assert not (tmp_path / "out" / WEIGHTS).exists()
-    rest = split(find_images(images), 1, 1, 0).rest.paths
-    (tmp_path / "rest.txt").write_text("\n".join(str(p.relative_to(images)) for p in rest))
+    rest = read_folder(images).split(1, 1, 0).rest.pictures
+    (tmp_path / "rest.txt").write_text("\n".join(picture.name for picture in rest))
     measure = ("evaluate", "out", "--data", images, "--list", "rest.txt", "--json")
     one_line(nsu(*measure), "belongs to the model folder 'model'")
     found = nsu(*measure, "--base", folder).json

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from nullspace_unlearn.data import shards
-from nullspace_unlearn.data.folders import ImageSet, few, find_images, load_batches
-from nullspace_unlearn.data.shards import are_shards, find_shards
+from nullspace_unlearn.data.folders import read_folder
+from nullspace_unlearn.data.shards import are_shards, read_shards
+from nullspace_unlearn.data.source import Source
 
 Files = Iterable[tuple[str, bytes]]
 
@@ -44,9 +45,9 @@ def write(path: Path, files: Files, names: str | None = "cat\ndog\n") -> Path:
     return path
 
 
-def reds(found: ImageSet) -> list[int]:
+def reds(found: Source) -> list[int]:
     """The colour of each picture, by which the tests know it."""
-    batches = load_batches(found, lambda image: torch.tensor(image.getpixel((0, 0)))[:, None, None])
+    batches = found.batches(lambda image: torch.tensor(image.getpixel((0, 0)))[:, None, None])
     images = [image for batch in batches for image in batch.images]
     return [int(image[0, 0, 0]) for image in images]
 
@@ -64,30 +65,30 @@ def test_the_same_images_as_in_a_folder(tmp_path: Path) -> None:
                 files += sample(f"{name}{i}", label, red)
         write(tmp_path / "shards" / domain / "0.tar", files, None)
     (tmp_path / "shards/classnames.txt").write_text("cat\ndog\n")
-    folder, found = find_images(tmp_path / "folder"), find_shards(tmp_path / "shards")
+    folder, found = read_folder(tmp_path / "folder"), read_shards(tmp_path / "shards")
     assert (found.classes, found.domains) == (folder.classes, folder.domains)
     assert torch.equal(found.class_index, folder.class_index)
     assert torch.equal(found.domain_index, folder.domain_index)
     assert reds(found) == reds(folder) == list(range(1, 13))
-    assert reds(few(found, 1)) == reds(few(folder, 1))
-    names = [path.relative_to(found.root).as_posix() for path in found.paths]
+    assert reds(found.few(1)) == reds(folder.few(1))
+    names = [picture.name for picture in found.pictures]
     assert names[:2] == ["photo/0.tar:cat0.png", "photo/0.tar:cat1.png"]
-    assert len({path.resolve() for path in found.paths}) == 12
+    assert len({picture.name for picture in found.pictures}) == 12
 
 
 def test_numbers_in_names_count_as_numbers(tmp_path: Path) -> None:
     for number in (10, 9, 0):
         write(tmp_path / f"{number}.tar", sample("a", 0, number) + sample("b", 1, 100 + number))
-    assert reds(find_shards(tmp_path)) == [0, 100, 9, 109, 10, 110]
-    assert reds(find_shards(f"{tmp_path}/{{9..10}}.tar")) == [9, 109, 10, 110]
-    assert reds(find_shards(tmp_path / "9.tar")) == [9, 109]
+    assert reds(read_shards(tmp_path)) == [0, 100, 9, 109, 10, 110]
+    assert reds(read_shards(f"{tmp_path}/{{9..10}}.tar")) == [9, 109, 10, 110]
+    assert reds(read_shards(tmp_path / "9.tar")) == [9, 109]
     for number in (1, 2):
         write(tmp_path / f"0{number}.tar", sample("a", 0, 50 + number))
-    assert reds(find_shards(f"{tmp_path}/{{01..02}}.tar")) == [51, 52]
+    assert reds(read_shards(f"{tmp_path}/{{01..02}}.tar")) == [51, 52]
     with pytest.raises(ValueError, match="1 of 2 shards .* are not there, the first .*11.tar"):
-        find_shards(f"{tmp_path}/{{10..11}}.tar")
+        read_shards(f"{tmp_path}/{{10..11}}.tar")
     with pytest.raises(ValueError, match="the range {2..1} is empty"):
-        find_shards(f"{tmp_path}/{{2..1}}.tar")
+        read_shards(f"{tmp_path}/{{2..1}}.tar")
 
 
 def test_where_a_domain_comes_from(tmp_path: Path) -> None:
@@ -97,12 +98,12 @@ def test_where_a_domain_comes_from(tmp_path: Path) -> None:
         *sample("json", 1, 3, json=json.dumps({"domain": "sketch", "x": [1]}).encode()),
         *sample("other", 1, 4, json=b'{"caption": "a dog"}'),
     ]
-    found = find_shards(write(tmp_path / "0.tar", files), {"sketch": "drawing"})
+    found = read_shards(write(tmp_path / "0.tar", files), {"sketch": "drawing"})
     assert [found.domains[i] for i in found.domain_index] == ["all", "line_art", "sketch", "all"]
     assert found.domain_words == ("picture", "line art", "drawing")
     write(tmp_path / "photo/0.tar", files, None)
     (tmp_path / "0.tar").unlink()
-    found = find_shards(tmp_path)
+    found = read_shards(tmp_path)
     assert [found.domains[i] for i in found.domain_index] == [
         "photo",
         "line_art",
@@ -116,7 +117,7 @@ def test_the_layout_of_clip_benchmark(tmp_path: Path) -> None:
     write(tmp_path / "test/0.tar", sample("s0000000", 2), None)
     (tmp_path / "classnames.txt").write_text("maillot\nfish\nmaillot\n")
     (tmp_path / "test/nshards.txt").write_text("1\n")
-    found = find_shards(tmp_path / "test")
+    found = read_shards(tmp_path / "test")
     assert found.classes == ("maillot", "fish", "maillot") and found.class_index.tolist() == [2]
     assert found.domains == ("all",)
 
@@ -134,10 +135,13 @@ def test_a_damaged_image_is_skipped_and_named(
     files = sample("a", 0, 7) + sample("b", 0, 8, png=b"damaged") + sample("c", 1, 9)
     files += [("c.png.txt", b"other files are passed over"), ("d/e.PNG", picture(11))]
     files += [("d/e.cls", b"1")]
-    found = find_shards(write(tmp_path / "0.tar", files))
+    found = read_shards(write(tmp_path / "0.tar", files))
     assert reds(found) == [7, 9, 11]
-    (one,) = [s for batch in load_batches(found, lambda _: torch.zeros(1)) for s in batch.skipped]
-    assert (str(one.path), one.reason) == (f"{tmp_path}/0.tar:b.png", "cannot identify image file")
+    (one,) = [s for batch in found.batches(lambda _: torch.zeros(1)) for s in batch.skipped]
+    assert (str(one.picture), one.reason) == (
+        f"{tmp_path}/0.tar:b.png",
+        "cannot identify image file",
+    )
     monkeypatch.setattr(shards, "_MOST_BYTES", len(picture(9)) - 1)
     with pytest.raises(ValueError, match=r"0.tar:\w.png: .* bytes are too many for a picture"):
         reds(found)
@@ -152,7 +156,7 @@ def test_a_damaged_image_is_skipped_and_named(
 def test_only_plain_files_are_read(tmp_path: Path, kind: str) -> None:
     (tmp_path / "secret.png").write_bytes(picture(99))
     path = write(tmp_path / "0.tar", sample("a", 0, 1) + [("b.cls", b"1")])
-    find_shards(write(tmp_path / "1.tar", sample("a", 0, 1) + sample("b", 1)))  # control
+    read_shards(write(tmp_path / "1.tar", sample("a", 0, 1) + sample("b", 1)))  # control
     with tarfile.open(path, "a") as tar:
         member = tarfile.TarInfo("b.png")
         member.type = {
@@ -164,7 +168,7 @@ def test_only_plain_files_are_read(tmp_path: Path, kind: str) -> None:
         member.linkname = str(tmp_path / "secret.png")
         tar.addfile(member)
     with pytest.raises(ValueError, match="sample 'b' has no image"):
-        find_shards(path)
+        read_shards(path)
 
 
 class Payload:
@@ -179,7 +183,7 @@ def test_pickles_are_not_read(tmp_path: Path) -> None:
 
     bomb = pickle.dumps(Payload())
     files = sample("a", 0, 5, pyd=bomb, pickle=bomb, pth=bomb) + sample("b", 1, 6)
-    assert reds(find_shards(write(tmp_path / "0.tar", files))) == [5, 6]
+    assert reds(read_shards(write(tmp_path / "0.tar", files))) == [5, 6]
 
 
 GOOD = sample("a", 0) + sample("b", 1)
@@ -204,9 +208,9 @@ WRONG: dict[str, tuple[Files, str]] = {
 @pytest.mark.parametrize("kind", WRONG)
 def test_refused_samples(tmp_path: Path, kind: str) -> None:
     files, message = WRONG[kind]
-    find_shards(write(tmp_path / "0.tar", GOOD))
+    read_shards(write(tmp_path / "0.tar", GOOD))
     with pytest.raises(ValueError) as error:
-        find_shards(write(tmp_path / "0.tar", files))
+        read_shards(write(tmp_path / "0.tar", files))
     text = str(error.value)
     assert message in text and "0.tar' cannot be used: " in text
     assert "\n" not in text and len(text) < 400
@@ -224,16 +228,16 @@ def test_refused_samples(tmp_path: Path, kind: str) -> None:
 def test_refused_class_names(tmp_path: Path, names: str | None, message: str) -> None:
     path = write(tmp_path / "0.tar", GOOD, names)
     with pytest.raises(ValueError, match=message):
-        find_shards(path)
-    find_shards(write(path, GOOD))  # control
+        read_shards(path)
+    read_shards(write(path, GOOD))  # control
 
 
 def test_no_samples(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="hold no samples"):
-        find_shards(write(tmp_path / "0.tar", [("readme.txt", b"")]))
+        read_shards(write(tmp_path / "0.tar", [("readme.txt", b"")]))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no shards; shards are DIR/"):
-        find_shards(tmp_path / "empty")
+        read_shards(tmp_path / "empty")
 
 
 def test_a_shard_cut_anywhere_is_refused(tmp_path: Path) -> None:
@@ -245,7 +249,7 @@ def test_a_shard_cut_anywhere_is_refused(tmp_path: Path) -> None:
     for length in [*range(0, end, 256), end - 1, end, end + 100]:
         path.write_bytes(data[:length])
         with pytest.raises(ValueError, match="0.tar' cannot be used: ") as error:
-            find_shards(path)
+            read_shards(path)
         assert "\n" not in str(error.value)
         try:  # control: the library takes many of them for whole
             with tarfile.open(path) as tar:
@@ -254,7 +258,7 @@ def test_a_shard_cut_anywhere_is_refused(tmp_path: Path) -> None:
             continue
     assert taken > 5
     path.write_bytes(data[: end + 1024])
-    assert len(find_shards(path)) == 2
+    assert len(read_shards(path)) == 2
 
 
 def test_a_damaged_header_is_not_the_end(tmp_path: Path) -> None:
@@ -263,18 +267,18 @@ def test_a_damaged_header_is_not_the_end(tmp_path: Path) -> None:
     data[data.index(b"b.png")] ^= 1
     path.write_bytes(data)
     with pytest.raises(ValueError, match="cut short or damaged after"):
-        find_shards(path)
+        read_shards(path)
     with tarfile.open(path) as tar:  # control
         assert tar.getnames() == ["a.png", "a.cls"]
     path.write_bytes(b"<html>404</html>" * 99)
     with pytest.raises(ValueError, match="cannot be used"):
-        find_shards(path)
+        read_shards(path)
 
 
 def test_a_fingerprint_tells_shards_apart(tmp_path: Path) -> None:
-    def found(folder: str, *reds: int) -> ImageSet:
+    def found(folder: str, *reds: int) -> Source:
         samples = [sample(f"{i:02}", i % 2, red) for i, red in enumerate(reds)]
-        return find_shards(write(tmp_path / folder / "0.tar", sum(samples, [])).parent)
+        return read_shards(write(tmp_path / folder / "0.tar", sum(samples, [])).parent)
 
     one, same, other = found("a", 1, 2, 3), found("b", 1, 2, 3), found("c", 1, 9, 3)
     assert one.fingerprint == same.fingerprint

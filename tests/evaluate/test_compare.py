@@ -9,6 +9,7 @@ import torch
 
 import nullspace_unlearn as nsu
 from nullspace_unlearn import Forget
+from nullspace_unlearn.data.bundled import bundled_to_report
 from nullspace_unlearn.evaluate.compare import (
     Lists,
     cells_of,
@@ -16,7 +17,7 @@ from nullspace_unlearn.evaluate.compare import (
     compare_models,
     compared,
 )
-from nullspace_unlearn.evaluate.pictures import embed_pictures
+from nullspace_unlearn.features.embed import embed
 from nullspace_unlearn.prototypes import class_prototypes
 from nullspace_unlearn.words import Words
 
@@ -31,13 +32,13 @@ def clip():
 
 @pytest.fixture(scope="module")
 def pictures(clip):
-    return embed_pictures(clip, each=2, seed=77, quiet=True)
+    return embed(clip, bundled_to_report(2, 77), quiet=True)
 
 
 def test_an_edit_and_the_model_it_makes_compare_alike(clip, pictures):
     edit = nsu.erase(clip, CELL)
     edited = edit.fold(clip)
-    again = embed_pictures(edited, each=2, seed=77, quiet=True)
+    again = embed(edited, bundled_to_report(2, 77), quiet=True)
     first = compare(clip, edited, edit, "visual", pictures, CELL, TEMPLATES)
     second = compare_models(clip, edited, pictures, again, CELL, TEMPLATES)
     one, other = first.to_json(), second.to_json()

@@ -16,12 +16,12 @@ from torch import Tensor
 import nullspace_unlearn as nsu
 from nullspace_unlearn import erasers
 from nullspace_unlearn.clip import Clip
+from nullspace_unlearn.data.bundled import bundled_to_report
 from nullspace_unlearn.edit import Edit
 from nullspace_unlearn.evaluate import sweep as module
 from nullspace_unlearn.evaluate.compare import classifier, compare
 from nullspace_unlearn.evaluate.figures import FIGURES, grid_figures
 from nullspace_unlearn.evaluate.ideal import Untouched, ideal_grid
-from nullspace_unlearn.evaluate.pictures import embed_pictures
 from nullspace_unlearn.evaluate.sweep import (
     COLUMNS,
     Row,
@@ -33,6 +33,7 @@ from nullspace_unlearn.evaluate.sweep import (
 )
 from nullspace_unlearn.evaluate.zeroshot import accuracy_grid, predict
 from nullspace_unlearn.features import Features
+from nullspace_unlearn.features.embed import embed
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.linalg import unit
 from nullspace_unlearn.plans import Texts, plan, resolved, texts_of
@@ -83,7 +84,7 @@ def measured(sweep: Sweep, features: Features, texts: Texts, **choices: Any) -> 
 @pytest.fixture(scope="module")
 def bundled() -> tuple[Clip, Features]:
     clip = nsu.load("nsu-mini")
-    return clip, embed_pictures(clip, each=2, quiet=True)
+    return clip, embed(clip, bundled_to_report(2), quiet=True)
 
 
 ASKED = {"left", "over", "balance", "found", "recall"} | {n for n in FIGURES if "named" in n}

@@ -19,8 +19,9 @@ import pico  # noqa: E402
 from nullspace_unlearn import erasers  # noqa: E402
 from nullspace_unlearn.clip import load  # noqa: E402
 from nullspace_unlearn.data import mini  # noqa: E402
-from nullspace_unlearn.data.folders import find_images  # noqa: E402
-from nullspace_unlearn.features import Features, embed  # noqa: E402
+from nullspace_unlearn.data.folders import read_folder  # noqa: E402
+from nullspace_unlearn.features import Features  # noqa: E402
+from nullspace_unlearn.features.embed import embed  # noqa: E402
 from nullspace_unlearn.prototypes import cell_prototypes  # noqa: E402
 from nullspace_unlearn.prototypes.closed import closed_prototypes  # noqa: E402
 from nullspace_unlearn.prototypes.nearness import nearness  # noqa: E402
@@ -154,7 +155,7 @@ def test_they_are_nearer_to_images_than_prompts_are(models, tmp_path):
     for name, seeds in (("real", range(7000, 7006)), ("few", range(7100, 7104))):
         mini.write_images(tmp_path / name, CLASSES, ("photo", "sketch"), seeds)
     real, few = (
-        embed(clip, find_images(tmp_path / name), quiet=True, hidden=True)
+        embed(clip, read_folder(tmp_path / name), quiet=True, hidden=True)
         for name in ("real", "few")
     )
     words = {"photo": "photo", "sketch": "sketch"}

@@ -13,8 +13,10 @@ from torch import Tensor
 import nullspace_unlearn as nsu
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.data import mini
-from nullspace_unlearn.data.folders import ImageSet, few, find_images
-from nullspace_unlearn.features import Features, embed
+from nullspace_unlearn.data.folders import read_folder
+from nullspace_unlearn.data.source import Source
+from nullspace_unlearn.features import Features
+from nullspace_unlearn.features.embed import embed
 from nullspace_unlearn.linalg import unit
 from nullspace_unlearn.prototypes import (
     Synthesis,
@@ -129,27 +131,27 @@ def clip() -> Clip:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Source:
     root = tmp_path_factory.mktemp("pictures")
     mini.write_images(root, CLASSES, DOMAINS, range(7_000_000, 7_000_004))
-    return find_images(root)
+    return read_folder(root)
 
 
 def opened(clip: Clip, root: Path, files: list[str]) -> Tensor:
     return torch.stack([clip.preprocess(Image.open(root / file).convert("RGB")) for file in files])
 
 
-def test_real_images_are_what_the_model_makes_of_the_files(clip: Clip, folder: ImageSet) -> None:
+def test_real_images_are_what_the_model_makes_of_the_files(clip: Clip, folder: Source) -> None:
     visual = from_images(clip, folder, shots=2, seed=3, quiet=True, batch_size=5)
     f = visual.features
     assert visual.made_of == "images" and visual.mlp is None
     files = f.provenance["files"]
-    drawn = few(folder, 2, 3)
-    assert files == [path.relative_to(folder.root).as_posix() for path in drawn.paths]
+    drawn = folder.few(2, 3)
+    assert files == [picture.name for picture in drawn.pictures]
     assert len(files) == len(f) == 12
     for file, label, domain in zip(files, f.labels.tolist(), f.domains.tolist(), strict=True):
         assert file.startswith(f"{f.domain_names[domain]}/{f.class_names[label]}/")
-    hidden, embeddings = clip.encode_both(opened(clip, folder.root, files))
+    hidden, embeddings = clip.encode_both(opened(clip, folder.pictures[0].holder[0], files))
     torch.testing.assert_close(f.embeddings, embeddings, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(f.hidden, hidden, rtol=1e-4, atol=1e-5)
     assert torch.equal(
@@ -160,9 +162,9 @@ def test_real_images_are_what_the_model_makes_of_the_files(clip: Clip, folder: I
     assert not torch.allclose(other.features.embeddings, embeddings, atol=1e-2)
 
 
-def test_reading_deeper_gives_what_enters_the_last_mlp(clip: Clip, folder: ImageSet) -> None:
+def test_reading_deeper_gives_what_enters_the_last_mlp(clip: Clip, folder: Source) -> None:
     visual = from_images(clip, folder, shots=2, quiet=True, space="mlp", batch_size=5)
-    images = opened(clip, folder.root, visual.features.provenance["files"])
+    images = opened(clip, folder.pictures[0].holder[0], visual.features.provenance["files"])
     seen = clip.mlp_image(images)
     expected = seen.mlp / seen.deviation[:, None]
     assert visual.mlp is not None and visual.mlp.shape == (12, clip.last_mlp().mlp_width)
@@ -172,9 +174,9 @@ def test_reading_deeper_gives_what_enters_the_last_mlp(clip: Clip, folder: Image
     assert torch.equal(shallow.features.embeddings, visual.features.embeddings)
 
 
-def test_images_in_memory_are_read_as_those_in_files(clip: Clip, folder: ImageSet) -> None:
+def test_images_in_memory_are_read_as_those_in_files(clip: Clip, folder: Source) -> None:
     files = from_images(clip, folder, shots=64, space="mlp", quiet=True)
-    images = opened(clip, folder.root, list(files.features.provenance["files"]))
+    images = opened(clip, folder.pictures[0].holder[0], list(files.features.provenance["files"]))
     cells = (files.features.labels, files.features.domains, folder.classes, folder.domains)
     made = from_batches(clip, images.split(3), *cells, space="mlp", source={"images": "mine"})
     assert made.made_of == "images" and made.features.provenance == {"images": "mine"}
@@ -190,9 +192,9 @@ def test_images_in_memory_are_read_as_those_in_files(clip: Clip, folder: ImageSe
 
 def test_a_file_that_is_no_image_is_left_out_of_everything(clip: Clip, tmp_path: Path) -> None:
     mini.write_images(tmp_path, CLASSES[:2], DOMAINS, range(2))
-    whole = from_images(clip, find_images(tmp_path), quiet=True, space="mlp")
+    whole = from_images(clip, read_folder(tmp_path), quiet=True, space="mlp")
     (tmp_path / "photo/dog/0.png").write_bytes(b"")
-    visual = from_images(clip, find_images(tmp_path), quiet=True, space="mlp")
+    visual = from_images(clip, read_folder(tmp_path), quiet=True, space="mlp")
     assert len(visual.features) == 7 and len(visual.mlp) == 7
     left = [
         i for i, file in enumerate(whole.features.provenance["files"]) if "photo/dog/0" not in file
@@ -204,7 +206,7 @@ def test_a_file_that_is_no_image_is_left_out_of_everything(clip: Clip, tmp_path:
 
 
 @pytest.mark.parametrize("shots", [0, -1, 65])
-def test_shots_out_of_range(clip: Clip, folder: ImageSet, shots: int) -> None:
+def test_shots_out_of_range(clip: Clip, folder: Source, shots: int) -> None:
     with pytest.raises(ValueError, match=f"shots must be from 1 to 64, got {shots}"):
         from_images(clip, folder, shots=shots)
     assert len(from_images(clip, folder, shots=64, quiet=True).features) == len(folder)
@@ -214,7 +216,7 @@ def test_a_cell_with_no_readable_image_is_an_error(clip: Clip, tmp_path: Path) -
     mini.write_images(tmp_path, CLASSES[:2], DOMAINS, [0])
     (tmp_path / "sketch/car/0.png").write_bytes(b"")
     with pytest.raises(ValueError, match="no readable image is left of class 'car' in domain 'ske"):
-        from_images(clip, find_images(tmp_path), quiet=True)
+        from_images(clip, read_folder(tmp_path), quiet=True)
 
 
 # Of synthesised pictures.

@@ -11,6 +11,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from small import from_bundled
 from torch import Tensor
 
 import nullspace_unlearn as nsu
@@ -28,7 +29,6 @@ from nullspace_unlearn.train.adaptation import (
     prompts,
 )
 from nullspace_unlearn.train.loop import Trained, train
-from nullspace_unlearn.train.shots import from_bundled
 from nullspace_unlearn.train.task import Task
 from nullspace_unlearn.words import Words
 

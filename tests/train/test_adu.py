@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from small import from_bundled
 from torch import Tensor
 
 import nullspace_unlearn as nsu
@@ -20,7 +21,7 @@ from nullspace_unlearn.train import loop
 from nullspace_unlearn.train.adu import Adu
 from nullspace_unlearn.train.loop import train
 from nullspace_unlearn.train.method import Stage
-from nullspace_unlearn.train.shots import from_bundled, from_tensors
+from nullspace_unlearn.train.shots import from_tensors
 from nullspace_unlearn.train.task import Minibatch, Task
 from nullspace_unlearn.words import Words
 

@@ -9,12 +9,13 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from small import from_bundled
 from torch import Tensor
 
 import nullspace_unlearn as nsu
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.train.fisher import relative_fisher, squared_gradients
-from nullspace_unlearn.train.shots import from_bundled, from_tensors
+from nullspace_unlearn.train.shots import from_tensors
 from nullspace_unlearn.train.task import Task
 from nullspace_unlearn.words import Words
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from small import from_bundled
 from torch import Tensor
 
 import nullspace_unlearn as nsu
@@ -25,7 +26,7 @@ from nullspace_unlearn.train.lipschitz import (
 )
 from nullspace_unlearn.train.loop import Trained, train
 from nullspace_unlearn.train.method import Stage
-from nullspace_unlearn.train.shots import Shots, from_bundled
+from nullspace_unlearn.train.shots import Shots
 from nullspace_unlearn.train.task import Minibatch, Task
 from nullspace_unlearn.words import Words
 

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from small import from_bundled
 from torch import Tensor, nn
 
 import nullspace_unlearn as nsu
@@ -30,7 +31,7 @@ from nullspace_unlearn.train import checkpoint, loop
 from nullspace_unlearn.train.loop import Settings, Trained, train
 from nullspace_unlearn.train.method import Stage, Stages
 from nullspace_unlearn.train.plain import Finetune
-from nullspace_unlearn.train.shots import Shots, from_bundled, from_tensors
+from nullspace_unlearn.train.shots import Shots, from_tensors
 from nullspace_unlearn.train.task import Minibatch, Student, Task, with_weights
 from nullspace_unlearn.train.weights import Weights
 from nullspace_unlearn.words import Words

@@ -10,6 +10,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from small import from_bundled
 from torch import Tensor
 
 import nullspace_unlearn as nsu
@@ -17,7 +18,7 @@ from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.train import train
 from nullspace_unlearn.train.alignment import Moments, align, distance, moments, stored
-from nullspace_unlearn.train.shots import Shots, from_bundled
+from nullspace_unlearn.train.shots import Shots
 from nullspace_unlearn.train.subgroup import (
     Subgroup,
     choose,

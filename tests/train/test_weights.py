@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from small import from_bundled
 from torch import Tensor
 
 import nullspace_unlearn as nsu
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.prototypes import class_prototypes
-from nullspace_unlearn.train.shots import from_bundled
 from nullspace_unlearn.train.task import Task, with_weights
 from nullspace_unlearn.train.weights import Lora, Weights, encode_with, matrices, tower_keys
 from nullspace_unlearn.words import Words

@@ -16,16 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nullspace_unlearn import features as features_module
-from nullspace_unlearn.data.folders import find_images
+from nullspace_unlearn.data.folders import read_folder
 from nullspace_unlearn.evaluate.zeroshot import accuracy_grid, predict
-from nullspace_unlearn.features import (
-    Features,
-    check_made_with,
-    embed,
-    made_with,
-    read_features,
-)
+from nullspace_unlearn.features import Features, read_features
+from nullspace_unlearn.features import features as features_module
+from nullspace_unlearn.features.embed import check_made_with, embed, made_with
 from nullspace_unlearn.files import OutputExists
 from nullspace_unlearn.fingerprint import Fingerprint
 
@@ -163,9 +158,12 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
             read_features(tmp_path / name)
 
 
+ROWS = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]])
+
+
 def archive(path: Path, **changes: Any) -> Path:
     arrays: dict[str, Any] = {
-        "image_features": np.eye(4, 3, dtype=np.float16),
+        "image_features": ROWS.astype(np.float16),
         "labels": np.array([0, 1, 1, 0], np.int16),
         "text_features": np.eye(2, 3),
         "class_names": np.array(["cat", "dog"]),
@@ -176,10 +174,42 @@ def archive(path: Path, **changes: Any) -> Path:
     return path
 
 
+def test_rows_of_zeros_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = ROWS * np.array([[1.0], [0], [1], [0]])
+    domains = np.array(["photo", "photo", "sketch", "photo"])
+    read = read_features(archive(tmp_path / "a.npz", image_features=rows, domains=domains))
+    assert torch.equal(read.embeddings, torch.tensor(rows[::2]).float())
+    assert read.labels.tolist() == [0, 1] and read.provenance["zero_rows"] == 2
+    assert read.domains is not None and read.domains.tolist() == [0, 1]
+    read.save(tmp_path / "b")
+    assert read_features(tmp_path / "b").provenance["zero_rows"] == 2
+    assert "zero_rows" not in read_features(archive(tmp_path / "c.npz")).provenance  # control
+    with pytest.raises(ValueError, match="all its rows are zeros"):
+        read_features(archive(tmp_path / "d.npz", image_features=0 * rows))
+
+
+@pytest.mark.parametrize(
+    "arrays, names",
+    [
+        ({"domains": np.array([1, 0, 1, 1]), "domain_names": np.array(["a", "b"])}, ("a", "b")),
+        ({"domains": np.array(["b", "a", "b", "b"])}, ("a", "b")),
+        ({"domains": np.array([1, 0, 1, 1], np.uint8)}, ("0", "1")),
+    ],
+)
+def test_domains_of_an_npz_are_read(
+    tmp_path: Path, arrays: dict[str, Any], names: tuple[str, ...]
+) -> None:
+    read = read_features(archive(tmp_path / "a.npz", **arrays).rename(tmp_path / "A.NPZ"))
+    assert read.domains is not None and read.domains.tolist() == [1, 0, 1, 1]
+    assert read.domain_names == names
+    renamed = archive(tmp_path / "b.npz", class_names=None, classes=np.array(["x", "y"]))
+    assert read_features(renamed).class_names == ("x", "y")
+
+
 def test_an_npz_is_read(tmp_path: Path) -> None:
     read = read_features(archive(tmp_path / "a.npz"))
     assert read.class_names == ("cat", "dog") and read.labels.tolist() == [0, 1, 1, 0]
-    assert torch.equal(read.embeddings, torch.eye(4, 3))
+    assert torch.equal(read.embeddings, torch.tensor(ROWS).float())
     assert read.text is not None and torch.equal(read.text, torch.eye(2, 3))
     assert read.domains is None and read.domain_names == ()
     swapped = read_features(archive(tmp_path / "b.npz", labels=np.array([0, 1, 1, 0], ">u4")))
@@ -270,13 +300,13 @@ def test_embeddings_belong_to_their_labels(
         for c, name in enumerate(("cat", "dog")):
             (tmp_path / domain / name).mkdir(parents=True)
             for i in range(3):
-                colour = (10 * d, 20 * c, i)
+                colour = (10 * d + 1, 20 * c, i)
                 Image.new("RGB", (4, 4), colour).save(tmp_path / domain / name / f"{i}.png")
                 wanted.append((c, d, colour))
     (tmp_path / "a/dog/1.png").write_bytes(b"")
-    wanted = [w for w in wanted if w != (1, 0, (0, 20, 1))]
+    wanted = [w for w in wanted if w != (1, 0, (1, 20, 1))]
     weight = torch.randn(3, 2)
-    images = find_images(tmp_path)
+    images = read_folder(tmp_path)
     with unchecked():
         found = embed(linear_clip(weight), images, batch_size=4, workers=2, hidden=True)
     printed = capsys.readouterr()
@@ -358,7 +388,7 @@ def test_a_real_models_accuracy_is_the_published_one(shared: Path) -> None:
     from nullspace_unlearn.clip import load
 
     clip = load(str(folder), device="cpu")
-    images = find_images(shared / "data" / "pacs", listing=folder / "test.txt")
+    images = read_folder(shared / "data" / "pacs", listing=folder / "test.txt")
     found = embed(clip, images, quiet=True)
     text = clip.encode_text([f"a picture of a {name}" for name in found.class_names])
     grid = accuracy_grid(predict(found.embeddings, text), found.labels, found.domains, 7, 4)

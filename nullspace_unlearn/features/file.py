@@ -26,8 +26,10 @@ from tqdm import tqdm
 
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.clip.tensors import layout, parse_header, to_bytes
-from nullspace_unlearn.data.folders import Batch, ImageSet, Skipped, check_cells, read_batches
-from nullspace_unlearn.features import file_header, made_with, skipped_files
+from nullspace_unlearn.data.source import Batch, Skipped, Source
+from nullspace_unlearn.edit import Space
+from nullspace_unlearn.features.embed import encode, made_with, skipped_files
+from nullspace_unlearn.features.features import file_header
 from nullspace_unlearn.files import new_file, refuse_existing
 from nullspace_unlearn.fingerprint import Fingerprint, code_of, in_words, machine
 from nullspace_unlearn.processes import Processes
@@ -40,7 +42,7 @@ _JOB = "job.json"
 
 def embed_to_file(
     clip: Clip,
-    image_set: ImageSet,
+    source: Source,
     path: str | Path,
     *,
     hidden: bool | None = None,
@@ -59,7 +61,7 @@ def embed_to_file(
 
     Args:
         clip: The model.
-        image_set: The images.
+        source: The images.
         path: The file to write.
         hidden: Whether to keep the hidden features too, which an edit of the hidden space reads;
             absent: where the image tower has a final projection of its own.
@@ -83,18 +85,18 @@ def embed_to_file(
     processes = processes or Processes()
     path = Path(path)
     kept_hidden = has_projection(clip) if hidden is None else hidden
-    job = _Job(clip, image_set, kept_hidden, batch_size)
+    job = _Job(clip, source, kept_hidden, batch_size)
     parts = processes.step(lambda: _Parts(path.with_name(path.name + ".parts"), job))
     todo = processes.step(lambda: _begin(parts, path, overwrite, processes.leads))
     todo = processes.from_lead(todo).nonzero()[:, 0]
     processes.step(parts.check)
     mine: list[int] = todo[processes.rank :: processes.count].tolist()
     chosen = torch.cat([torch.empty(0, dtype=torch.int64), *map(job.images_of, mine)])
-    batches = read_batches(image_set.subset(chosen), clip.preprocess, batch_size, workers)
+    batches = source.subset(chosen).batches(clip.preprocess, batch_size, workers, part=True)
     sizes = [len(job.images_of(part)) for part in todo.tolist()]
     bar = tqdm(
-        total=len(image_set),
-        initial=len(image_set) - sum(sizes),
+        total=len(source),
+        initial=len(source) - sum(sizes),
         unit="image",
         disable=quiet or not processes.leads,
         desc="embedding",
@@ -120,7 +122,7 @@ class _Job:
     """What is embedded, with what, in parts of how many images."""
 
     clip: Clip
-    image_set: ImageSet
+    source: Source
     hidden: bool
     batch_size: int
 
@@ -130,18 +132,16 @@ class _Job:
 
     @property
     def count(self) -> int:
-        return -(-len(self.image_set) // self.size)
+        return -(-len(self.source) // self.size)
 
     def images_of(self, part: int) -> Int[Tensor, " n"]:
-        return torch.arange(part * self.size, min((part + 1) * self.size, len(self.image_set)))
+        return torch.arange(part * self.size, min((part + 1) * self.size, len(self.source)))
 
     def features(self, images: Float[Tensor, "n 3 rows columns"]) -> dict[str, Tensor]:
         """The rows of some images that the file keeps, by name."""
-        if self.hidden:
-            hidden, embeddings = self.clip.encode_both(images)
-            rows = {"embeddings": embeddings.cpu(), "hidden": hidden.cpu()}
-        else:
-            rows = {"embeddings": self.clip.encode_image(images).cpu()}
+        spaces: tuple[Space, ...] = ("hidden",) if self.hidden else ()
+        made = encode(self.clip, images, *spaces)
+        rows = {{"embedding": "embeddings"}.get(name, name): row for name, row in made.items()}
         if not all(value.isfinite().all() for value in rows.values()):
             raise ValueError(f"the image tower of {self.clip.source.name} gives NaN or Inf")
         return rows
@@ -156,19 +156,19 @@ class _Job:
         return {
             **made_with(self.clip),
             "batch_size": self.batch_size,
-            "images": self.image_set.root.name,
-            "contents": dict(self.image_set.fingerprint.facts),
+            "images": self.source.name,
+            "contents": dict(self.source.fingerprint.facts),
         }
 
     def fingerprint(self) -> Fingerprint:
         """What all parts depend on; besides, each does on the contents of its own images."""
-        some = self.image_set
+        some = self.source
         return Fingerprint(
             {
                 "model": self.clip.fingerprint,
                 "machine": machine(self.clip.device),
-                "code": code_of("embedding"),
-                "images": some.fingerprint.only("count", "names"),
+                "code": code_of("features.file"),
+                "images": some.fingerprint.only("count", "cells"),
                 "grid": {"classes": some.classes, "domains": some.domains},
                 "batch_size": self.batch_size,
                 "hidden": self.hidden,
@@ -177,7 +177,7 @@ class _Job:
 
     def contents_of(self, part: int) -> str:
         """What a part's images hold, as a hash."""
-        return self.image_set.subset(self.images_of(part)).fingerprint.digest
+        return self.source.subset(self.images_of(part)).fingerprint.digest
 
 
 class _Parts:
@@ -281,10 +281,10 @@ def _embed_part(parts: _Parts, part: int | None, batches: Iterator[Batch]) -> No
     skipped: list[tuple[int, str]] = []
     for block in job.images_of(part).split(job.batch_size):
         batch = next(batches)
-        lost = {file.path: file.reason for file in batch.skipped}
-        read = torch.tensor([job.image_set.paths[i] not in lost for i in block.tolist()])
+        lost = {one.picture: one.reason for one in batch.skipped}
+        read = torch.tensor([job.source.pictures[i] not in lost for i in block.tolist()])
         rows["index"].append(block[read])
-        skipped += [(i, lost[job.image_set.paths[i]]) for i in block[~read].tolist()]
+        skipped += [(i, lost[job.source.pictures[i]]) for i in block[~read].tolist()]
         if len(batch.indices):
             for name, value in job.features(batch.images).items():
                 rows.setdefault(name, []).append(value)
@@ -307,23 +307,23 @@ def _put_together(parts: _Parts, path: Path, overwrite: bool) -> None:
         tensors, note = read_sealed(files[part])
         kept.append(tensors.pop("index"))
         lost = json.loads(note)["skipped"]
-        skipped += [Skipped(job.image_set.paths[i], reason) for i, reason in lost]
+        skipped += [Skipped(job.source.pictures[i], reason) for i, reason in lost]
         for name, rows in sorted(tensors.items()):
             shapes[name] = shapes.get(name, (0, 0))[0] + len(rows), rows.shape[1]
     index = torch.cat(kept)
     try:
-        check_cells(job.image_set, index, skipped)
+        job.source.check_cells(index, skipped)
     except ValueError:
         for part in range(job.count):  # so that images put right are looked at again
             if len(kept[part]) < len(job.images_of(part)):
                 files[part].unlink()
         raise
-    cells = {"labels": job.image_set.class_index, "domains": job.image_set.domain_index}
-    provenance = {**parts.provenance, "skipped": skipped_files(job.image_set, skipped)}
+    cells = {"labels": job.source.class_index, "domains": job.source.domain_index}
+    provenance = {**parts.provenance, "skipped": skipped_files(skipped)}
     text = layout(
         {name: ("I64", (len(index),), 8 * len(index)) for name in cells}
         | {name: ("F32", shape, 4 * shape[0] * shape[1]) for name, shape in shapes.items()},
-        file_header(job.image_set.classes, job.image_set.domains, provenance),
+        file_header(job.source.classes, job.source.domains, provenance),
     )
     whole = parts.folder / "whole"
     with parts.writing(), new_file(whole, overwrite=True) as temporary, temporary.open("wb") as out:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -18,17 +18,12 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
-from nullspace_unlearn.clip import Clip
-from nullspace_unlearn.data.folders import ImageSet, Skipped, load_batches
 from nullspace_unlearn.files import new_file
-from nullspace_unlearn.fingerprint import Fingerprint, in_words, machine, of_tensors
+from nullspace_unlearn.fingerprint import Fingerprint, of_tensors
 
 _FORMAT = "nullspace-unlearn features 1"
 _ROWS = 1 << 16  # looked at at once, since a file may be larger than the memory
-_OF_IMAGES = ("weights", "edits.visual", "model_cfg", "preprocessing", "adapter")
-"""Facts of a model that tell whose features images have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +86,20 @@ class Features:
             }
         )
 
+    def subset(self, chosen: Int[Tensor, " k"]) -> Features:
+        """Some of the rows; names and text stay.
+
+        Args:
+            chosen: `[k]` which rows.
+        """
+        return replace(
+            self,
+            embeddings=self.embeddings[chosen],
+            labels=self.labels[chosen],
+            hidden=None if self.hidden is None else self.hidden[chosen],
+            domains=None if self.domains is None else self.domains[chosen],
+        )
+
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write the features to a safetensors file, the names and provenance in its header.
 
@@ -150,128 +159,15 @@ def file_header(
     }
 
 
-def made_with(clip: Clip) -> dict[str, Any]:
-    """What a model's features depend on besides the images, as plain JSON values.
-
-    Args:
-        clip: The model.
-
-    Returns:
-        "model" and "pretrained", what it is called; "made_with", the facts of `Clip.fingerprint`;
-        "machine", those of `fingerprint.machine`.
-    """
-    return {
-        "model": clip.source.name,
-        "pretrained": clip.source.pretrained,
-        "made_with": dict(clip.fingerprint.facts),
-        "machine": machine(clip.device),
-    }
-
-
-def check_made_with(features: Features, clip: Clip) -> None:
-    """Refuse features of another model, as far as they say what they were made with.
-
-    Precision and machine may differ: they change the last digits.
-
-    Args:
-        features: The features.
-        clip: The model.
-
-    Raises:
-        ValueError: If the dimensions differ, or the weights, activation, preprocessing, visual
-            prompts or edits of the image tower; says which.
-    """
-    dim = features.embeddings.shape[-1]
-    if dim != clip.dim:
-        raise ValueError(
-            f"the features have {dim} dimensions and the model {clip.dim}: they are not of this "
-            "model"
-        )
-    theirs = features.provenance.get("made_with")
-    if not isinstance(theirs, dict):
-        return
-    differences = (
-        Fingerprint(theirs).only(*_OF_IMAGES).differences(clip.fingerprint.only(*_OF_IMAGES))
-    )
-    if differences:
-        raise ValueError(
-            "the features were made with another model; they are not of this model: "
-            f"{in_words(differences)}"
-        )
-
-
-def embed(
-    clip: Clip,
-    image_set: ImageSet,
-    *,
-    batch_size: int = 64,
-    workers: int = 2,
-    quiet: bool = False,
-    hidden: bool = False,
-) -> Features:
-    """Embed the images of a set.
-
-    Args:
-        clip: The model.
-        image_set: The images.
-        batch_size: Images per forward pass.
-        workers: Threads that read images ahead.
-        quiet: Whether to leave out the progress bar on stderr.
-        hidden: Whether to keep the hidden features too, which an edit of the hidden space reads.
-
-    Returns:
-        Features on the CPU without text, in the set's order. Files that could not be read are
-        missing from it, and named under "skipped" in its provenance.
-
-    Raises:
-        ValueError: If a cell has files but no readable one, if the model gives NaN or Inf, or if
-            `hidden` is asked of a model without a visual projection.
-    """
-    embeddings, hiddens, kept = [], [], []
-    skipped: list[Skipped] = []
-    with tqdm(total=len(image_set), unit="image", disable=quiet, desc="embedding") as bar:
-        for batch in load_batches(image_set, clip.preprocess, batch_size, workers):
-            if len(batch.indices):
-                if hidden:
-                    h, z = clip.encode_both(batch.images)
-                    hiddens.append(h.cpu())
-                else:
-                    z = clip.encode_image(batch.images)
-                embeddings.append(z.cpu())
-                kept.append(batch.indices)
-            skipped += batch.skipped
-            bar.update(len(batch.indices) + len(batch.skipped))
-    index = torch.cat(kept)
-    return Features(
-        embeddings=torch.cat(embeddings),
-        labels=image_set.class_index[index],
-        class_names=image_set.classes,
-        hidden=torch.cat(hiddens) if hidden else None,
-        domains=image_set.domain_index[index],
-        domain_names=image_set.domains,
-        provenance={
-            **made_with(clip),
-            "images": image_set.root.name,
-            "skipped": skipped_files(image_set, skipped),
-        },
-    )
-
-
-def skipped_files(image_set: ImageSet, skipped: Sequence[Skipped]) -> list[dict[str, str]]:
-    """Files of a set that could not be read, for the provenance."""
-    return [
-        {"file": one.path.relative_to(image_set.root).as_posix(), "reason": one.reason}
-        for one in skipped
-    ]
-
-
 def read_features(path: str | Path) -> Features:
     """Read a feature file: one that `Features.save` wrote, or an .npz of arrays.
 
     The .npz holds `image_features` `[n, dim]` and `labels` `[n]`, and may hold `text_features`
-    `[classes, dim]` and `class_names` `[classes]`; other arrays are passed over. With text but no
-    names the classes are called "0", "1", ...; with neither they have no names, lest prompts be
-    made from numbers.
+    `[classes, dim]`, `class_names` (or `classes`) `[classes]`, and `domains` `[n]`, which are names
+    or index `domain_names`; other arrays are passed over. With text but no names the classes are
+    called "0", "1", ...; with neither they have no names, lest prompts be made from numbers.
+
+    Rows of zeros, which are of no image, are left out and counted in the provenance, "zero_rows".
 
     Args:
         path: The file.
@@ -281,32 +177,63 @@ def read_features(path: str | Path) -> Features:
 
     Raises:
         ValueError: If the file is missing, damaged, holds pickled objects, lacks an array, or holds
-            wrong shapes, NaN, Inf, or labels out of range.
+            wrong shapes, NaN, Inf, labels out of range, or nothing but zeros.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"feature file {str(path)!r} is not a file")
-    if path.suffix != ".npz":
-        return Features.load(path)
+    features = Features.load(path) if path.suffix.lower() != ".npz" else _read_npz(path)
+    return _without_zeros(features, path)
+
+
+def _read_npz(path: Path) -> Features:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             for name in ("image_features", "labels"):
                 if name not in arrays:
                     raise ValueError(f"it lacks {name!r}; it holds {', '.join(arrays.files)}")
             text = arrays["text_features"] if "text_features" in arrays else None
-            if "class_names" in arrays:
-                names = _names(arrays["class_names"].tolist())
+            named = next((name for name in ("class_names", "classes") if name in arrays), None)
+            if named is not None:
+                names = _names(arrays[named].tolist())
             else:
                 names = tuple(map(str, range(0 if text is None else len(text))))
+            domains, domain_names = _domains(arrays)
             return Features(
                 embeddings=_tensor("image_features", arrays["image_features"]),
                 labels=_tensor("labels", arrays["labels"]),
                 class_names=names,
+                domains=domains,
+                domain_names=domain_names,
                 text=None if text is None else _tensor("text_features", text),
                 provenance={"file": path.name},
             )
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a feature file: {' '.join(str(error).split())}") from None
+
+
+def _domains(arrays: Mapping[str, np.ndarray]) -> tuple[Tensor | None, tuple[str, ...]]:
+    """The domain of each row and the domains' names, of an .npz that has them."""
+    if "domains" not in arrays:
+        return None, ()
+    given = arrays["domains"]
+    if given.dtype.kind == "U":
+        names, places = np.unique(given, return_inverse=True)
+        return torch.from_numpy(places.reshape(-1).astype(np.int64)), tuple(names.tolist())
+    index = _tensor("domains", given)
+    if "domain_names" in arrays:
+        return index, _names(arrays["domain_names"].tolist())
+    return index, tuple(map(str, range(int(index.max()) + 1 if index.numel() else 0)))
+
+
+def _without_zeros(features: Features, path: Path) -> Features:
+    zero = torch.cat([(rows == 0).all(1) for rows in features.embeddings.split(_ROWS)])
+    if zero.all():
+        raise ValueError(f"{path} is not a feature file: all its rows are zeros")
+    if not zero.any():
+        return features
+    kept = features.subset((~zero).nonzero()[:, 0])
+    return replace(kept, provenance={**features.provenance, "zero_rows": int(zero.sum())})
 
 
 def _tensor(name: str, array: np.ndarray) -> Tensor:

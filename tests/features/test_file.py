@@ -14,12 +14,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from nullspace_unlearn import embedding, sealed
+from nullspace_unlearn import sealed
 from nullspace_unlearn.clip import Clip, load
 from nullspace_unlearn.data import mini
-from nullspace_unlearn.data.folders import ImageSet, find_images
-from nullspace_unlearn.embedding import embed_to_file
-from nullspace_unlearn.features import Features, embed
+from nullspace_unlearn.data.folders import read_folder
+from nullspace_unlearn.data.source import Source
+from nullspace_unlearn.features import Features
+from nullspace_unlearn.features import file as embedding
+from nullspace_unlearn.features.embed import embed
+from nullspace_unlearn.features.file import embed_to_file
 from nullspace_unlearn.files import OutputExists
 
 # 25 images in batches of 1: parts of 8, 8, 8 and 1.
@@ -33,16 +36,16 @@ def clip() -> Clip:
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Source:
     root = tmp_path_factory.mktemp("images")
     mini.write_images(root, ["car", "dog"], ["photo", "sketch"], range(6))
     (root / "photo/car/2.png").write_bytes(b"no picture")
     (root / "sketch/dog/zz.png").write_bytes(b"")  # all there is of the last part
-    return find_images(root)
+    return read_folder(root)
 
 
 @pytest.fixture(scope="module")
-def whole(clip: Clip, images: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def whole(clip: Clip, images: Source, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The file, made in one go."""
     path = tmp_path_factory.mktemp("whole") / "x"
     embed_to_file(clip, images, path, **OPTIONS)
@@ -71,7 +74,7 @@ def stop_at(
     return lambda: count
 
 
-def test_it_holds_what_embed_gives(clip: Clip, images: ImageSet, tmp_path: Path) -> None:
+def test_it_holds_what_embed_gives(clip: Clip, images: Source, tmp_path: Path) -> None:
     embed_to_file(clip, images, tmp_path / "deep/x", **OPTIONS)
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["x"]
     made, expected = Features.load(tmp_path / "deep/x"), embed(clip, images, hidden=True, **OPTIONS)
@@ -85,10 +88,10 @@ def test_it_holds_what_embed_gives(clip: Clip, images: ImageSet, tmp_path: Path)
     assert said == json.loads(json.dumps(dict(expected.provenance)))
     assert said["made_with"] == clip.fingerprint.facts
     assert [one["file"] for one in said["skipped"]] == ["photo/car/2.png", "sketch/dog/zz.png"]
-    assert str(images.root) not in json.dumps(dict(made.provenance))
+    assert str(images.pictures[0].holder[0]) not in json.dumps(dict(made.provenance))
 
 
-def test_without_hidden_features(clip: Clip, images: ImageSet, tmp_path: Path) -> None:
+def test_without_hidden_features(clip: Clip, images: Source, tmp_path: Path) -> None:
     embed_to_file(clip, images, tmp_path / "x", hidden=False, **OPTIONS)
     made, expected = Features.load(tmp_path / "x"), embed(clip, images, **OPTIONS)
     assert made.hidden is None and torch.equal(made.embeddings, expected.embeddings)
@@ -97,7 +100,7 @@ def test_without_hidden_features(clip: Clip, images: ImageSet, tmp_path: Path) -
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of memory")])
 def test_a_run_cut_short_goes_on(
     clip: Clip,
-    images: ImageSet,
+    images: Source,
     whole: bytes,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -115,7 +118,7 @@ def test_a_run_cut_short_goes_on(
 
 
 def test_a_full_disk_keeps_what_is_done(
-    clip: Clip, images: ImageSet, whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clip: Clip, images: Source, whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, original = tmp_path / "x", embedding.write_sealed
 
@@ -150,7 +153,7 @@ def test_a_full_disk_keeps_what_is_done(
 @pytest.mark.parametrize("checked", [True, False])
 def test_a_damaged_part_is_made_again(
     clip: Clip,
-    images: ImageSet,
+    images: Source,
     whole: bytes,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -183,7 +186,7 @@ def test_a_damaged_part_is_made_again(
 
 
 def test_parts_of_another_job_are_refused(
-    clip: Clip, images: ImageSet, whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clip: Clip, images: Source, whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "x"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -196,7 +199,7 @@ def test_parts_of_another_job_are_refused(
         (other, images, OPTIONS, f"model.weights: {str(clip.source.sha256)[:12]}, now {'f' * 12}"),
         (clip, images, {**OPTIONS, "batch_size": 2}, "batch_size: 1, now 2"),
         (clip, images, {**OPTIONS, "hidden": False}, "hidden: true, now false"),
-        (clip, fewer, OPTIONS, "images.names: "),
+        (clip, fewer, OPTIONS, "images.cells: "),
     ):
         with pytest.raises(ValueError, match="holds parts of another job") as error:
             embed_to_file(model, some, path, **options)
@@ -217,13 +220,13 @@ def test_parts_of_other_images_by_the_same_names_are_made_again(
     mini.write_images(root, ["car", "dog"], ["photo", "sketch"], range(5))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_at(patch, 18, KeyboardInterrupt())
-        embed_to_file(clip, find_images(root), path, **OPTIONS)
+        embed_to_file(clip, read_folder(root), path, **OPTIONS)
     assert set(parts(path)) == {"0", "1"}
     mini.write_images(tmp_path / "others", ["car"], ["photo"], range(5, 10))
     old, new = (sorted((at / "photo/car").iterdir()) for at in (root, tmp_path / "others"))
     for one, other in zip(old, new, strict=True):  # in part 0 alone
         other.replace(one)
-    images = find_images(root)
+    images = read_folder(root)
     with pytest.warns(UserWarning) as warned:
         embed_to_file(clip, images, path, **OPTIONS)
     assert ["images of part 0 have changed" in str(one.message) for one in warned] == [True]
@@ -233,7 +236,7 @@ def test_parts_of_other_images_by_the_same_names_are_made_again(
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_of_something_else_is_left_alone(
-    clip: Clip, images: ImageSet, tmp_path: Path, overwrite: bool
+    clip: Clip, images: Source, tmp_path: Path, overwrite: bool
 ) -> None:
     (tmp_path / "x.parts").mkdir()
     (tmp_path / "x.parts/mine.txt").write_text("mine")
@@ -248,16 +251,16 @@ def test_a_cell_without_a_readable_image(clip: Clip, tmp_path: Path) -> None:
     for file in (root / "photo/dog").iterdir():
         file.write_bytes(b"")
     with pytest.raises(ValueError, match="no readable image is left of class 'dog' in .*'photo'"):
-        embed_to_file(clip, find_images(root), tmp_path / "x", **OPTIONS)
+        embed_to_file(clip, read_folder(root), tmp_path / "x", **OPTIONS)
     assert not (tmp_path / "x").exists() and set(parts(tmp_path / "x")) == {"1"}
     mini.write_images(root, ["dog"], ["photo"], range(3))  # put right, under the same names
-    embed_to_file(clip, find_images(root), tmp_path / "x", **OPTIONS)
+    embed_to_file(clip, read_folder(root), tmp_path / "x", **OPTIONS)
     assert len(Features.load(tmp_path / "x")) == 12
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"workers": 0}])
 def test_numbers_out_of_range(
-    clip: Clip, images: ImageSet, tmp_path: Path, options: dict[str, int]
+    clip: Clip, images: Source, tmp_path: Path, options: dict[str, int]
 ) -> None:
     with pytest.raises(ValueError, match="must be at least 1"):
         embed_to_file(clip, images, tmp_path / "x", **options)
@@ -265,7 +268,7 @@ def test_numbers_out_of_range(
 
 
 def test_models_that_a_file_could_not_speak_of(
-    clip: Clip, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clip: Clip, images: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     random = replace(clip, source=replace(clip.source, sha256=None))
     bias = dict(clip.model.named_parameters())["visual.proj"]
