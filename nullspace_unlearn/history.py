@@ -11,6 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.words import CLASS_TEMPLATES
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class History:
         object.__setattr__(self, "edits", tuple(dict(edit) for edit in self.edits))
         for edit in self.edits:
             for one in _parts(edit):
-                _request(one)
+                _request(one), _kept(one), _templates(one), _domain_words(one)
 
     @property
     def requests(self) -> tuple[Forget, ...]:
@@ -57,6 +58,22 @@ class History:
         whole = (one for one in self.requests if one.paradigm == "domain")
         return tuple(dict.fromkeys(name for one in whole for name in one.domains))
 
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Names that some request kept, those among them that a later one has forgotten."""
+        parts = (one for edit in self.edits for one in _parts(edit))
+        return tuple(dict.fromkeys(name for one in parts for name in _kept(one)))
+
+    @property
+    def templates(self) -> dict[str, tuple[str, ...]]:
+        """For each name forgotten everywhere the class templates it was forgotten under."""
+        found: dict[str, tuple[str, ...]] = {}
+        for one in (part for edit in self.edits for part in _parts(edit)):
+            request = _request(one)
+            if request is not None and request.paradigm == "global":
+                found |= dict.fromkeys(request.names, _templates(one))
+        return found
+
     def forgotten(
         self, classes: Sequence[str], domains: Sequence[str]
     ) -> Bool[Tensor, "classes domains"]:
@@ -75,8 +92,7 @@ class History:
         for edit in self.edits:
             for one in _parts(edit):
                 if (request := _request(one)) is not None:
-                    words = one.get("domains") or {}
-                    mask |= _cells(request, words, classes, domains)
+                    mask |= _cells(request, _domain_words(one), classes, domains)
         return mask
 
     def then(self, edit: Mapping[str, Any]) -> History:
@@ -149,6 +165,32 @@ def _request(edit: Mapping[str, Any]) -> Forget | None:
         return Forget(**lists, aliases=aliases)
     except (TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"request {str(said)[:60]!r} is malformed: {error}") from None
+
+
+def _kept(edit: Mapping[str, Any]) -> tuple[str, ...]:
+    return _texts("kept", edit.get("kept"))
+
+
+def _templates(edit: Mapping[str, Any]) -> tuple[str, ...]:
+    said = edit.get("templates") or {}
+    if not isinstance(said, Mapping):
+        raise ValueError(f"templates must be a mapping, got {str(said)[:60]!r}")
+    return _texts("templates", said.get("class")) or CLASS_TEMPLATES
+
+
+def _domain_words(edit: Mapping[str, Any]) -> Mapping[str, str]:
+    said = edit.get("domains") or {}
+    if not isinstance(said, Mapping) or not all(isinstance(word, str) for word in said.values()):
+        raise ValueError(f"domains must be words by name, got {str(said)[:60]!r}")
+    return said
+
+
+def _texts(what: str, value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise ValueError(f"{what} must be a list of texts, got {str(value)[:60]!r}")
+    return tuple(value)
 
 
 def _cells(

@@ -1,9 +1,8 @@
-"""`nsu certify`: recompute an output folder's certificate from its weights alone."""
+"""`nsu certify`: recompute an output folder's certificates from its weights alone."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import click
 
@@ -15,11 +14,15 @@ from nullspace_unlearn.cli import options
 @click.option(
     "--template", multiple=True, metavar="TEXT", help="Check these in place of the recipe's."
 )
+@click.option(
+    "--classes", metavar="A,B,C|FILE", help="Names that stay; absent: those the recipe says."
+)
 @options.device_options
 @options.output_options
 def certify(
     folder: str,
     template: tuple[str, ...],
+    classes: str | None,
     device: str,
     precision: str,
     as_json: bool,
@@ -27,79 +30,32 @@ def certify(
 ) -> None:
     """Prove from the saved weights that what FOLDER forgot cannot win on any image.
 
-    Exits 1 where the proof fails.
+    All that its history forgets everywhere is proven, whenever it was forgotten. Exits 1 where the
+    proof fails.
     """
-    from nullspace_unlearn import unlearn
     from nullspace_unlearn.clip import read_folder
-    from nullspace_unlearn.forget import Forget
-    from nullspace_unlearn.words import Words
+    from nullspace_unlearn.proof import prove
 
-    recipe = _recipe(read_folder(folder).recipe, folder)
-    forget, kept = Forget(**recipe["request"]), recipe["kept"]
-    if forget.paradigm != "global":
-        raise ValueError(
-            f"{folder!r} forgets in some domains only; a certificate covers every image, so only "
-            "classes forgotten everywhere have one"
-        )
-    templates = Words(class_templates=template or recipe["templates"]["class"]).class_templates
+    read_folder(folder)  # which says it where it is no model folder
     clip = options.load_model(folder, None, device, precision)
-    proof = unlearn.certify(clip, forget.names, kept, templates)
-    rows: list[dict[str, Any]] = [
-        {
-            "class": name,
-            "holds": bool(holds),
-            "violation": float(violation),
-            "weights": {
-                kept[i]: float(w)
-                for i, w in sorted(zip(index, weight, strict=True), key=lambda pair: -pair[1])
-                if w > 0
-            },
-        }
-        for name, holds, violation, index, weight in zip(
-            forget.names,
-            proof.holds.tolist(),
-            proof.violation.tolist(),
-            proof.index.tolist(),
-            proof.weight.tolist(),
-            strict=True,
-        )
-    ]
-    holds = bool(proof.holds.all())
+    proof = prove(clip, options.class_list(classes), template or None)
     if as_json:
-        options.print_json(
-            {
-                "holds": holds,
-                "largest_violation": float(proof.violation.max()),
-                "templates": list(templates),
-                "certificates": rows,
-            }
-        )
+        options.print_json(proof.to_json())
     elif not quiet:
-        for row in rows:
-            shares = ", ".join(f"{w:.2f} {n}" for n, w in list(row["weights"].items())[:5])
-            verdict = "holds" if row["holds"] else "FAILS"
-            click.echo(f"{row['class']}: {verdict}, violation {row['violation']:.1e}; = {shares}")
-    if not holds:
-        worst = max(rows, key=lambda row: float(row["violation"]))
+        for one in proof.proven:
+            shares = ", ".join(f"{w:.2f} {n}" for n, w in list(one.weights.items())[:5])
+            verdict = "holds" if one.holds else "FAILS"
+            click.echo(f"{one.name}: {verdict}, violation {one.violation:.1e}; = {shares}")
+        click.echo(f"Assumed: {len(proof.kept)} names stay, as {proof.kept_from} says.")
+        if proof.left_out:
+            click.echo(f"Left out, as forgotten or the same to it: {', '.join(proof.left_out)}.")
+        if proof.uncovered:
+            cells = "; ".join(proof.uncovered)
+            click.echo(f"Not covered, since forgotten in some domains only: {cells}.")
+    if not proof.holds:
+        worst = max(proof.proven, key=lambda one: one.violation)
         click.echo(
-            f"nsu: the certificate fails for {worst['class']!r}: violation "
-            f"{worst['violation']:.1e}",
+            f"nsu: the certificate fails for {worst.name!r}: violation {worst.violation:.1e}",
             err=True,
         )
         sys.exit(1)
-
-
-def _recipe(recipe: Any, folder: str) -> dict[str, Any]:
-    """The request the folder was made from, trusting nothing in it."""
-    from nullspace_unlearn.forget import Forget
-    from nullspace_unlearn.words import Words
-
-    try:
-        made = dict(recipe["edits"][-1])
-        Forget(**made["request"])
-        Words(classes=made["kept"], class_templates=made["templates"]["class"])
-        return made
-    except (TypeError, KeyError, IndexError, ValueError, AttributeError):
-        raise ValueError(
-            f"{folder!r} does not say what was forgotten: it holds no recipe.yaml of nsu erase"
-        ) from None

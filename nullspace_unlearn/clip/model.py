@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from nullspace_unlearn.clip import folder, folding
 from nullspace_unlearn.clip.mlp import LastMlp, MlpFeatures, encode_mlp, find_mlp
 from nullspace_unlearn.clip.network import (
     Change,
+    current,
     encode,
     input_dtype,
     record,
@@ -231,6 +232,25 @@ class Clip:
         ]
         return torch.cat(parts) if parts else torch.empty(0, self.dim, device=self.device)
 
+    def visible(self, text: Float[Tensor, "*any dim"]) -> Float[Tensor, "*any dim"]:
+        """Text features less what no image of this model shows.
+
+        An edit that removed a direction k left `z k = 0` for every image, so k plays no part in any
+        score. An edit `M = I - read writeᵀ` made from what is left has `writeᵀ k = 0`, so `M k = k`
+        and `z M k = 0`: what was forgotten stays forgotten, and a certificate, which is
+        `z (t_c - Σ a_k t_k) = 0` on every image, holds on every image of the next model too.
+
+        Args:
+            text: `[*any, dim]` text features, of any floating dtype, on any device.
+
+        Returns:
+            The same, if the model was never edited; else with the same scores on every image.
+        """
+        if not self.history.edits:
+            return text
+        unseen = self._unseen.to(text)
+        return text - (text @ unseen) @ unseen.mT
+
     def projection(self, side: Side = "visual") -> Projection:
         """The final projection of a tower.
 
@@ -358,6 +378,13 @@ class Clip:
                 f"a model with visual prompts cannot be {what}: its weights do not hold them; "
                 "`save_adapter` writes them to a folder of their own"
             )
+
+    @cached_property
+    def _unseen(self) -> Float[Tensor, "dim r"]:
+        try:
+            return self.projection("visual").exact(partial(current, self.changes)).unseen()
+        except ValueError:
+            return torch.zeros(self.dim, 0, dtype=torch.float64)
 
     @cached_property
     def _headless(self) -> nn.Module:

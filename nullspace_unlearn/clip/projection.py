@@ -59,6 +59,21 @@ class Projection:
         bias = self.bias()
         return embeddings if bias is None else embeddings + bias.to(hidden)
 
+    def unseen(self) -> Float[Tensor, "dim r"]:
+        """The directions k with `W k = b k = 0`, so that `z k = 0` whatever the image.
+
+        Returns:
+            `[dim, r]` an orthonormal basis, float64, on the CPU; r is 0 for a projection that no
+            edit has made singular. Rounding of the stored entries counts for nothing.
+        """
+        rows, bias = self.matrix(), self.bias()
+        if bias is not None:
+            rows = torch.cat([rows, bias[None]])
+        _, size, directions = torch.linalg.svd(rows)
+        dtype = torch.float32 if self.weight is None else self.weight.dtype
+        seen = int((size > 2 * torch.finfo(dtype).eps * size[0]).sum())
+        return directions[seen:].mT
+
     def stored(self, matrix: Float[Tensor, "width dim"]) -> Tensor:
         """A matrix W in the layout of the stored weight, contiguous."""
         return (matrix if self.layout == "in_out" else matrix.mT).contiguous()
@@ -77,12 +92,23 @@ class Projection:
 
     def edited(self, edit: Edit, now: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
         """W and b after an edit; see `folding.Place`."""
+        return _edited(self.exact(now), edit)
+
+    def exact(self, now: Callable[[str, Tensor], Tensor]) -> Projection:
+        """The projection with its parameters as edits left them, before rounding.
+
+        Args:
+            now: Key and parameter -> that parameter.
+
+        Returns:
+            The projection.
+        """
         exact = self
         if self.weight is not None:
             exact = replace(exact, weight=now(self.key, self.weight))
         if self.offset is not None and self.bias_key is not None:
             exact = replace(exact, offset=now(self.bias_key, self.offset))
-        return _edited(exact, edit)
+        return exact
 
     def predict(
         self, model: nn.Module, edit: Edit, inputs: Tensor

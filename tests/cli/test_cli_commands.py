@@ -152,6 +152,7 @@ def test_inspect_says_what_would_happen_and_writes_nothing(tmp_path, made):
     assert len(said["operator_singular_values"]) == 3
     assert said["change_of_forgotten"] > 2 * said["mean_change_of_kept"] > 0
     recipe = yaml.safe_load((made("--class", "car") / "recipe.yaml").read_text())["edits"][0]
+    assert recipe.pop("parameter") == ["visual.proj"] and recipe.pop("invertible") is False
     assert {key: said[key] for key in recipe} == recipe  # it is what erase does
     assert len(nsu("inspect", "--class", "car", "--top", "3", "--json").json["nearest"]) == 3
     text = nsu("inspect", "--class", "car").out
@@ -179,7 +180,8 @@ def test_certify_an_intact_folder(made):
         assert sum(row["weights"].values()) == pytest.approx(1)
         assert not set(row["weights"]) & set(names)
     text = nsu("certify", folder).out.splitlines()
-    assert len(text) == 7 and all(": holds, violation" in line for line in text)
+    assert len(text) == 8 and all(": holds, violation" in line for line in text[:7])
+    assert text[7] == "Assumed: 10 names stay, as the folder's recipe says."
 
 
 def tamper(folder: Path, change) -> None:
@@ -219,7 +221,7 @@ def test_certify_holds_for_its_templates_and_strength_alone(made):
     [
         (None, "holds no recipe.yaml"),
         ("edits: []", "holds no recipe.yaml of nsu erase"),
-        ("edits: [{request: {classes: [car]}}]", "holds no recipe.yaml of nsu erase"),
+        ("edits: [{request: {classes: [car]}}]", "nothing is kept"),
         ("edits: [", "is malformed"),
     ],
 )
@@ -249,7 +251,22 @@ def test_certify_checks_every_field_it_reads(change, copy):
     (copy / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     result = nsu("certify", copy)
     assert result.code == 2, result
-    assert "holds no recipe.yaml of nsu erase" in result.err
+    assert "recipe.yaml is malformed" in result.err or "nothing is kept" in result.err
+
+
+@pytest.mark.parametrize("twin", ["car", "CAR", " car"])
+def test_certify_is_not_fooled_by_what_the_recipe_keeps(twin, copy):
+    """A forgotten name among the kept, or one that is the same to the model, proves nothing."""
+    recipe = yaml.safe_load((copy / "recipe.yaml").read_text())
+    recipe["edits"][-1]["kept"].append(twin)
+    (copy / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    text = nsu("certify", copy).out
+    assert f"Left out, as forgotten or the same to it: {twin}." in text
+    assert ": holds" in text  # control: what it did forget is proven without it
+    tamper(copy, lambda w: load_file(mini.MODEL_FOLDER / WEIGHTS)["visual.proj"])
+    assert nsu("certify", copy).code == 1
+    only = nsu("certify", copy, "--classes", twin)
+    assert only.code == 2 and "nothing is kept" in only.err
 
 
 def test_a_cell_has_no_certificate(made):

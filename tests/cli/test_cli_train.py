@@ -110,7 +110,11 @@ def test_an_edit_trained_on_says_both(tmp_path):
     said = {"method": "mine", "trained": True, "paper": "none"}
     folder = edited.with_parameters(new, said).save(tmp_path / "both")
     first, second = yaml.safe_load((folder / "recipe.yaml").read_text())["edits"]
-    assert (first["method"], first["parameter"], first["side"]) == ("hull", "visual.proj", "visual")
+    assert (first["method"], first["parameter"], first["side"]) == (
+        "hull",
+        ["visual.proj"],
+        "visual",
+    )
     assert second == {"side": "both", "parameter": keys, **said}
     card = (folder / "README.md").read_text()
     assert "edited in closed form and trained with mine (none)" in card

@@ -154,6 +154,26 @@ def test_half_precision_composes_without_rounding_in_between(folder_of, random_e
     assert distance(folded.projection().matrix().numpy(), expected) > 1e-5  # control
 
 
+@pytest.mark.parametrize("name", ["ViT-B-32", "RN50", "ViT-B-16-SigLIP"])
+def test_what_an_edit_removed_plays_no_part(name, clip_of, random_edit):
+    """Text less what no image shows scores the same, and no edit made from it brings that back."""
+    clip = clip_of(name)
+    random = torch.Generator().manual_seed(5)
+    text, gone = (torch.randn(n, clip.dim, generator=random).double() for n in (6, 2))
+    gone = torch.linalg.qr(gone.mT).Q
+    edited = clip.fold(Edit(gone, gone))
+    assert clip.visible(text) is text and clip.projection().unseen().shape == (clip.dim, 0)
+    assert edited.projection().unseen().shape == (clip.dim, 2)
+    seen, images = edited.visible(text), torch.from_numpy(features(edited, "visual"))
+    assert distance((images @ seen.mT).numpy(), (images @ text.mT).numpy()) < 1e-6
+    assert (seen @ gone).abs().max() < 1e-6 and (text @ gone).abs().max() > 0.1  # control
+    rows = torch.linalg.qr(seen[:2].mT).Q
+    for write, back in ((rows, False), (rows + gone, True)):  # the second is the control
+        again = edited.fold(Edit(rows, write)).projection()
+        assert (torch.linalg.matrix_norm(again.matrix() @ gone) > 1e-4) == back
+        assert again.unseen().shape[-1] == (2 if back else 4)
+
+
 def test_overflow_is_refused(folder_of, random_edit):
     clip = load(str(folder_of("ViT-B-32")), device="cpu", precision="fp16")
     with pytest.raises(ValueError, match=r"edited visual.proj does not fit float16.*65504"):
