@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -27,6 +28,7 @@ _LEFTOVER = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.(?P<kind>tmp|old)", re.DO
 # How `renameat2` on Linux and `renamex_np` on macOS are told to swap two paths.
 _HERE, _EXCHANGE = -100, 2
 _A_DAY = 24 * 3600.0
+_LONGEST = 64 << 20  # bytes of a text
 
 _claims: set[Path] = set()
 
@@ -43,6 +45,53 @@ def default_cache() -> Path:
     """Where pictures and prompts' features are kept unless the user says otherwise."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "nullspace-unlearn" / "prototypes"
+
+
+def read_text(path: str | Path, stdin: bool = False) -> str:
+    """Read a file that a person wrote: UTF-8, with or without a byte order mark.
+
+    Args:
+        path: The file.
+        stdin: Whether it may be `/dev/stdin`.
+
+    Returns:
+        Its text.
+
+    Raises:
+        ValueError: If it is no regular file (a pipe or a device may never end), cannot be read, is
+            no UTF-8, or longer than 64 MiB.
+    """
+    path = Path(path)
+    try:
+        if not (stdin and str(path) == "/dev/stdin"):
+            check_regular(path)
+        with path.open("rb") as file:
+            data = file.read(_LONGEST + 1)
+        if len(data) > _LONGEST:
+            raise ValueError(f"it is longer than {_LONGEST >> 20} MiB")
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{str(path)!r} cannot be read: it is no UTF-8 text") from None
+    except OSError as error:
+        raise ValueError(f"{str(path)!r} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:  # also a name that no file can have
+        raise ValueError(f"{str(path)!r} cannot be read: {error}") from None
+
+
+def check_regular(path: Path) -> None:
+    """Refuse to read what is there but no regular file: a pipe or a device may never end.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: Saying what it is.
+        OSError: If it is not there.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise ValueError(f"it is {kind}, and no file")
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:

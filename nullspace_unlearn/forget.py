@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from nullspace_unlearn.words import check_names
+from nullspace_unlearn.words import check_names, same_name
 
 Paradigm = Literal["global", "cell", "domain"]
 
@@ -52,9 +52,9 @@ class Forget:
         check_names("class", self.names)
         check_names("domain", self.domains)
         check_names("kept class", self.keep)
-        forgotten = {name.casefold(): name for name in self.names}
+        forgotten = {same_name(name): name for name in self.names}
         for name in self.keep:
-            if name.casefold() in forgotten:
+            if same_name(name) in forgotten:
                 raise ValueError(f"{name!r} is both forgotten and kept; it can only be one of them")
         for name in aliases:
             if name not in self.classes:

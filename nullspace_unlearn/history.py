@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from nullspace_unlearn.forget import Forget
-from nullspace_unlearn.words import CLASS_TEMPLATES
+from nullspace_unlearn.words import CLASS_TEMPLATES, same_name
 
 
 @dataclass(frozen=True)
@@ -196,9 +196,9 @@ def _texts(what: str, value: Any) -> tuple[str, ...]:
 def _cells(
     request: Forget, words: Mapping[str, str], classes: Sequence[str], domains: Sequence[str]
 ) -> Bool[Tensor, "classes domains"]:
-    names = {name.casefold() for name in request.names}
+    names = {same_name(name) for name in request.names}
     keys = {word for key in request.domains for word in (key, words.get(key, key))}
-    named = [not names or name.casefold() in names for name in classes]
+    named = [not names or same_name(name) in names for name in classes]
     rows = torch.tensor(named, dtype=torch.bool)
     columns = torch.tensor([not keys or one in keys for one in domains], dtype=torch.bool)
     return rows.reshape(-1, 1) & columns.reshape(1, -1)

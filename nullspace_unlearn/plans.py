@@ -19,10 +19,11 @@ from nullspace_unlearn.prototypes import (
     cell_prototypes,
     class_prototypes,
     imagenet_names,
+    names_that_fit,
     near_synonyms,
 )
 from nullspace_unlearn.spelling import did_you_mean, listed
-from nullspace_unlearn.words import Words, check_names
+from nullspace_unlearn.words import Words, check_names, same_name
 
 # A bundled vocabulary is cut to this many names (the nearest to what is forgotten) where every one
 # of them needs a prompt for each domain: far names bear no risk and cost as much.
@@ -112,11 +113,11 @@ def plan(
             "to forget a whole domain, say which classes the model must go on telling apart in the "
             "others: none are given, and the model's folder carries none"
         )
-    names = words.classes or imagenet_names()
+    names = words.classes or _imagenet_names(clip, words, forget)
     if not bundled:
         _check_known(forget.classes, names)
-    gone = {name.casefold() for name in forget.names}
-    candidates = tuple(dict.fromkeys(n for n in (*names, *forget.keep) if n.casefold() not in gone))
+    gone = {same_name(name) for name in forget.names}
+    candidates = tuple(dict.fromkeys(n for n in (*names, *forget.keep) if same_name(n) not in gone))
     if not candidates:
         raise ValueError("nothing is kept: the class list holds only what is forgotten")
     forget_rows = class_prototypes(clip, forget.names or names, words.class_templates)
@@ -419,12 +420,20 @@ def with_aliases(forget: Forget, words: Words) -> Forget:
     Returns:
         The request with both kinds of aliases.
     """
-    taken = {name.casefold() for name in (*forget.keep, *words.classes, *forget.names)}
+    taken = {same_name(name) for name in (*forget.keep, *words.classes, *forget.names)}
     joined = {}
     for name in forget.classes:
-        carried = [a for a in words.aliases.get(name, ()) if a.casefold() not in taken]
-        taken |= {a.casefold() for a in carried}
+        carried = [a for a in words.aliases.get(name, ()) if same_name(a) not in taken]
+        taken |= {same_name(a) for a in carried}
         both = (*forget.aliases.get(name, ()), *carried)
         if both:
             joined[name] = both
     return Forget(forget.classes, forget.domains, forget.keep, joined)
+
+
+def _imagenet_names(clip: Clip, words: Words, forget: Forget) -> tuple[str, ...]:
+    """ImageNet's names, those that the model reads as a whole in every prompt they will need."""
+    names = names_that_fit(clip, imagenet_names(), words.class_templates)
+    for word in words.domains.values() if forget.domains else ():
+        names = names_that_fit(clip, names, words.cell_templates, word)
+    return names

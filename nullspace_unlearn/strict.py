@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from nullspace_unlearn.files import read_text
 from nullspace_unlearn.spelling import instead
 
 _T = TypeVar("_T")
@@ -55,8 +56,8 @@ def plain_yaml(path: str | Path) -> Any:
             make gigabytes of a few bytes, a type of its own.
     """
     try:
-        return yaml.load(Path(path).read_text(encoding="utf-8"), _PlainLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        return yaml.load(read_text(path), _PlainLoader)
+    except (yaml.YAMLError, RecursionError) as error:
         said = " ".join(str(error).split()) or "it is nested too deep"
         raise ValueError(f"{str(path)!r} cannot be read: {said}") from None
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import string
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+from nullspace_unlearn.files import read_text
 
 FILE_NAME = "vocabulary.json"
 
@@ -68,8 +71,21 @@ class Words:
         }
 
 
+def same_name(name: str) -> str:
+    """What two spellings of one name have in common: Unicode form, width, case and blanks aside.
+
+    Args:
+        name: A class or domain.
+
+    Returns:
+        A text that is equal where the names are one.
+    """
+    folded = unicodedata.normalize("NFKC", name).casefold()
+    return " ".join(unicodedata.normalize("NFKC", folded).split())
+
+
 def check_names(what: str, names: tuple[str, ...]) -> None:
-    """Refuse empty names and names given twice (outer blanks aside).
+    """Refuse empty names and names given twice, also in two spellings (`same_name`).
 
     Args:
         what: What the names name, for the message: "class", "domain".
@@ -82,7 +98,7 @@ def check_names(what: str, names: tuple[str, ...]) -> None:
     for name in names:
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"empty {what} name: {name!r}")
-        key = name.strip()
+        key = same_name(name)
         if key in seen:
             raise ValueError(f"{what} named twice: {seen[key]!r} and {name!r}")
         seen[key] = name
@@ -131,7 +147,7 @@ def read_words(path: Path) -> Words:
         ValueError: If the file is not JSON, or not of the expected shape.
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(read_text(path))
         templates = data.get("templates", {})
         return Words(
             classes=_strings(data["classes"]),

@@ -31,7 +31,7 @@ from nullspace_unlearn.linalg import unit
 from nullspace_unlearn.plans import Texts
 from nullspace_unlearn.prototypes import Visual, from_batches, from_text
 from nullspace_unlearn.train import Settings, Shots, Task
-from nullspace_unlearn.words import Words
+from nullspace_unlearn.words import Words, same_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +125,7 @@ def _erase(
     # Whoever forgets a class of one data set wants the names of the others to stay as well.
     names: dict[str, str] = {}
     for name in (name for one in (own, *others) for name in one.words.classes):
-        names.setdefault(name.casefold(), name)
+        names.setdefault(same_name(name), name)
     shots = _shots(entry, own, 0, seed)[0] if entry.drawn else None
     started = time.perf_counter()
     plan = plans.plan(

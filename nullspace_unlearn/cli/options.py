@@ -176,7 +176,7 @@ def pairs(option: str, values: tuple[str, ...]) -> dict[str, str]:
 
 
 def class_list(value: str | None) -> list[str] | None:
-    """Read --classes: names parted by commas, or a file with one name a line.
+    """Read --classes: names parted by commas, or a file (`class_list.read_class_list`).
 
     Args:
         value: What was given.
@@ -188,19 +188,15 @@ def class_list(value: str | None) -> list[str] | None:
         ValueError: If a name is empty, two differ in outer blanks alone, or the file cannot be read
             or names nothing.
     """
+    from nullspace_unlearn.class_list import read_class_list
     from nullspace_unlearn.words import check_names
 
     if value is None:
         return None
     path = Path(value)
-    if "," not in value and (path.is_file() or path.suffix):
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"class list {value!r} cannot be read: {error}") from None
-        names = [line.strip() for line in lines if line.strip()]
-        if not names:
-            raise ValueError(f"class list {value!r} names no classes")
+    is_path = "," not in value and (path.suffix or os.sep in value or "/" in value)
+    if is_path or _is_file(path):
+        names = read_class_list(path)
     else:
         names = [name.strip() for name in value.split(",")]
     check_names("class", tuple(dict.fromkeys(names)))
@@ -210,6 +206,13 @@ def class_list(value: str | None) -> list[str] | None:
             stacklevel=2,
         )
     return names
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # longer than a name can be, or with a null byte
+        return False
 
 
 def load_model(

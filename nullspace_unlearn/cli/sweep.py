@@ -304,16 +304,12 @@ def _each(
 
 def _listed(file: str, cells: CellOptions) -> list[Forget]:
     """The requests of a --requests file."""
-    import yaml
-
     from nullspace_unlearn.forget import Forget
+    from nullspace_unlearn.strict import plain_yaml
 
     if cells.class_ or cells.domain or cells.all_classes:
         raise ValueError("--requests says what to forget: leave out --class, --domain, or it")
-    try:
-        listed = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"requests {file!r} cannot be read: {error}") from None
+    listed = plain_yaml(file)
     if not isinstance(listed, list) or not listed:
         raise ValueError(f"requests {file!r} must be a list of requests with classes or domains")
     requests = []

@@ -35,6 +35,7 @@ from nullspace_unlearn.clip.source import (
     one_line,
 )
 from nullspace_unlearn.clip.trust import refuse_remote_code, weights_only
+from nullspace_unlearn.files import read_text
 from nullspace_unlearn.fingerprint import file_sha256
 from nullspace_unlearn.history import History
 
@@ -307,7 +308,7 @@ def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
     if not path.is_file():
         raise ValueError(f"model folder {str(path.parent)!r} holds no {path.name}")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         config = json.loads(text)
         parts = config["model_cfg"]
         if not all(isinstance(parts[key], dict) for key in ("vision_cfg", "text_cfg")):

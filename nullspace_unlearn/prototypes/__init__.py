@@ -1,7 +1,12 @@
 """Prototypes: vectors that stand for classes and cells, from prompts, pictures or images."""
 
 from nullspace_unlearn.prototypes.pixels import Pictures, Synthesis, synthesise
-from nullspace_unlearn.prototypes.text import cell_prototypes, class_prototypes, prompt_features
+from nullspace_unlearn.prototypes.text import (
+    cell_prototypes,
+    class_prototypes,
+    names_that_fit,
+    prompt_features,
+)
 from nullspace_unlearn.prototypes.visual import (
     Visual,
     draw,
@@ -25,6 +30,7 @@ __all__ = [
     "from_pictures",
     "from_text",
     "imagenet_names",
+    "names_that_fit",
     "near_synonyms",
     "prompt_features",
     "synthesise",

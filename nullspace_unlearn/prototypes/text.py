@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -78,31 +78,62 @@ def check_fit(
     Raises:
         ValueError: Naming a prompt that is cut too early.
     """
-    if not isinstance(model, Clip):
-        return
-    words = {} if domain is None else {"domain": domain}
     behind = []
     for template in templates:
-        prompts = [template.format(**{"class": name}, **words) for name in names]
-        cut, context = cut_by(model.tokenizer, prompts)
-        long = [i for i, is_cut in enumerate(cut) if is_cut]
-        tail, last_field, _, _ = list(string.Formatter().parse(template))[-1]
-        behind_name = 0 if last_field is not None else len(tail)
-        needed = [prompts[i][: len(prompts[i]) - behind_name] for i in long]
-        for i, too_early in zip(long, cut_by(model.tokenizer, needed)[0], strict=True):
-            if too_early:
+        for name, prompt, context, cut in _too_long(model, names, template, domain):
+            if cut:
                 raise ValueError(
-                    f"the model reads {context} tokens, and prompt {_short(prompts[i])!r} is cut "
-                    f"before {_short(names[i])!r} ends: shorten the template or the name"
+                    f"the model reads {context} tokens, and prompt {_short(prompt)!r} is cut "
+                    f"before {_short(name)!r} ends: shorten the template or the name"
                 )
-        behind += [prompts[i] for i in long]
+            behind.append((prompt, context))
     if behind:
         warnings.warn(
-            f"the model reads {context} tokens: the end of {_short(behind[0])!r}"
+            f"the model reads {behind[0][1]} tokens: the end of {_short(behind[0][0])!r}"
             + (f" and of {len(behind) - 1} other prompts" if len(behind) > 1 else "")
             + " is cut",
             stacklevel=3,
         )
+
+
+def names_that_fit(
+    model: TextEncoder, names: Sequence[str], templates: Sequence[str], domain: str | None = None
+) -> tuple[str, ...]:
+    """The names that the text tower reads to their end in every prompt.
+
+    Args:
+        model: The text encoder.
+        names: Class names.
+        templates: Templates holding `{class}`, and `{domain}` where `domain` is given.
+        domain: The word for the domain.
+
+    Returns:
+        Those that `check_fit` does not refuse, in order.
+    """
+    cut = {
+        name
+        for template in templates
+        for name, _, _, is_cut in _too_long(model, names, template, domain)
+        if is_cut
+    }
+    return tuple(name for name in names if name not in cut)
+
+
+def _too_long(
+    model: TextEncoder, names: Sequence[str], template: str, domain: str | None
+) -> Iterator[tuple[str, str, int, bool]]:
+    """Of each prompt that is cut: its name, itself, the context, whether a field is cut too."""
+    if not isinstance(model, Clip):
+        return
+    words = {} if domain is None else {"domain": domain}
+    prompts = [template.format(**{"class": name}, **words) for name in names]
+    cut, context = cut_by(model.tokenizer, prompts)
+    long = [i for i, is_cut in enumerate(cut) if is_cut]
+    tail, last_field, _, _ = list(string.Formatter().parse(template))[-1]
+    behind = 0 if last_field is not None else len(tail)
+    needed = [prompts[i][: len(prompts[i]) - behind] for i in long]
+    for i, too_early in zip(long, cut_by(model.tokenizer, needed)[0], strict=True):
+        yield names[i], prompts[i], context, too_early
 
 
 def _short(text: str) -> str:

@@ -6,6 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nullspace_unlearn.linalg import unit
+from nullspace_unlearn.words import same_name
 
 DOMAIN_WORDS = ("photo", "painting", "cartoon", "sketch")
 """Domains a model is taken to know where neither its folder nor the data name any."""
@@ -21,7 +22,7 @@ def imagenet_names() -> tuple[str, ...]:
     """
     from open_clip import IMAGENET_CLASSNAMES
 
-    return tuple({name.casefold(): name for name in reversed(IMAGENET_CLASSNAMES)}.values())[::-1]
+    return tuple({same_name(name): name for name in reversed(IMAGENET_CLASSNAMES)}.values())[::-1]
 
 
 def near_synonyms(

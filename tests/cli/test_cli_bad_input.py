@@ -153,6 +153,14 @@ ROWS: dict[str, tuple[tuple[str, ...], str]] = {
         (*ERASE, "--output", "notes", "--overwrite"),
         "is not a model folder, so it is not replaced",
     ),
+    "twin by width": ((*ERASE, "--classes", "car,dog,\uff44og"), "class named twice: 'dog'"),
+    "twin that is forgotten": (
+        (*ERASE, "--classes", "car,dog", "--keep", "\uff43ar"),
+        "both forgot",
+    ),
+    "list that is not there": ((*ERASE, "--classes", "lists/mine"), "No such file"),
+    "list that is a folder": ((*ERASE, "--classes", "notes"), "it is a folder, and no file"),
+    "list without end": ((*ERASE, "--classes", "/dev/zero"), "it is a pipe or a device"),
     "no room for the name": (
         (*ERASE, "--template", "a rather long photo taken in a nice place full of people of a {}"),
         "the model reads 16 tokens, and prompt '.* car' is cut before 'car' ends",

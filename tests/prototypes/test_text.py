@@ -16,6 +16,7 @@ from nullspace_unlearn.prototypes import (
     cell_prototypes,
     class_prototypes,
     imagenet_names,
+    names_that_fit,
     near_synonyms,
     prompt_features,
 )
@@ -173,3 +174,11 @@ def test_a_tail_that_the_context_cuts_is_said(mini: Clip) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         prompt_features(mini, ("dog", "cat"), ("a photo of a {class}.",))  # the control
+
+
+def test_the_names_that_fit_are_those_that_are_not_refused(mini: Clip) -> None:
+    names = ("dog", f"{LONG} cat", "tea pot", LONG)
+    templates = ("a photo of a {class}.", "{class} in " + LONG)
+    assert names_that_fit(mini, names, templates) == ("dog", "tea pot")
+    assert names_that_fit(mini, names, (LONG + " {class}",)) == ()
+    assert names_that_fit(mini, names, ("{class}, {domain}",), LONG) == ()
