@@ -97,7 +97,9 @@ def test_a_cell_template_needs_both_fields() -> None:
         Words(cell_templates=("a {class}.",))
 
 
-def test_names_differ_by_more_than_blanks() -> None:
-    check_names("class", ("crane", "cranes", "Crane"))  # a bird and a builder's name, say
+def test_names_differ_by_more_than_blanks_and_case() -> None:
+    check_names("class", ("crane", "cranes", "cr ane"))
     with pytest.raises(ValueError, match="class named twice: 'car' and ' car'"):
         check_names("class", ("car", " car"))
+    with pytest.raises(ValueError, match="class named twice: 'crane' and 'Crane'"):
+        check_names("class", ("crane", "Crane"))

@@ -195,7 +195,7 @@ def class_list(value: str | None) -> list[str] | None:
         return None
     path = Path(value)
     is_path = "," not in value and (path.suffix or os.sep in value or "/" in value)
-    if is_path or _is_file(path):
+    if is_path or (value and _is_there(path)):
         names = read_class_list(path)
     else:
         names = [name.strip() for name in value.split(",")]
@@ -208,7 +208,7 @@ def class_list(value: str | None) -> list[str] | None:
     return names
 
 
-def _is_file(path: Path) -> bool:
+def _is_there(path: Path) -> bool:
     try:
         return path.exists()
     except (OSError, ValueError):  # longer than a name can be, or with a null byte

@@ -110,7 +110,7 @@ ROWS: dict[str, tuple[tuple[str, ...], str]] = {
     "duplicate in the list": ((*ERASE, "--classes", "car,dog,dog"), "class named twice: 'dog'"),
     "empty name in the list": ((*ERASE, "--classes", "car,,dog"), "empty class name"),
     "empty list": ((*ERASE, "--classes", ""), "empty class name"),
-    "missing list": ((*ERASE, "--classes", "no.txt"), "class list 'no.txt' cannot be read"),
+    "missing list": ((*ERASE, "--classes", "no.txt"), "'no.txt' cannot be read"),
     "template without a class": ((*ERASE, "--template", "a photo."), "must hold {class}"),
     "template with more": ((*ERASE, "--template", "{} in {domain}"), "must hold {class}"),
     "template unclosed": ((*ERASE, "--template", "a {"), "is malformed"),
