@@ -10,8 +10,9 @@ import click
 
 from nullspace_unlearn.cli import options
 from nullspace_unlearn.cli.data import DataOptions, data_options
+from nullspace_unlearn.cli.judge import JudgeOptions, failed, judge_options, stop_if
 from nullspace_unlearn.cli.request import RequestOptions, default_name, request_options
-from nullspace_unlearn.cli.shown import comparison_lines
+from nullspace_unlearn.cli.shown import comparison_lines, prediction_lines
 from nullspace_unlearn.cli.visual import VisualOptions, visual_options
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 @request_options
 @visual_options
 @data_options
+@judge_options
 @click.option("--output", metavar="DIR", help="Folder to write; absent: named after the request.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @click.option("--undo", metavar="FILE", help="Also write what brings the original back, elsewhere.")
@@ -37,6 +39,7 @@ def erase(
     request: RequestOptions,
     visual: VisualOptions,
     data: DataOptions,
+    judge: JudgeOptions,
     output: str | None,
     overwrite: bool,
     undo: str | None,
@@ -55,7 +58,8 @@ def erase(
     nsu erase --class car --depth both                     its images too, not only its name
 
     Writes a folder that stock open_clip loads as local-dir:DIR. With the bundled model, or with
-    --data, it shows the accuracy of every class in every domain before and after.
+    --data, it says whether the class is forgotten by every way of asking, beside what a name that
+    says nothing would score, and what that cost; without, what prototypes predict.
     """  # noqa: D301
     request = visual.request(request)
     target = Path(output) if output else Path(default_name(model, request.forget()))
@@ -65,10 +69,13 @@ def erase(
     if visual.space == "mlp" and found is not None and found.features is not None:
         raise ValueError("--space mlp is measured on images encoded again, and --data is features")
 
+    conditions = judge.conditions(measured=found is not None)
+
     from nullspace_unlearn import unlearn
     from nullspace_unlearn.data.source import apart
     from nullspace_unlearn.erasers import METHODS
-    from nullspace_unlearn.evaluate.compare import compare
+    from nullspace_unlearn.evaluate.compare import compare, predicted
+    from nullspace_unlearn.evaluate.verdict import in_words
     from nullspace_unlearn.report.picture import check_picture
     from nullspace_unlearn.report.plots import grid_heatmap
 
@@ -102,29 +109,39 @@ def erase(
     }
     if METHODS[plan.method].certified:
         result["certificate"] = _certificate(unlearn.certify_plan(edited, plan), plan)
-    comparison = None
+    lists, comparison, prediction = judge.lists(plan.keep), None, None
     if found is not None:
         features = data.embed(clip, found, silent, hidden=edit.space == "hidden")
         after = data.embed(edited, found, silent) if edit.space == "mlp" else None
         comparison = compare(
-            clip, edited, edit, plan.side, features, plan.forget, plan.words.class_templates, after
-        )
+            clip, edited, edit, plan.side, features, plan.forget, plan.words.class_templates,
+            after, lists,
+        )  # fmt: skip
         result |= {
             "data": features.provenance.get("images"),
             "left_out": left_out,
             **comparison.to_json(),
+            **in_words(comparison),
         }
-    edited.save(target, overwrite, undo=undo, report=result)
+    elif edit.space != "mlp":
+        prediction = predicted(
+            clip, edited, edit, plan.side, plan.forget, plan.words, prototypes, lists
+        )
+        result["predicted"] = {**prediction.to_json(draws=0), **in_words(prediction)}
+    refused = failed(conditions, comparison)
+    if not (refused and judge.discard):
+        edited.save(target, overwrite, undo=undo, report=result)
     if comparison is not None and heatmap:
         grid_heatmap(
             comparison.before, comparison.after, comparison.mask, comparison.classes,
             comparison.domains, heatmap, overwrite,
         )  # fmt: skip
-    result["output"] = str(target)
+    result["output"] = None if refused and judge.discard else str(target)
     if as_json:
         options.print_json(result)
     elif not quiet:
-        click.echo(_report(result, plan, comparison))
+        click.echo(_report(result, plan, comparison, prediction))
+    stop_if(refused)
 
 
 def _certificate(proof: Certificate, plan: Plan) -> dict[str, Any]:
@@ -136,7 +153,12 @@ def _certificate(proof: Certificate, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _report(result: dict[str, Any], plan: Plan, comparison: Comparison | None) -> str:
+def _report(
+    result: dict[str, Any],
+    plan: Plan,
+    comparison: Comparison | None,
+    prediction: Comparison | None,
+) -> str:
     where = f" in {', '.join(plan.forget.domains)}" if plan.forget.domains else " everywhere"
     what = ", ".join(plan.forget.names) or "every class"
     seconds, seen = result["seconds"], result["prototypes"]
@@ -159,10 +181,14 @@ def _report(result: dict[str, Any], plan: Plan, comparison: Comparison | None) -
             f"combination of kept names (largest violation {proof['largest_violation']:.1e})."
         )
     if comparison is not None:
-        lines += ["", *comparison_lines(comparison)]
+        lines += ["", *comparison_lines(comparison, plan.method)]
         if result["left_out"]:
             lines.append(
                 f"Left out of these figures: {result['left_out']} images that the edit was made of."
             )
+    if prediction is not None:
+        lines += ["", *prediction_lines(prediction, plan.method)]
+    if result["output"] is None:
+        return "\n".join([*lines, "", "Wrote nothing, as --discard asks"])
     lines += ["", f"Wrote {result['output']} (load it as local-dir:{result['output']})"]
     return "\n".join(lines)

@@ -1,51 +1,66 @@
-"""A comparison for a reader: the grid, the figures, and whether it was forgotten at all."""
+"""A comparison for a reader: in a sentence, the grid, and the figures beside chance."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nullspace_unlearn.evaluate.compare import Comparison
 
-_ROWS = {
-    "forgotten": "forgotten (lower is better)",
-    "same_class": "same class, kept domains",
-    "same_domain": "other classes, same domain",
-    "rest": "the rest",
-    "worst_kept": "worst cell that stays",
-    "h4": "H4 (harmonic mean)",
-}
 
-
-def comparison_lines(comparison: Comparison) -> list[str]:
+def comparison_lines(comparison: Comparison, method: str) -> list[str]:
     """Lines for a terminal.
 
     Args:
         comparison: What was measured.
+        method: What was done, for what would lower a high cost.
     """
+    from nullspace_unlearn.evaluate.verdict import advice, sentence
     from nullspace_unlearn.report.plots import grid_table
 
     c = comparison
-    lines = [
+    lower = advice(c, method)
+    return [
         grid_table(c.before, c.after, c.mask, c.classes, c.domains),
         "",
-        *_figures(c.figures),
+        *figure_lines(c),
+        "",
+        sentence(c),
+        *([] if lower is None else [lower]),
     ]
-    if not _forgotten_enough(c.figures):
-        lines.append("Not forgotten: the accuracy on forgotten cells is still high.")
+
+
+def prediction_lines(prediction: Comparison, method: str) -> list[str]:
+    """What prototypes predict, where no image was seen.
+
+    Args:
+        prediction: From `evaluate.compare.predicted`.
+        method: What was done.
+    """
+    from nullspace_unlearn.evaluate.verdict import advice, sentence
+
+    lower = advice(prediction, method)
+    return [
+        "Predicted, no image seen: what the edit makes of the prototypes in place of images.",
+        "",
+        *figure_lines(prediction),
+        "",
+        f"Predicted: {sentence(prediction)}",
+        *([] if lower is None else [lower]),
+    ]
+
+
+def figure_lines(comparison: Comparison) -> list[str]:
+    """The figures before, after and by chance, with how many images they are of.
+
+    Args:
+        comparison: What was measured.
+    """
+    from nullspace_unlearn.evaluate.verdict import table
+
+    lines = [f"{'':24}{'before':>9}{'after':>9}{'chance':>9}{'images':>9}"]
+    for row in table(comparison):
+        way = " (low is good)" if row["good"] == "low" else ""
+        cells = "".join(f"{row[which]:>9}" for which in ("before", "after", "chance"))
+        lines.append(f"{row['title'] + way:24}{cells}{row['images']:>9}")
     return lines
-
-
-def _figures(figures: dict[str, Any]) -> list[str]:
-    lines = [f"{'':30}{'before':>9}{'after':>9}{'ideal':>9}"]
-    for key, label in _ROWS.items():
-        values = [figures[model][key] for model in ("before", "after", "ideal")]
-        if any(value is not None for value in values):
-            cells = "".join(f"{'-' if v is None else format(v, '.3f'):>9}" for v in values)
-            lines.append(f"{label:30}{cells}")
-    return lines
-
-
-def _forgotten_enough(figures: dict[str, Any]) -> bool:
-    before, after = figures["before"]["forgotten"], figures["after"]["forgotten"]
-    return bool(after <= max(0.1, before / 4))

@@ -496,7 +496,7 @@ def _report(result: dict[str, Any], forget: Forget, comparison: Comparison) -> s
             else "."
         ),
         "",
-        *comparison_lines(comparison),
+        *comparison_lines(comparison, result["method"]),
         "Mem, For, H: "
         + " -> ".join(
             "{mem:.3f}, {for:.3f}, {h:.3f}".format(**scores[name]) for name in ("before", "after")

@@ -233,12 +233,14 @@ class Answers:
         score: `[*edits, k, n]` cosine of each image with each forgotten name, float64.
         above: `[*edits, k, n]` names on the whole list that score above it, int32.
         ties: `[*edits, k, n]` names that score exactly the same, int32.
+        deployed: The answers by the list that is deployed, if there is one.
     """
 
     asking: Asking
     score: Float[Tensor, "*edits k n"]
     above: Int[Tensor, "*edits k n"]
     ties: Int[Tensor, "*edits k n"]
+    deployed: Answers | None = None
 
     @classmethod
     def of(
@@ -296,7 +298,10 @@ class Answers:
             none = torch.zeros(*self.score.shape[:-2], 0, len(asking.ways), dtype=torch.float64)
             return Told(asking.ways, none, none)
         value, blind = (torch.stack(some, -2) for some in zip(*found, strict=True))
-        return Told(asking.ways, value, blind)
+        told = Told(asking.ways, value, blind)
+        if self.deployed is None:
+            return told
+        return told.joined(DEPLOYED, self.deployed.told(weight))
 
     def _class(self, j: int, weight: Tensor | None) -> tuple[Tensor, Tensor]:
         """Value and blind value `[*edits or *draws, ways]` of one class."""

@@ -25,7 +25,8 @@ from nullspace_unlearn.evaluate.measure import Measured, Model, measure
 from nullspace_unlearn.evaluate.zeroshot import Grid, accuracy_grid, grid_to_json, predict, top_k
 from nullspace_unlearn.features import Features
 from nullspace_unlearn.forget import Forget
-from nullspace_unlearn.prototypes import class_prototypes
+from nullspace_unlearn.prototypes import Visual, cell_prototypes, class_prototypes
+from nullspace_unlearn.words import Words
 
 EVERYWHERE = ("all",)
 """The one domain of data that names none."""
@@ -109,9 +110,9 @@ class Comparison:
         """Plain values: grids as `grid_to_json` gives them, the figures and what they rest on.
 
         Args:
-            draws: Samples of the bootstrap that the intervals are of.
+            draws: Samples of the bootstrap that the intervals are of; without any there are none.
         """
-        ends = self.measured.intervals(draws)
+        ends = self.measured.intervals(draws) if draws else {}
         return {
             "before": grid_to_json(self.before, self.classes, self.domains),
             "after": grid_to_json(self.after, self.classes, self.domains),
@@ -233,6 +234,48 @@ def compare(
     else:
         after = features.embeddings, text
     return compared(features, forget, (features.embeddings, untouched), after, lists)
+
+
+def predicted(
+    clip: Clip,
+    edited: Clip,
+    edit: Edit,
+    side: Side,
+    forget: Forget,
+    words: Words,
+    visual: Visual | None = None,
+    lists: Lists | None = None,
+) -> Comparison:
+    """What prototypes in place of images say of an edit, where there is no image.
+
+    Args:
+        clip: The untouched model.
+        edited: The model with the edit folded in.
+        edit: The edit, not of the last MLP.
+        side: Which tower it went to.
+        forget: The request, its domains by key.
+        words: Classes, domains and templates.
+        visual: The visual prototypes that the edit was made from; text prototypes if None.
+        lists: As for `compare`.
+
+    Returns:
+        The comparison, of as many "images" as there are prototypes.
+    """
+    if visual is not None:
+        features = visual.features
+    elif forget.domains:
+        cells = cell_prototypes(
+            clip, words.classes, tuple(words.domains.values()), words.cell_templates
+        )
+        grid = torch.ones(cells.shape[:2]).nonzero()
+        features = Features(
+            cells.flatten(0, 1), grid[:, 0], words.classes,
+            domains=grid[:, 1], domain_names=tuple(words.domains),
+        )  # fmt: skip
+    else:
+        rows = class_prototypes(clip, words.classes, words.class_templates)
+        features = Features(rows, torch.arange(len(rows)), words.classes)
+    return compare(clip, edited, edit, side, features, forget, words.class_templates, lists=lists)
 
 
 def compare_models(

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from nullspace_unlearn.evaluate.asking import DEPLOYED, Answers, Asking
+from nullspace_unlearn.evaluate.asking import Answers, Asking
 from nullspace_unlearn.evaluate.bootstrap import intervals
 from nullspace_unlearn.evaluate.figures import Evidence, blind_figures, figures
 from nullspace_unlearn.evaluate.zeroshot import predict
@@ -125,17 +125,17 @@ def measure(
     asking = replace(asking, listed=listed)
     models = (before, after)
     answers = [Answers.of(asking, one.embeddings, one.classifier) for one in models]
-    told = [one.told() for one in answers]
     if deployed is not None and len(asking.classes):
         used = deployed.cpu().expand_as(listed).clone()
         used[torch.arange(len(used)), asking.classes] = False
         if not used.any(1).all():
             raise ValueError("the deployed list needs a name beside the forgotten one")
         theirs = replace(asking, listed=used)
-        told = [
-            one.joined(DEPLOYED, Answers.of(theirs, model.embeddings, model.classifier).told())
-            for one, model in zip(told, models, strict=True)
+        answers = [
+            replace(one, deployed=Answers.of(theirs, model.embeddings, model.classifier))
+            for one, model in zip(answers, models, strict=True)
         ]
+    told = [one.told() for one in answers]
     some = [replace(one, classifier=one.classifier[..., :names, :]) for one in models]
     right = [one.right(labels) for one in some]
     column = torch.zeros_like(labels) if domains is None else domains

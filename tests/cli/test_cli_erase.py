@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,8 +88,10 @@ def test_the_report_for_a_reader():
     )
     rows = [line for line in result.out.splitlines() if "*" in line]
     assert [row.split()[0] for row in rows] == ["car", "dog"]  # forgotten cells are marked
-    for figure in ("forgotten", "same class", "other classes", "the rest", "H4", "ideal"):
-        assert figure in result.out
+    for figure in ("left", "over", "cost", "named(2)", "named(all)", "found", "same class", "H4"):
+        assert f"\n{figure} " in result.out
+    heads = "before    after   chance   images"
+    assert heads in result.out and "Cost: " in result.out and "left, by " in result.out
 
 
 @pytest.mark.parametrize("kind", REQUESTS)
@@ -131,13 +135,13 @@ def test_what_normalising_prompts_undoes_is_said():
     request = ("erase", "--class", "car", "--side", "text", "--output")
     result = nsu(*request, "out", "--method", "nullspace")
     assert result.code == 0
-    assert "Not forgotten: the accuracy on forgotten cells is still high." in result.out
+    assert "\nNOT FORGOTTEN: " in result.out
     refused = nsu(*request, "other", "--method", "hull")
     assert (
         refused.code == 2 and "does not forget a class everywhere on the text side" in refused.err
     )
     control = nsu(*request, "averted").out
-    assert " with avert " in control and "Not forgotten" not in control
+    assert " with avert " in control and "\nnamed(all)" in control
     assert "Certificate" not in control  # it has none
 
 
@@ -314,3 +318,52 @@ def test_as_a_process_of_its_own(photos, tmp_path):
     assert done.code == 0 and done.err == ""
     assert done.json["figures"]["after"]["forgotten"] == 0 < done.json["figures"]["after"]["kept"]
     assert (tmp_path / "out" / WEIGHTS).exists()
+
+
+def test_a_pipeline_is_told_by_the_exit_status(tmp_path):
+    one = ("erase", "--class", "car", "--domain", "sketch", "--json")
+    kept = nsu(*one, "--output", "kept", "--fail-if", "left>0.1", "--fail-if", "cost>90")
+    assert kept.code == 3 and kept.err.startswith("nsu: --fail-if left>0.1: left is ")
+    assert "cost" not in kept.err and (tmp_path / "kept" / "recipe.yaml").exists()
+    said = kept.json
+    assert said["verdict"] == "not forgotten" and said["sentence"].startswith("NOT FORGOTTEN: ")
+    assert said["figures"]["after"]["left"] > 0.1 and said["output"] == "kept"
+    none = nsu(*one, "--output", "none", "--fail-if", "left > .1", "--discard")
+    assert none.code == 3 and none.json["output"] is None and not (tmp_path / "none").exists()
+    fine = nsu(*one, "--output", "fine", "--fail-if", "left<0", "--discard")  # the control
+    assert fine.code == 0 and (tmp_path / "fine").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--fail-if", "left"), "must be a figure, one of < <= > >= and a number.*figures: left,"),
+        (("--fail-if", "left>much"), "must be a figure"),
+        (("--fail-if", "left>nan"), "must be a figure"),
+        (("--fail-if", "lefft>0.1"), "unknown figure 'lefft'; did you mean 'left'"),
+        (("--discard",), "give --fail-if"),
+    ],
+)
+def test_conditions_that_are_none(options, message, tmp_path):
+    result = nsu("erase", "--class", "car", *options)
+    assert result.code == 2 and re.search(message, result.err), result.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_deployed_list_is_a_row_of_its_own():
+    result = nsu("erase", "--class", "car", "--deployed", "car,dog,tree", "--output", "out")
+    assert result.code == 0 and "\nnamed(deployed) " in result.out
+    without = nsu("erase", "--class", "car", "--output", "other")
+    assert "named(deployed)" not in without.out
+
+
+def test_without_images_prototypes_predict(tmp_path):
+    shutil.copytree(mini.MODEL_FOLDER, tmp_path / "own")
+    for request in REQUESTS.values():
+        result = nsu("erase", "--model", "own", *request, "--overwrite", "--output", "out")
+        assert result.code == 0
+        assert "\nPredicted, no image seen: " in result.out and "\nPredicted: " in result.out
+        report = json.loads((tmp_path / "out" / "report.json").read_text())
+        assert "figures" not in report and report["predicted"]["figures"]["after"]["left"] >= 0
+    refused = nsu("erase", "--model", "own", "--class", "car", "--fail-if", "left>0")
+    assert refused.code == 2 and "give --data" in refused.err

@@ -219,6 +219,7 @@ def test_the_deployed_list_is_a_way_of_asking() -> None:
     assert float(said["named_deployed"]) > 0.9 and without["named_deployed"].isnan()
     for name in ("named_2", ALL, FOUND, "kept", "cost"):
         assert float(said[name]) == float(without[name])
+    assert "named_deployed" in found.intervals(20)
     none = torch.zeros(NAMES + 2, dtype=torch.bool)
     with pytest.raises(ValueError, match="needs a name beside"):
         measure(*models, world.labels, world.domains, world.mask, deployed=none)
