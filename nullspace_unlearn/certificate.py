@@ -8,11 +8,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from nullspace_unlearn.erasers.hull import INWARD, nearest_kept, same_names
+from nullspace_unlearn.erasers.hull import nearest_kept, same_names
 from nullspace_unlearn.linalg import as_float64, nearest_in_hull
 
 TOLERANCE = 1e-5
 """Violation up to which a certificate holds; float32 weights leave about 1e-7."""
+
+ROOM = 1e-3
+"""Room from which a certificate holds: below it a tie with a kept name is left to rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,16 +31,41 @@ class Certificate:
         weight: `[m, n]` their convex weights.
         violation: `[m]` distance `|u_c - Σ a_k u_k|` relative to the root mean square distance of
             the kept `u_k` from their mean.
+        room: `[m]` root mean square distance, by the weights, of the `u_k` that make up `Σ a_k u_k`
+            from it, relative to the same. Where it is 0 the forgotten class is a copy of a kept
+            one and ties with it on every image.
+        depth: `[m]` how far the combination lies from the hull's nearest point (0) to its middle
+            (1), as `hull` takes it; NaN where it is another one. At 1 the score of the class is the
+            mean of the kept scores on every image.
     """
 
     index: Int[Tensor, "m n"]
     weight: Float[Tensor, "m n"]
     violation: Float[Tensor, " m"]
+    room: Float[Tensor, " m"]
+    depth: Float[Tensor, " m"]
 
     @property
     def holds(self) -> Bool[Tensor, " m"]:
-        """`[m]`, true where the violation is within rounding of float32 weights."""
-        return self.violation <= TOLERANCE
+        """`[m]`, true where the violation is within float32 rounding, and there is room for it."""
+        return (self.violation <= TOLERANCE) & (self.room >= ROOM)
+
+    def means(self) -> tuple[str, ...]:
+        """What it says of each forgotten name, in a line; where it does not hold, why not."""
+        columns = (self.violation, self.room, self.depth)
+        return tuple(
+            _meaning(*one) for one in zip(*(column.tolist() for column in columns), strict=True)
+        )
+
+
+def _meaning(violation: float, room: float, depth: float) -> str:
+    if violation > TOLERANCE:
+        return "on some image it may score above every name that stays"
+    if room < ROOM:
+        return "on every image it ties with one name that stays, and rounding decides between them"
+    if depth > 1 - TOLERANCE:
+        return "on every image it scores the mean of the names that stay"
+    return "on every image it scores a mixture of names that stay, hence below the best of them"
 
 
 def certify(
@@ -78,15 +106,26 @@ def certify(
         return (rows - weight @ kept).norm(dim=-1) / scale
 
     # Any convex weights prove it, and those that `hull` moved the prototypes to are the first to
-    # try. Where they do not, the nearest point of the edited hull says how far off the model is.
+    # try: a point between the nearest and the middle. Where they do not, the nearest point of the
+    # edited hull says how far off the model is.
     usable = ~same_names(f, k)
-    weight = f.new_zeros(len(f), len(k))
+    weight, depth = f.new_zeros(len(f), len(k)), f.new_full((len(f),), torch.nan)
     if usable.any():
-        middle = usable / usable.sum()
-        weight = (1 - INWARD) * nearest_kept(f, k, usable).dense(len(k)) + INWARD * middle
+        near = nearest_kept(f, k, usable).dense(len(k))
+        middle = (usable.to(near) / usable.sum()).expand_as(near)
+        way = (middle - near) @ kept
+        depth = ((forgotten - near @ kept) * way).sum(-1) / way.square().sum(-1)
+        depth = depth.nan_to_num(nan=1.0, posinf=1.0, neginf=0.0).clamp(0, 1)
+        weight = torch.lerp(near, middle, depth[:, None])
     far = violation(weight, forgotten) > TOLERANCE
     if far.any():
         nearest = nearest_in_hull(forgotten[far], kept, tol=1e-12)
         weight[far] = nearest.dense(len(k))
+        depth[far] = torch.nan
+    # From the hull's own mean: the squares of what all kept names share would hide small room.
+    about = kept - kept.mean(0)
+    room = (weight @ about.square().sum(-1) - (weight @ about).square().sum(-1)).clamp(min=0).sqrt()
     ordered = weight.sort(-1, descending=True)
-    return Certificate(ordered.indices, ordered.values, violation(weight, forgotten))
+    return Certificate(
+        ordered.indices, ordered.values, violation(weight, forgotten), room / scale, depth
+    )

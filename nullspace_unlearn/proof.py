@@ -21,6 +21,8 @@ class Proven:
         name: The name.
         holds: Whether it can win on no image.
         violation: How far its score is from a convex combination of kept ones; see `Certificate`.
+        room: What keeps it from a tie with one of them; see `Certificate`.
+        means: What that says of the name, in a line.
         weights: The kept names of that combination, those of largest weight first.
         templates: The templates that the classifier is made with.
     """
@@ -28,6 +30,8 @@ class Proven:
     name: str
     holds: bool
     violation: float
+    room: float
+    means: str
     weights: Mapping[str, float]
     templates: tuple[str, ...]
 
@@ -66,6 +70,8 @@ class Proof:
                     "class": one.name,
                     "holds": one.holds,
                     "violation": one.violation,
+                    "room": one.room,
+                    "means": one.means,
                     "weights": dict(one.weights),
                     "templates": list(one.templates),
                 }
@@ -146,12 +152,14 @@ def _proven(
     clip: Clip, names: Sequence[str], kept: tuple[str, ...], templates: tuple[str, ...]
 ) -> list[Proven]:
     found = certify(clip, names, kept, templates)
-    columns = (found.holds, found.violation, found.index, found.weight)
+    columns = (found.holds, found.violation, found.room, found.index, found.weight)
     return [
         Proven(
             name=name,
             holds=bool(holds),
             violation=float(violation),
+            room=float(room),
+            means=means,
             weights={
                 kept[i]: float(w)
                 for i, w in sorted(zip(index, weight, strict=True), key=lambda pair: -pair[1])
@@ -159,7 +167,7 @@ def _proven(
             },
             templates=templates,
         )
-        for name, holds, violation, index, weight in zip(
-            names, *(column.tolist() for column in columns), strict=True
+        for name, means, holds, violation, room, index, weight in zip(
+            names, found.means(), *(column.tolist() for column in columns), strict=True
         )
     ]

@@ -156,15 +156,16 @@ def test_only_what_the_projection_lets_through_counts():
     outside = torch.zeros_like(forget)
     outside[:, -1] = 5
     blind = torch.cat([matrix[:, :-1], torch.zeros(WIDTH, 1, dtype=torch.float64)], 1)
-    inside = keep[:3]
+    inside = (keep[:3] + keep[3:6]) / 2
     assert certify(blind, None, inside + outside, keep).holds.all()
     assert not certify(matrix, None, inside + outside, keep).holds.any()  # control
 
 
-def test_a_name_among_the_kept_ones_holds_and_the_vertices_say_so():
+def test_a_name_among_the_kept_ones_ties_and_the_vertices_say_so():
     matrix, bias, _, keep = draw(0)
     proof = certify(matrix, bias, keep[[4, 2]], keep)
-    assert proof.holds.all()
+    assert (proof.violation < 1e-9).all() and (proof.room < 1e-6).all()
+    assert not proof.holds.any() and all("ties" in line for line in proof.means())
     largest = proof.index.gather(-1, proof.weight.argmax(-1, keepdim=True))[:, 0]
     assert largest.tolist() == [4, 2]
 
@@ -174,7 +175,32 @@ def test_one_kept_class_is_measured_by_its_own_length():
     proof = certify(matrix, None, forget, keep)
     rows, vertex = forget @ matrix.mT, keep[0] @ matrix.mT
     torch.testing.assert_close(proof.violation, (rows - vertex).norm(dim=-1) / vertex.norm())
-    assert certify(matrix, None, keep, keep).holds.all()
+    assert (certify(matrix, None, keep, keep).violation < 1e-9).all()
+
+
+def test_with_one_kept_name_rounding_decides_and_no_certificate_holds():
+    matrix, _, forget, keep = draw(0, m=1, n=2)
+    wins = {}
+    for n in (1, 2):
+        edited = (matrix @ hull(forget, keep[:n]).operator()).float()
+        proof = certify(edited, None, forget, keep[:n])
+        above = lead(hiddens(2000).float(), edited, None, forget.float(), keep[:n].float())
+        wins[n] = float((above >= 0).double().mean())
+        assert (proof.violation < TOLERANCE).all()
+        assert bool(proof.holds.all()) == (n > 1) == (float(proof.room) > 0.1)
+    assert wins[1] > 0.1 and wins[2] == 0
+
+
+@pytest.mark.parametrize("depth", [0.0, 0.01, 0.5, 1.0])
+def test_it_says_how_deep(depth):
+    matrix, _, forget, keep = draw(0)
+    proof = certify(matrix @ hull(forget, keep, depth=depth).operator(), None, forget, keep)
+    torch.testing.assert_close(proof.depth, torch.full((3,), depth).double(), atol=1e-6, rtol=0)
+    assert (proof.violation < 1e-9).all()
+    for line in proof.means():
+        assert ("the mean of the names that stay" in line) == (depth == 1)
+    shallow = certify(matrix, None, forget, keep)
+    assert shallow.depth.isnan().all() and "above every name" in shallow.means()[0]
 
 
 def test_rounding_to_float32_holds_and_to_float16_does_not():

@@ -46,6 +46,8 @@ def certify(
             shares = ", ".join(f"{w:.2f} {n}" for n, w in list(one.weights.items())[:5])
             verdict = "holds" if one.holds else "FAILS"
             click.echo(f"{one.name}: {verdict}, violation {one.violation:.1e}; = {shares}")
+        for means in dict.fromkeys(one.means for one in proof.proven):
+            click.echo(f"That is: {means}.")
         click.echo(f"Assumed: {len(proof.kept)} names stay, as {proof.kept_from} says.")
         if proof.left_out:
             click.echo(f"Left out, as forgotten or the same to it: {', '.join(proof.left_out)}.")
@@ -53,9 +55,11 @@ def certify(
             cells = "; ".join(proof.uncovered)
             click.echo(f"Not covered, since forgotten in some domains only: {cells}.")
     if not proof.holds:
-        worst = max(proof.proven, key=lambda one: one.violation)
+        broken = [one for one in proof.proven if not one.holds]
+        worst = max(broken, key=lambda one: one.violation)
         click.echo(
-            f"nsu: the certificate fails for {worst.name!r}: violation {worst.violation:.1e}",
+            f"nsu: the certificate fails for {worst.name!r}: violation {worst.violation:.1e}, "
+            f"{worst.means}",
             err=True,
         )
         sys.exit(1)

@@ -55,7 +55,7 @@ def erase(
     nsu erase --class car                                  the class everywhere
     nsu erase --class car --domain sketch                  the class in that domain only
     nsu erase --all-classes --domain sketch                the whole domain
-    nsu erase --class car --depth both                     its images too, not only its name
+    nsu erase --class car --images-too                     its images too, not only its name
 
     Writes a folder that stock open_clip loads as local-dir:DIR. With the bundled model, or with
     --data, it says whether the class is forgotten by every way of asking, beside what a name that
@@ -97,8 +97,9 @@ def erase(
     prototypes = visual.make(clip, plan, drawn, data.batch_size, silent)
     made = time.perf_counter()
     edit = unlearn.erase(
-        clip, plan, strength=request.strength, visual=prototypes, space=visual.space
-    )
+        clip, plan, strength=request.strength, numbers=request.numbers, visual=prototypes,
+        space=visual.space,
+    )  # fmt: skip
     edited = edit.fold(clip, plan.side)
     done = time.perf_counter()
     result: dict[str, Any] = {
@@ -150,6 +151,8 @@ def _certificate(proof: Certificate, plan: Plan) -> dict[str, Any]:
         "holds": bool(proof.holds.all()),
         "largest_violation": float(proof.violation.max()),
         "violation": dict(zip(names, proof.violation.tolist(), strict=True)),
+        "smallest_room": float(proof.room.min()),
+        "means": dict(zip(names, proof.means(), strict=True)),
     }
 
 
@@ -177,8 +180,9 @@ def _report(
         proof = result["certificate"]
         verdict = "holds" if proof["holds"] else "DOES NOT HOLD"
         lines.append(
-            f"Certificate {verdict}: on every image each forgotten name scores a convex "
-            f"combination of kept names (largest violation {proof['largest_violation']:.1e})."
+            f"Certificate {verdict} for each forgotten name: "
+            f"{'; '.join(dict.fromkeys(proof['means'].values()))} (largest violation "
+            f"{proof['largest_violation']:.1e})."
         )
     if comparison is not None:
         lines += ["", *comparison_lines(comparison, plan.method)]

@@ -38,7 +38,7 @@ def inspect(
     clip = options.load_model(model, pretrained, device, precision)
     parameter = clip.projection(request.side)
     plan = request.plan(clip, None)
-    edit = unlearn.erase(clip, plan, strength=request.strength)
+    edit = unlearn.erase(clip, plan, strength=request.strength, numbers=request.numbers)
     cosine = (plan.keep_rows @ plan.forget_rows.mT).amax(-1)
     order = cosine.argsort(descending=True)[:top].tolist() if plan.forget.classes else []
     # |t' - t| for unit t: how far a name's own prototype is moved, as its scores see it.

@@ -102,7 +102,13 @@ class RequestOptions:
     classes: str | None
     method: str | None
     strength: float
+    depth: float | None
     side: Side
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The method's numbers that were given, by name."""
+        return {} if self.depth is None else {"depth": self.depth}
 
     def forget(self) -> Forget:
         """The request.
@@ -200,6 +206,12 @@ request_options = gathered(
         metavar="NAME",
     ),
     click.option("--strength", default=1.0, show_default=True, help="1 is the edit as derived."),
+    click.option(
+        "--depth",
+        type=float,
+        help="A class everywhere: from 0, its name wins in no list of all names that stay, to 1, "
+        "its name says nothing about an image (hull and two_sided; absent: 1).",
+    ),
     click.option(
         "--side",
         type=click.Choice(["visual", "text"]),

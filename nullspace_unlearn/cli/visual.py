@@ -28,24 +28,24 @@ class VisualOptions:
     images: str | None
     shots: int
     space: Space
-    depth: str
+    images_too: bool
     cache: str | None
     no_cache: bool
 
     def request(self, request: RequestOptions) -> RequestOptions:
-        """The request with the method that --depth asks for.
+        """The request with the method that --images-too asks for.
 
         Raises:
             ValueError: If options contradict each other.
         """
         if self.images and self.prototypes != "auto":
             raise ValueError("--images are the prototypes: leave out --prototypes")
-        if self.depth == "language":
+        if not self.images_too:
             return request
         if request.cells.domain:
-            raise ValueError("--depth both forgets a class everywhere: leave out --domain")
+            raise ValueError("--images-too forgets a class everywhere: leave out --domain")
         if request.method not in (None, "two_sided"):
-            raise ValueError(f"--depth both is method two_sided, not {request.method}")
+            raise ValueError(f"--images-too is method two_sided, not {request.method}")
         return replace(request, method="two_sided")
 
     def find(
@@ -169,11 +169,9 @@ visual_options = gathered(
         "projection, or what enters the last MLP's output layer (ViT), which is edited then.",
     ),
     click.option(
-        "--depth",
-        type=click.Choice(["language", "both"]),
-        default="language",
-        show_default=True,
-        help="A class everywhere: make it unnameable, or its images harder to find as well.",
+        "--images-too",
+        is_flag=True,
+        help="A class everywhere: make its images harder to find by one another as well.",
     ),
     cache_options,
 )

@@ -30,8 +30,8 @@ _INSIDE = 2e-5
 RIDGE = 0.003
 """Relative ridge of the write metric of `hull` by default."""
 
-INWARD = 0.01
-"""Share of the way from the hull's border to its middle that `hull` goes by default."""
+DEPTH = 1.0
+"""How deep `hull` goes by default: to the middle, where a name says nothing about an image."""
 
 # Keeps the hull's metric definite in directions no name varies in.
 _METRIC_RIDGE = 0.1
@@ -43,16 +43,16 @@ class Numbers:
 
     Attributes:
         ridge: Relative ridge of the write metric, above 0.
-        inward: Share of the way from the nearest point to the hull's middle, in [0, 1).
+        depth: Share of the way from the hull's nearest point to its middle, in [0, 1].
     """
 
     ridge: float = RIDGE
-    inward: float = INWARD
+    depth: float = DEPTH
 
     def __post_init__(self) -> None:
-        if not 0 <= self.inward < 1 or not self.ridge > 0:
+        if not 0 <= self.depth <= 1 or not self.ridge > 0:
             raise ValueError(
-                f"inward must lie in [0, 1) and ridge above 0, got {self.inward} and {self.ridge}"
+                f"depth must lie in [0, 1] and ridge above 0, got {self.depth} and {self.ridge}"
             )
 
 
@@ -62,22 +62,26 @@ def hull(
     *,
     keep_mask: Bool[Tensor, "*batch n"] | None = None,
     ridge: float = RIDGE,
-    inward: float = INWARD,
+    depth: float = DEPTH,
 ) -> Edit:
     """Move each forgotten prototype into the convex hull of the kept ones.
 
-    For each forgotten `t_c` take the point `x_c` of the hull of the kept prototypes that is nearest
-    in the metric `cov(keep)` (what matters is distance along the directions in which names, and so
-    images, differ), moved a little towards the hull's middle, and the displacement
-    `δ_c = t_c - x_c`. With `D` an orthonormal basis of the displacements and
-    `S = cov(R) + ridge · tr(cov)/dim · I`
+    For each forgotten `t_c` take a point `x_c` of the hull of the kept prototypes and the
+    displacement `δ_c = t_c - x_c`. At depth 0 it is the point nearest in the metric `cov(keep)`
+    (what matters is distance along the directions in which names, and so images, differ): the name
+    wins in no list that holds all kept names, at the least cost, but in a shorter list, or looked
+    for by itself, it is found as before. At depth 1 it is the middle, the mean of the kept names:
+    the name says nothing about an image any more. Between them the point moves on a line. With `D`
+    an orthonormal basis of the displacements and `S = cov(R) + ridge · tr(cov)/dim · I`
 
         read = D,   write = S⁻¹D (Dᵀ S⁻¹ D)⁻¹        so  M D = 0,  M = I - read writeᵀ
 
     which, of all `M` with `M D = 0`, changes the kept names' scores least in the mean square over
     names, whatever the images. `M t_c = Σ a_k M t_k` with convex `a`: for every image the score of
-    a forgotten class is a convex combination of kept ones, hence never above the best of them.
-    That is the certificate (`nullspace_unlearn.certificate`).
+    a forgotten class is a convex combination of kept ones, hence never above the best of them; at
+    depth 1 it is the mean of the kept ones. That is the certificate
+    (`nullspace_unlearn.certificate`). With a single kept name there is only one point, and the two
+    names tie on every image: then rounding decides which is best, and no certificate holds.
 
     A kept name that is the same vector as a forgotten one (a synonym to the model) cannot stay: it
     is left out of `keep`, and counted in the edit's provenance.
@@ -91,8 +95,8 @@ def hull(
         keep_mask: `[*batch, n]`, which names of the vocabulary each request keeps; absent: all. The
             metric is that of the whole vocabulary, so that a batch shares it.
         ridge: Relative ridge of the write metric, above 0.
-        inward: Share of the way from the nearest point to the hull's middle, in [0, 1): above 0,
-            a forgotten class cannot tie with the best kept one.
+        depth: Share of the way from the nearest point to the hull's middle, in [0, 1]: above 0,
+            a forgotten class cannot tie with the best of several kept ones.
 
     Returns:
         An edit of rank at most `min(m, dim - 1)`, float64.
@@ -110,7 +114,7 @@ def hull(
             f"keep must be [n, {f.shape[-1]}] or have forget's leading dimensions, got "
             f"{list(r.shape)} beside {list(f.shape)}"
         )
-    numbers = Numbers(ridge, inward)
+    numbers = Numbers(ridge, depth)
     same = same_names(f, r)
     kept = ~same if keep_mask is None else keep_mask & ~same
     if not kept.any(-1).all():
@@ -118,9 +122,10 @@ def hull(
             "nothing is kept: keep is empty, or all of it is the same to the model as what is "
             "forgotten"
         )
-    share = (kept / kept.sum(-1, keepdim=True)).to(r.dtype)
+    share = kept.to(r.dtype) / kept.sum(-1, keepdim=True)
     middle = share[..., None, :] @ r
-    displacement = f - (1 - inward) * nearest_kept(f, r, kept).of(r) - inward * middle
+    target = middle if depth == 1 else torch.lerp(nearest_kept(f, r, kept).of(r), middle, depth)
+    displacement = f - target
     norm = torch.linalg.vector_norm(f, dim=-1)
     # A row of zeros is no name, and this keeps it from asking for anything.
     apart = torch.linalg.vector_norm(displacement, dim=-1) > _INSIDE * norm
@@ -143,7 +148,7 @@ def hull(
 def _derive(given: Given, numbers: Numbers) -> Edit:
     told = given.told()
     return hull(
-        told.padded(), told.rows, keep_mask=told.kept, ridge=numbers.ridge, inward=numbers.inward
+        told.padded(), told.rows, keep_mask=told.kept, ridge=numbers.ridge, depth=numbers.depth
     )
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nullspace_unlearn.edit import Edit
-from nullspace_unlearn.erasers.hull import hull, same_names
+from nullspace_unlearn.erasers.hull import DEPTH, hull, same_names
 from nullspace_unlearn.erasers.method import Given, Method, said
 from nullspace_unlearn.linalg import (
     as_float64,
@@ -35,10 +35,12 @@ class Numbers:
     Attributes:
         share: Share of the displacement taken out of the images, in [0, 1]; 0 is `hull`.
         name_weight: Weight of the name in the displacement, at least 0.
+        depth: How deep `hull` goes, in [0, 1].
     """
 
     share: float = 1.0
     name_weight: float = 0.6
+    depth: float = DEPTH
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1 or not 0 <= self.name_weight < float("inf"):
@@ -46,6 +48,8 @@ class Numbers:
                 "share must lie in [0, 1] and name_weight be finite and at least 0, got "
                 f"{self.share} and {self.name_weight}"
             )
+        if not 0 <= self.depth <= 1:
+            raise ValueError(f"depth must lie in [0, 1], got {self.depth}")
 
 
 def two_sided(
@@ -58,6 +62,7 @@ def two_sided(
     visual_keep_mask: Bool[Tensor, "*batch k"] | None = None,
     share: float = 1.0,
     name_weight: float = 0.6,
+    depth: float = DEPTH,
 ) -> Edit:
     """`hull` on the names, after an oblique projection that takes the class out of the images.
 
@@ -106,6 +111,7 @@ def two_sided(
         share: Share of the displacement taken out of the images, in [0, 1]; 0 is `hull`.
         name_weight: Weight of the name in the displacement, at least 0; above 0 part of the visual
             displacement itself stays, and with it more kept accuracy.
+        depth: As for `hull`.
 
     Returns:
         An edit of rank at most 2m, float64.
@@ -127,8 +133,8 @@ def two_sided(
             f"visual_keep must be [k, {v.shape[-1]}] or have visual_forget's leading dimensions, "
             f"got {list(rows.shape)} beside {list(v.shape)}"
         )
-    numbers = Numbers(share, name_weight)
-    names = hull(forget, keep, keep_mask=keep_mask)
+    numbers = Numbers(share, name_weight, depth)
+    names = hull(forget, keep, keep_mask=keep_mask, depth=depth)
     kept = v.new_ones((*v.shape[:-2], rows.shape[-2]), dtype=torch.bool)
     kept = kept if visual_keep_mask is None else visual_keep_mask
     if not kept.any(-1).all():
@@ -175,6 +181,7 @@ def _derive(given: Given, numbers: Numbers) -> Edit:
             rows[shown[stays]],
             share=numbers.share,
             name_weight=numbers.name_weight,
+            depth=numbers.depth,
         )
 
     return given.one_by_one(one)

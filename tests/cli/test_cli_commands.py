@@ -180,8 +180,9 @@ def test_certify_an_intact_folder(made):
         assert sum(row["weights"].values()) == pytest.approx(1)
         assert not set(row["weights"]) & set(names)
     text = nsu("certify", folder).out.splitlines()
-    assert len(text) == 8 and all(": holds, violation" in line for line in text[:7])
-    assert text[7] == "Assumed: 10 names stay, as the folder's recipe says."
+    assert len(text) == 9 and all(": holds, violation" in line for line in text[:7])
+    assert text[7] == "That is: on every image it scores the mean of the names that stay."
+    assert text[8] == "Assumed: 10 names stay, as the folder's recipe says."
 
 
 def tamper(folder: Path, change) -> None:

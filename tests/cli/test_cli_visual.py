@@ -80,8 +80,8 @@ def test_each_reading_changes_its_own_tensor_and_is_undone(images):
         assert Path("back", WEIGHTS).read_bytes() == (mini.MODEL_FOLDER / WEIGHTS).read_bytes()
 
 
-def test_both_depths_keep_the_certificate():
-    report = nsu("erase", "--class", "car", "--depth", "both", "--output", "out", "--json").json
+def test_images_too_keeps_the_certificate():
+    report = nsu("erase", "--class", "car", "--images-too", "--output", "out", "--json").json
     assert report["method"] == "two_sided" and report["certificate"]["holds"] is True
     assert nsu("certify", "out").code == 0
 
@@ -89,10 +89,10 @@ def test_both_depths_keep_the_certificate():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((*CELL, "--depth", "both"), "--depth both forgets a class everywhere: leave out --domain"),
+        ((*CELL, "--images-too"), "--images-too forgets a class everywhere: leave out --domain"),
         (
-            ("erase", "--class", "car", "--depth", "both", "--method", "hull"),
-            "--depth both is method two_sided, not hull",
+            ("erase", "--class", "car", "--images-too", "--method", "hull"),
+            "--images-too is method two_sided, not hull",
         ),
         ((*CELL, "--images", "none"), "image folder 'none' is not a folder"),
         ((*CELL, "--images", ".", "--prototypes", "text"), "--images are the prototypes"),
@@ -136,7 +136,7 @@ def test_a_class_everywhere_makes_do_with_the_images_there_are(images, tmp_path)
     some.mkdir(parents=True)
     for name in ("car", "dog", "tree"):
         (some / name).symlink_to(images / "photo" / name)
-    both = ("erase", "--class", "car", "--depth", "both", "--images", "some", "--output", "out")
+    both = ("erase", "--class", "car", "--images-too", "--images", "some", "--output", "out")
     report = nsu(*both, "--json").json
     assert report["certificate"]["holds"] is True
     assert {Path(file).parent.name for file in report["prototypes"]["files"]} == {

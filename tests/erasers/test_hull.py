@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nullspace_unlearn.edit import Edit
-from nullspace_unlearn.erasers import hull, nullspace
+from nullspace_unlearn.erasers import hull, leace, nullspace
 from nullspace_unlearn.linalg import covariance, regularised, unit
 
 
@@ -45,7 +45,7 @@ def test_no_image_scores_a_forgotten_name_above_the_best_kept_one(m: int, n: int
 
 def test_other_edits_break_the_certificate() -> None:
     forget, keep = names(3, 12), names(40, 12, seed=1)
-    assert (excess(hull(forget, keep).scale(0.8), forget, keep) > 1e-3).any()
+    assert (excess(hull(forget, keep, depth=0.01).scale(0.8), forget, keep) > 1e-3).any()
     # Nullspace leaves the forgotten score at 0, so an image unlike every kept name finds it best.
     forget, keep = names(2, 12), names(5, 12, seed=1)
     left = keep @ nullspace(forget).operator()
@@ -55,10 +55,25 @@ def test_other_edits_break_the_certificate() -> None:
         assert ((edited @ forget.T).max() > (edited @ keep.T).max()) == wins
 
 
-def test_inward_leaves_no_tie() -> None:
+def test_depth_leaves_no_tie_and_ends_at_the_mean() -> None:
     forget, keep = names(1, 12), names(40, 12, seed=1)
-    tight, strict = (excess(hull(forget, keep, inward=i), forget, keep) for i in (0.0, 0.1))
+    tight, strict = (excess(hull(forget, keep, depth=d), forget, keep) for d in (0.0, 0.1))
     assert (tight < 1e-9).all() and (strict < -1e-6).all()
+    images = randn(100, 12, seed=3)
+    for depth, says_nothing in ((1.0, True), (0.9, False), (0.0, False)):
+        edited = hull(forget, keep, depth=depth).apply(images)
+        gap = (edited @ forget.T)[:, 0] - (edited @ keep.T).mean(-1)
+        assert bool((gap.abs() < 1e-9).all()) == says_nothing
+
+
+def test_at_depth_1_the_name_is_that_of_leace_without_its_bias() -> None:
+    pytest.importorskip("concept_erasure")
+    forget, keep = names(2, 12), names(40, 12, seed=1)
+    theirs = leace(forget, keep, shrinkage=False).operator()
+    left = (forget - keep.mean(0)) @ theirs.T
+    assert left.norm() < 1e-6 * forget.norm()
+    ours = hull(forget, keep).operator()
+    assert ((forget - keep.mean(0)) @ ours.T).norm() < 1e-9
 
 
 def test_no_other_write_changes_the_kept_scores_less() -> None:
@@ -96,9 +111,9 @@ def test_masked_names_are_not_kept_names() -> None:
     forget, keep = names(2, 12), names(40, 12, seed=1)
     keep[0] = unit(forget[0] + 0.2 * keep[0])
     mask = torch.arange(40) >= 10
-    edit = hull(forget, keep, keep_mask=mask)
+    edit = hull(forget, keep, keep_mask=mask, depth=0.0)
     assert (excess(edit, forget, keep[mask]) < 1e-9).all()
-    assert (excess(hull(forget, keep), forget, keep[mask]) > 1e-3).any()
+    assert (excess(hull(forget, keep, depth=0.0), forget, keep[mask]) > 1e-3).any()
     everything = torch.ones(40, dtype=torch.bool)
     assert torch.allclose(
         hull(forget, keep, keep_mask=everything).operator(), hull(forget, keep).operator()
@@ -171,16 +186,16 @@ def test_a_name_inside_the_hull_needs_no_edit() -> None:
     keep = names(40, 12, seed=1)
     inside = keep[:5].mean(0, keepdim=True)
     with pytest.raises(ValueError, match="remove nothing"):
-        hull(inside, keep, inward=0.0)
-    both = hull(torch.cat([inside, names(1, 12)]), keep, inward=0.0)
+        hull(inside, keep, depth=0.0)
+    both = hull(torch.cat([inside, names(1, 12)]), keep, depth=0.0)
     assert both.rank == 1
     assert (excess(both, torch.cat([inside, names(1, 12)]), keep) < 1e-5).all()
 
 
 def test_what_is_refused(unchecked) -> None:
     forget, keep = names(2, 12), names(40, 12, seed=1)
-    for options in ({"inward": 1.0}, {"inward": -0.1}, {"ridge": 0.0}):
-        with pytest.raises(ValueError, match="inward must lie in"):
+    for options in ({"depth": 1.1}, {"depth": -0.1}, {"ridge": 0.0}):
+        with pytest.raises(ValueError, match="depth must lie in"):
             hull(forget, keep, **options)
     with pytest.raises(ValueError, match="remove everything"):
         hull(names(20, 12), keep)
