@@ -16,6 +16,8 @@ from nullspace_unlearn.erasers.hull import hull
 from nullspace_unlearn.erasers.leace import METHOD as _leace
 from nullspace_unlearn.erasers.leace import leace
 from nullspace_unlearn.erasers.leave_out import leave_out
+from nullspace_unlearn.erasers.level import METHOD as _level
+from nullspace_unlearn.erasers.level import level
 from nullspace_unlearn.erasers.method import Given, Method, Seen
 from nullspace_unlearn.erasers.neutral import NeutralNumbers, neutral
 from nullspace_unlearn.erasers.neutral import choose as choose_neutral
@@ -40,12 +42,13 @@ __all__ = [
     "hull",
     "leace",
     "leave_out",
+    "level",
     "neutral",
     "nullspace",
     "two_sided",
 ]
 
-METHODS: Mapping[str, Method[Any]] = {
-    method.name: method for method in (_hull, _avert, _gated, _two_sided, _nullspace, _ccup, _leace)
-}
+_ALL = (_hull, _avert, _gated, _two_sided, _level, _nullspace, _ccup, _leace)
+
+METHODS: Mapping[str, Method[Any]] = {method.name: method for method in _ALL}
 """The methods by name; the first that takes a request's paradigm and side is the default for it."""

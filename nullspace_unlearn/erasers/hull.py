@@ -106,22 +106,8 @@ def hull(
             nothing is kept, nothing sets the forgotten names apart (the edit would remove
             nothing), or their displacements span the whole space (it would remove everything).
     """
-    f, r = as_float64("forget", forget), as_float64("keep", keep)
-    if f.ndim < 2 or f.shape[-2] == 0:
-        raise ValueError(f"forget must be [*batch, m, dim] with m >= 1, got {list(f.shape)}")
-    if f.shape[-1] != r.shape[-1] or r.ndim not in (2, f.ndim):
-        raise ValueError(
-            f"keep must be [n, {f.shape[-1]}] or have forget's leading dimensions, got "
-            f"{list(r.shape)} beside {list(f.shape)}"
-        )
+    f, r, kept, same = names_to_move(forget, keep, keep_mask)
     numbers = Numbers(ridge, depth)
-    same = same_names(f, r)
-    kept = ~same if keep_mask is None else keep_mask & ~same
-    if not kept.any(-1).all():
-        raise ValueError(
-            "nothing is kept: keep is empty, or all of it is the same to the model as what is "
-            "forgotten"
-        )
     share = kept.to(r.dtype) / kept.sum(-1, keepdim=True)
     middle = share[..., None, :] @ r
     target = middle if depth == 1 else torch.lerp(nearest_kept(f, r, kept).of(r), middle, depth)
@@ -140,7 +126,7 @@ def hull(
         write=oblique_dual(basis, solved),
         provenance={
             **said("hull", numbers, basis.shape[-1]),
-            "same_to_the_model": int((same if keep_mask is None else same & keep_mask).sum()),
+            "same_to_the_model": int(same.sum()),
         },
     )
 
@@ -161,6 +147,48 @@ METHOD = Method(
     numbers=Numbers,
     derive=_derive,
 )
+
+
+def names_to_move(
+    forget: Float[Tensor, "*batch m dim"],
+    keep: Float[Tensor, "*batch_or_none n dim"],
+    keep_mask: Bool[Tensor, "*batch n"] | None,
+) -> tuple[
+    Float[Tensor, "*batch m dim"],
+    Float[Tensor, "*batch_or_none n dim"],
+    Bool[Tensor, "*batch n"],
+    Bool[Tensor, "*batch n"],
+]:
+    """Prototypes checked, in float64, and which names stay: kept ones that are no forgotten one.
+
+    Args:
+        forget: As for `hull`.
+        keep: As for `hull`.
+        keep_mask: As for `hull`.
+
+    Returns:
+        `forget` and `keep` in float64, which of `keep` stay, and which cannot since they are the
+        same vector as a forgotten name.
+
+    Raises:
+        ValueError: If prototypes are not finite, dimensions differ or nothing is kept.
+    """
+    f, r = as_float64("forget", forget), as_float64("keep", keep)
+    if f.ndim < 2 or f.shape[-2] == 0:
+        raise ValueError(f"forget must be [*batch, m, dim] with m >= 1, got {list(f.shape)}")
+    if f.shape[-1] != r.shape[-1] or r.ndim not in (2, f.ndim):
+        raise ValueError(
+            f"keep must be [n, {f.shape[-1]}] or have forget's leading dimensions, got "
+            f"{list(r.shape)} beside {list(f.shape)}"
+        )
+    same = same_names(f, r)
+    kept = ~same if keep_mask is None else keep_mask & ~same
+    if not kept.any(-1).all():
+        raise ValueError(
+            "nothing is kept: keep is empty, or all of it is the same to the model as what is "
+            "forgotten"
+        )
+    return f, r, kept, same if keep_mask is None else same & keep_mask
 
 
 def same_names(
