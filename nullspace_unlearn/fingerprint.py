@@ -161,7 +161,8 @@ def of_tensors(tensors: Mapping[str, Tensor | None]) -> str:
         if value is None:
             continue
         digest.update(f"{name} {value.dtype} {list(value.shape)} ".encode())
-        for rows in value.detach().reshape(-1).split(_BLOCK):  # mapped from a file, or on a GPU
+        flat = value.detach().reshape(-1)
+        for rows in flat.split(_BLOCK) if len(flat) else ():  # it may exceed the memory
             digest.update(rows.cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

@@ -451,8 +451,8 @@ def _train(
     method: TrainedMethod, task: Task, settings: Settings, run: Path, overwrite: bool, quiet: bool
 ) -> Trained:
     """Train, or go on where the run stopped; a run that kept nothing leaves nothing."""
+    from nullspace_unlearn.fingerprint import OtherRun
     from nullspace_unlearn.train import train as run_method
-    from nullspace_unlearn.train.loop import OtherRun
 
     try:
         try:
@@ -485,10 +485,12 @@ def _report(result: dict[str, Any], forget: Forget, comparison: Comparison) -> s
             f"It was given {images['train']} labelled images ({images['shots']} a cell) to train "
             f"on and {images['validation']} to choose the epoch by"
         )
+    peak = result["peak_bytes"]
+    memory = "" if peak is None else f", at most {peak / 2**30:.2f} GiB of memory"
     load = f"nsu.load({result['output']!r})" if not tensors else f"local-dir:{result['output']}"
     lines = [
         f"Forgot {what}{where} with {result['method']} ({result['paper']}): {trained} trained in "
-        f"{seconds['train']:.1f} s, at most {result['peak_bytes'] / 2**30:.2f} GiB of memory.",
+        f"{seconds['train']:.1f} s{memory}.",
         f"{given}; reported on {images['test']} others"
         + (
             f" ({images['left_out_of_test']} were left out: they had been drawn)."

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nullspace_unlearn.data.picture import Picture, naming, reason
 from nullspace_unlearn.features.features import Features
-from nullspace_unlearn.fingerprint import Fingerprint, contents_in_use
+from nullspace_unlearn.fingerprint import Fingerprint, code_of, contents_in_use
 
 NO_DOMAIN = "all"
 """The domain of images that have none."""
@@ -120,7 +120,7 @@ class Source:
         for root, some in files.items():
             some.update(zip(some, contents_in_use().of(root, list(some)), strict=True))
         return [
-            json.dumps(["drawn", picture.name])
+            json.dumps(["drawn", picture.name, code_of("data.mini")["source"]])
             if holder is None
             else json.dumps([files[holder[0]][holder[1]], picture.place])
             for picture, holder in zip(self.pictures, held, strict=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -22,11 +21,12 @@ from tqdm import tqdm
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.evaluate.figures import FIGURES
 from nullspace_unlearn.files import new_file
+from nullspace_unlearn.fingerprint import Fingerprint, OtherRun, code_of, in_words, machine
 from nullspace_unlearn.train import checkpoint
 from nullspace_unlearn.train.augment import augment
 from nullspace_unlearn.train.method import Stage, TrainedMethod
 from nullspace_unlearn.train.shots import Shots
-from nullspace_unlearn.train.task import Minibatch, Student, Task, validate
+from nullspace_unlearn.train.task import Minibatch, Student, Task, forward_in, validate
 
 CHECKPOINT = "checkpoint.safetensors"
 LOG = "log.jsonl"
@@ -59,8 +59,10 @@ class Trained:
         clip: The trained model.
         log: One entry an epoch: stage, epoch, learning rate, mean of each term of the loss,
             seconds, and the figures on the validation images.
-        seconds: Time spent training, over all runs that were resumed.
-        peak_bytes: Largest memory the process has held: on the GPU if the model is there.
+        seconds: Wall time of all that was done, between stages too, over all runs that were
+            resumed, up to what each had kept.
+        peak_bytes: Largest memory the process has held: on the GPU if the model is there. None
+            where the system does not say (Windows).
         diverged: Why training stopped early, if a loss or a parameter became NaN or infinite; the
             model is then what its stage had to give before: its best or last good epoch, or where
             it began.
@@ -69,12 +71,8 @@ class Trained:
     clip: Clip
     log: tuple[Mapping[str, Any], ...]
     seconds: float
-    peak_bytes: int
+    peak_bytes: int | None
     diverged: str | None = None
-
-
-class OtherRun(ValueError):
-    """The folder holds what another run has kept, or a damaged checkpoint."""
 
 
 class _Diverged(Exception):
@@ -127,7 +125,7 @@ def train(
             f"{', '.join(method.paradigms)}"
         )
     loop = _Loop(task, settings, None if folder is None else Path(folder), quiet)
-    loop.open({"method": method.name, "numbers": asdict(method), "settings": asdict(settings)})  # type: ignore[call-overload]
+    loop.open(method)
     diverged = None
     device = task.clip.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -156,7 +154,7 @@ def train(
     return Trained(
         clip=student.result(provenance),
         log=tuple(loop.state.log),
-        seconds=loop.state.seconds,
+        seconds=loop.seconds,
         peak_bytes=_peak_bytes(device),
         diverged=diverged,
     )
@@ -170,23 +168,32 @@ class _Loop:
         self.state = _Run()
         self.parts: dict[str, checkpoint.State] = {}
         self.number = -1  # of the stage being run
-        self.fingerprint = ""
+        self._started = time.perf_counter()
+        self._before = 0.0  # seconds of the runs that this one goes on from
 
-    def open(self, said: Mapping[str, Any]) -> None:
+    @property
+    def seconds(self) -> float:
+        """Wall time so far."""
+        return self._before + time.perf_counter() - self._started
+
+    def open(self, method: TrainedMethod) -> None:
         """Find out whether this run has been begun before."""
         task = self.task
-        about = {
-            **said,
-            "weights": task.clip.source.sha256,
-            "edits": [dict(edit) for edit in task.clip.history.edits],
-            "request": task.forget.to_json(),
-            "words": task.words.to_json(),
-            "seed": task.seed,
-            "shots": dict(task.shots.source),
-            "validation": dict(task.validation.source),
-        }
-        text = json.dumps(about, sort_keys=True, default=str)
-        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        self.made_from = Fingerprint(
+            {
+                "method": method.name,
+                "numbers": method,
+                "settings": self.settings,
+                "model": task.clip.fingerprint,
+                "request": task.forget.to_json(),
+                "words": task.words.to_json(),
+                "seed": task.seed,
+                "shots": task.shots.fingerprint,
+                "validation": task.validation.fingerprint,
+                "machine": machine(task.clip.device),
+                "code": code_of("train.loop"),
+            }
+        )
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -196,15 +203,17 @@ class _Loop:
                 found, self.parts = checkpoint.read_state(path)
             except ValueError as error:
                 raise OtherRun(str(error)) from None
-            if found.pop("fingerprint", None) != self.fingerprint:
-                raise OtherRun(
-                    f"{str(self.folder)!r} holds a run with another model, request, method or "
-                    "numbers; remove it to begin anew"
-                )
             try:
+                kept = Fingerprint(dict(found.pop("made_from")))
                 self.state = _Run(**found)
-            except TypeError as error:
+            except (KeyError, TypeError, ValueError) as error:
                 raise OtherRun(f"{path} is not a training checkpoint: {error}") from None
+            if differences := kept.differences(self.made_from):
+                raise OtherRun(
+                    f"{str(self.folder)!r} holds another run ({in_words(differences)}); remove it "
+                    "to begin anew"
+                )
+            self._before = self.state.seconds
 
     def run(self, stage: Stage) -> None:
         """Train one stage to its end, or go over it where an earlier process has."""
@@ -295,7 +304,6 @@ class _Loop:
         said["seconds"] = time.perf_counter() - started
         state.log.append(said)
         state.epoch += 1
-        state.seconds += said["seconds"]
         better = score is None or score > state.best
         if score is not None and better:
             state.best, state.best_epoch = score, epoch
@@ -336,7 +344,8 @@ class _Loop:
             generator=generator,
         )
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+        half = (device.type, torch.bfloat16) if self.settings.precision == "bf16" else None
+        with forward_in(half):
             terms = stage.loss(batch)
         total = torch.stack([value.float() for value in terms.values()]).sum()
         if not torch.isfinite(total):
@@ -388,7 +397,8 @@ class _Loop:
         """Write down where the run is; a process that dies in between leaves the place before."""
         if self.folder is None:
             return
-        said = {"fingerprint": self.fingerprint, **asdict(self.state)}
+        self.state.seconds = self.seconds
+        said = {"made_from": self.made_from.facts, **asdict(self.state)}
         checkpoint.write_state(self.folder / CHECKPOINT, said, **parts)
         lines = "".join(json.dumps(one) + "\n" for one in self.state.log)
         with new_file(self.folder / LOG, overwrite=True) as file:
@@ -418,8 +428,12 @@ def _short(said: Mapping[str, Any]) -> dict[str, str]:
     return shown
 
 
-def _peak_bytes(device: torch.device) -> int:
+def _peak_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # it comes with Unix alone
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.data.source import Source
+from nullspace_unlearn.fingerprint import Fingerprint, of_tensors
 
 _IN_MEMORY = 2 << 30  # bytes
 
@@ -25,12 +25,14 @@ class Shots:
         domains: `[n]` int64 domains.
         read: Indices -> `[b, 3, rows, columns]` float32 images on the CPU; the same every time.
         source: Where they come from and which they are; plain JSON values.
+        fingerprint: What they hold.
     """
 
     labels: Int[Tensor, " n"]
     domains: Int[Tensor, " n"]
     read: Callable[[Int[Tensor, " b"]], Float[Tensor, "b 3 rows columns"]]
     source: Mapping[str, object]
+    fingerprint: Fingerprint
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -47,6 +49,7 @@ class Shots:
             domains=self.domains[chosen],
             read=lambda index: self.read(chosen[index]),
             source={"of": self.source, "chosen": chosen.tolist()},
+            fingerprint=Fingerprint({"of": self.fingerprint, "chosen": chosen.tolist()}),
         )
 
 
@@ -86,7 +89,7 @@ def from_source(clip: Clip, source: Source, workers: int = 2) -> Shots:
     else:
         images = load(source)
         read = lambda index: images[index]  # noqa: E731
-    return Shots(source.class_index, source.domain_index, read, of)
+    return Shots(source.class_index, source.domain_index, read, of, source.fingerprint)
 
 
 def from_tensors(
@@ -115,9 +118,7 @@ def from_tensors(
             f"{len(images)}, {len(labels)}, {len(domains)}"
         )
     held, labels, domains = images.float().cpu(), labels.cpu(), domains.cpu()
-    if source is None:
-        digest = hashlib.sha256()
-        for part in (held, labels, domains):
-            digest.update(part.detach().contiguous().numpy().data)
-        source = {"images": "tensors", "sha256": digest.hexdigest()}
-    return Shots(labels, domains, lambda index: held[index], source)
+    contents = of_tensors({"images": held, "labels": labels, "domains": domains})
+    source = {"images": "tensors", "sha256": contents} if source is None else source
+    read = lambda index: held[index]  # noqa: E731
+    return Shots(labels, domains, read, source, Fingerprint({"contents": contents}))

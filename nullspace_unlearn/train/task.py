@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -140,6 +142,34 @@ class Task:
         return F.normalize(by_class.mean(1), dim=-1)
 
 
+_PRECISION: ContextVar[tuple[str, torch.dtype] | None] = ContextVar("precision", default=None)
+
+
+@contextmanager
+def forward_in(precision: tuple[str, torch.dtype] | None) -> Iterator[None]:
+    """Let the forward passes of students compute in another dtype, where that is safe.
+
+    Args:
+        precision: Kind of device and dtype, for `torch.autocast`; None: as the weights are.
+    """
+    token = _PRECISION.set(precision)
+    try:
+        yield
+    finally:
+        _PRECISION.reset(token)
+
+
+def _in_precision(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(*inputs: Tensor) -> Tensor:
+        precision = _PRECISION.get()
+        if precision is None:
+            return forward(*inputs)
+        with torch.autocast(*precision):
+            return forward(*inputs).float()
+
+    return run
+
+
 @dataclass(frozen=True, eq=False)
 class Student:
     """A model in training.
@@ -151,12 +181,19 @@ class Student:
         text: The classifier `[classes, dim]`, unit rows, with gradients where the text tower
             trains.
         result: The model with what has been learned so far, given how it came to be.
+
+    `image` and `text` compute in the precision that `forward_in` says, and give float32: a loss is
+    computed in that whatever the towers do.
     """
 
     module: nn.Module
     image: Callable[[Float[Tensor, "b 3 rows columns"]], Float[Tensor, "b dim"]]
     text: Callable[[], Float[Tensor, "classes dim"]]
     result: Callable[[dict[str, Any]], Clip]
+
+    def __post_init__(self) -> None:
+        for name in ("image", "text"):
+            object.__setattr__(self, name, _in_precision(getattr(self, name)))
 
     def logits(
         self, task: Task, images: Float[Tensor, "b 3 rows columns"]

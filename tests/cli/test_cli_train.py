@@ -236,7 +236,7 @@ def test_another_runs_folder_is_refused_and_replaced_on_request(train, tmp_path,
         interrupt(patch, 2)
         assert train("memorise_forget", *DOMAIN, small=TWO).code == 130
     refuse = train("ascent", *DOMAIN, "--json", small=TWO)
-    one_line(refuse, "'out.run' holds a run with another model, request, method or numbers")
+    one_line(refuse, "'out.run' holds another run .method: memorise_forget, now ascent; ")
     assert [p.name for p in tmp_path.iterdir()] == ["out.run"]
     assert train("ascent", *DOMAIN, "--overwrite", "--quiet", small=TWO).code == 0
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

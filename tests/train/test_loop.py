@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,7 @@ from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.evaluate.figures import FIGURES, grid_figures
 from nullspace_unlearn.evaluate.measure import Model
 from nullspace_unlearn.evaluate.zeroshot import accuracy_grid, predict
+from nullspace_unlearn.fingerprint import OtherRun
 from nullspace_unlearn.forget import Forget, Paradigm
 from nullspace_unlearn.train import checkpoint, loop
 from nullspace_unlearn.train.loop import Settings, Trained, train
@@ -319,6 +321,94 @@ def test_bf16_is_near_and_not_the_same(blind: Task) -> None:
     assert weight(half).dtype == torch.float32
 
 
+def test_a_loss_is_computed_in_float32(blind: Task) -> None:
+    """The oracle is the forward pass under `torch.autocast`, outside of any training."""
+    seen: list[tuple[Tensor, Tensor, bool]] = []
+
+    @dataclass(frozen=True)
+    class Seeing(Toy):
+        def stages(self, task: Task) -> Stages:
+            module = Linear()
+            student = with_linear(task, module)
+
+            def loss(batch: Minibatch) -> Mapping[str, Tensor]:
+                with torch.autocast("cpu", torch.bfloat16):
+                    expected = module(batch.images).detach()
+                logits = student.logits(task, batch.images)
+                seen.append((expected, logits.detach(), torch.is_autocast_enabled("cpu")))
+                found = student.image(batch.images).detach()
+                assert found.dtype == logits.dtype == torch.float32 == student.text().dtype
+                same = torch.equal(found, expected.float())
+                assert same and expected.dtype == torch.bfloat16
+                assert not torch.equal(found, module(batch.images).detach())  # control
+                return {"mem": nn.functional.cross_entropy(logits, batch.labels)}
+
+            sgd = lambda some: torch.optim.SGD(some, lr=self.lr)  # noqa: E731
+            yield Stage("see", student, loss, sgd, epochs=1, batch_size=8)
+            return student
+
+    train(Seeing(), blind, Settings(precision="bf16"), quiet=True)
+    assert len(seen) == 4 and not any(enabled for *_, enabled in seen)
+    for expected, logits, _ in seen:
+        rows = nn.functional.normalize(expected.float(), dim=-1)
+        torch.testing.assert_close(logits, blind.clip.logit_scale * rows @ blind.prototypes.mT)
+
+
+def with_linear(task: Task, module: Linear) -> Student:
+    return Student(
+        module=module,
+        image=module,
+        text=lambda: task.prototypes,
+        result=lambda said: task.clip.with_parameters({KEY: module.weight.flatten()}, said),
+    )
+
+
+def test_seconds_are_wall_time_of_the_whole(
+    blind: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oracle is a clock that the work itself moves on: between stages, too, and over runs."""
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+    kill = [True]
+
+    @dataclass(frozen=True)
+    class Slow(Toy):
+        def stages(self, task: Task) -> Stages:
+            now[0] += 100  # before the first stage
+            student = yield from Toy.stages(self, task)
+            now[0] += 10  # after the last
+            return student
+
+    def tick() -> None:
+        now[0] += 1
+        if kill[0] and now[0] == 106:  # in the second epoch, two steps behind what was kept
+            raise KeyboardInterrupt
+
+    def slow() -> Slow:
+        method = Slow(epochs=2)
+        object.__setattr__(method, "hooks", {"after_step": tick})
+        return method
+
+    with pytest.raises(KeyboardInterrupt):
+        train(slow(), blind, folder=tmp_path, quiet=True)
+    kill[0] = False
+    resumed = train(slow(), blind, folder=tmp_path, quiet=True)
+    assert resumed.seconds == 104 + 100 + 4 + 10
+    assert train(slow(), blind, quiet=True).seconds == 100 + 8 + 10
+    assert sum(entry["seconds"] for entry in resumed.log) == 8  # control: of the epochs alone
+
+
+def test_it_is_imported_where_there_is_no_resource_module() -> None:
+    """As on Windows."""
+    program = (
+        "import sys; sys.modules['resource'] = None\n"
+        "import torch; from nullspace_unlearn.train import loop\n"
+        "assert loop._peak_bytes(torch.device('cpu')) is None"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert (loop._peak_bytes(torch.device("cpu")) or 0) > 1 << 20  # control
+
+
 def test_the_randomness_of_the_caller_is_left_alone(blind: Task) -> None:
     state = torch.get_rng_state()
     train(toy(stages_=2), blind, quiet=True)
@@ -334,7 +424,7 @@ def test_the_log_and_the_result_say_how_they_came_to_be(task: Task, tmp_path: Pa
     ]
     lines = (tmp_path / "run" / loop.LOG).read_text().splitlines()
     assert [json.loads(line) for line in lines] == list(trained.log)
-    assert trained.seconds == pytest.approx(sum(entry["seconds"] for entry in trained.log))
+    assert trained.seconds > sum(entry["seconds"] for entry in trained.log)
     assert trained.diverged is None
     (made,) = trained.clip.history.edits
     assert made["method"] == "toy" and made["trained"] and made["numbers"]["lr"] == 0.02
@@ -456,18 +546,29 @@ def test_another_run_is_refused(task: Task, blind: Task, tmp_path: Path) -> None
     train(toy(epochs=1), task, folder=tmp_path, quiet=True)
     other = task.clip.with_parameters({KEY: torch.ones(128)}, {"method": "other"})
     more = shots(5, seed=9)
-    cases: list[tuple[Toy, Task, Settings]] = [
-        (toy(epochs=1, lr=0.03), task, Settings()),
-        (toy(epochs=1), replace(task, clip=other), Settings()),
-        (toy(epochs=1), replace(task, forget=Forget(classes=["car"])), Settings()),
-        (toy(epochs=1), replace(task, seed=1), Settings()),
-        (toy(epochs=1), replace(task, shots=more), Settings()),
-        (toy(epochs=1), replace(task, shots=task.shots.subset(torch.arange(29))), Settings()),
-        (toy(epochs=1), blind, Settings()),
-        (toy(epochs=1), task, Settings(patience=3)),
-    ]
-    for method, given, settings in cases:
-        with pytest.raises(ValueError, match="holds a run with another model, request, method"):
+    brighter = from_tensors(task.shots.read(torch.arange(30)) + 1, task.shots.labels,
+                            task.shots.domains, task.shots.source)  # fmt: skip
+    config = task.clip.config
+    quick = replace(task.clip, config={**config, "model_cfg": {**config["model_cfg"],
+                                                               "quick_gelu": True}})  # fmt: skip
+    words = replace(task.words, class_templates=("a picture of a {class}.",))
+    cases: list[tuple[Toy, Task, Settings, str]] = [
+        (toy(epochs=1, lr=0.03), task, Settings(), "numbers.lr: 0.02, now 0.03"),
+        (toy(epochs=1), replace(task, clip=other), Settings(), "model.edits.visual: "),
+        (toy(epochs=1), replace(task, clip=quick), Settings(), "model.model_cfg.quick_gelu: "),
+        (toy(epochs=1), replace(task, forget=Forget(classes=["car"])), Settings(), "request."),
+        (toy(epochs=1), replace(task, words=words), Settings(), "words.templates.class: "),
+        (toy(epochs=1), replace(task, seed=1), Settings(), "seed: 0, now 1"),
+        (toy(epochs=1), replace(task, shots=more), Settings(), "shots.contents: "),
+        (toy(epochs=1), replace(task, shots=brighter), Settings(), "shots.contents: "),
+        (toy(epochs=1), replace(task, shots=task.shots.subset(torch.arange(29))), Settings(),
+         "shots."),
+        (toy(epochs=1), blind, Settings(), "validation.contents: "),
+        (toy(epochs=1), task, Settings(patience=3), "settings.patience: 0, now 3"),
+    ]  # fmt: skip
+    assert brighter.source == task.shots.source
+    for method, given, settings, differs in cases:
+        with pytest.raises(OtherRun, match=rf"holds another run \({differs}"):
             train(method, given, settings, folder=tmp_path, quiet=True)
     train(toy(epochs=1), replace(task), folder=tmp_path, quiet=True)  # control
 
