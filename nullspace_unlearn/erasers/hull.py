@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,13 +12,17 @@ from nullspace_unlearn.edit import Edit
 from nullspace_unlearn.erasers.method import Given, Method, said
 from nullspace_unlearn.linalg import (
     HullPoint,
+    Metric,
+    Spread,
     as_float64,
     covariance,
     leading_basis,
+    marked_first,
     nearest_in_hull,
     oblique_dual,
     regularised,
     solve_covariance_of_kept,
+    stacked,
     unit,
 )
 
@@ -35,6 +39,11 @@ DEPTH = 1.0
 
 # Keeps the hull's metric definite in directions no name varies in.
 _METRIC_RIDGE = 0.1
+
+# So many names left out are taken off a metric that a batch shares.
+_FEW = 16
+# Share of the names' spread below which what is left hides behind what is left out.
+_HIDDEN = 1e-3
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class Numbers:
 
 def hull(
     forget: Float[Tensor, "*batch m dim"],
-    keep: Float[Tensor, "*batch_or_none n dim"],
+    keep: Float[Tensor, "n dim"],
     *,
     keep_mask: Bool[Tensor, "*batch n"] | None = None,
     ridge: float = RIDGE,
@@ -90,10 +99,9 @@ def hull(
         forget: `[*batch, m, dim]` unit text prototypes; further templates or aliases are further
             rows, each with a certificate of its own. Rows of zeros fill up the shorter requests of
             a ragged batch, and count for nothing.
-        keep: `[n, dim]` shared by the whole batch, or `[*batch, n, dim]`: unit text prototypes of
-            the vocabulary whose recognition must stay.
-        keep_mask: `[*batch, n]`, which names of the vocabulary each request keeps; absent: all. The
-            metric is that of the whole vocabulary, so that a batch shares it.
+        keep: `[n, dim]` unit text prototypes of the vocabulary whose recognition must stay, shared
+            by the whole batch.
+        keep_mask: `[*batch, n]`, which names of the vocabulary each request keeps; absent: all.
         ridge: Relative ridge of the write metric, above 0.
         depth: Share of the way from the nearest point to the hull's middle, in [0, 1]: above 0,
             a forgotten class cannot tie with the best of several kept ones.
@@ -106,11 +114,19 @@ def hull(
             nothing is kept, nothing sets the forgotten names apart (the edit would remove
             nothing), or their displacements span the whole space (it would remove everything).
     """
+    if keep.ndim != 2:
+        raise ValueError(
+            f"keep must be one vocabulary [n, {forget.shape[-1]}] for the whole batch, got "
+            f"{list(keep.shape)}; what each request keeps of it says keep_mask [*batch, n]"
+        )
     f, r, kept, same = names_to_move(forget, keep, keep_mask)
     numbers = Numbers(ridge, depth)
     share = kept.to(r.dtype) / kept.sum(-1, keepdim=True)
     middle = share[..., None, :] @ r
-    target = middle if depth == 1 else torch.lerp(nearest_kept(f, r, kept).of(r), middle, depth)
+    spread = Spread.of(r)
+    target = middle
+    if depth < 1:
+        target = torch.lerp(nearest_kept(f, r, kept, spread).of(r), middle, depth)
     displacement = f - target
     norm = torch.linalg.vector_norm(f, dim=-1)
     # A row of zeros is no name, and this keeps it from asking for anything.
@@ -120,7 +136,7 @@ def hull(
         raise ValueError("the edit would remove nothing: a forgotten name lies among the kept ones")
     if basis.shape[-1] == basis.shape[-2]:
         raise ValueError("the edit would remove everything: the displacements span the whole space")
-    solved = solve_covariance_of_kept(r, kept, ridge, basis)
+    solved = solve_covariance_of_kept(r, kept, ridge, basis, spread)
     return Edit(
         read=basis,
         write=oblique_dual(basis, solved),
@@ -133,9 +149,12 @@ def hull(
 
 def _derive(given: Given, numbers: Numbers) -> Edit:
     told = given.told()
+    rows = told.padded()
+    stays = told.kept.reshape(-1, len(told.rows)).any(0)  # other names have no part in it
     return hull(
-        told.padded(), told.rows, keep_mask=told.kept, ridge=numbers.ridge, depth=numbers.depth
-    )
+        rows, told.rows[stays], keep_mask=told.kept[..., stays],
+        ridge=numbers.ridge, depth=numbers.depth,
+    )  # fmt: skip
 
 
 METHOD = Method(
@@ -208,18 +227,64 @@ def same_names(
 
 def nearest_kept(
     forget: Float[Tensor, "*batch m dim"],
-    keep: Float[Tensor, "*batch_or_none n dim"],
+    keep: Float[Tensor, "n dim"],
     kept: Bool[Tensor, "*batch n"],
+    spread: Spread | None = None,
 ) -> HullPoint:
     """The point of the hull of the kept prototypes that is nearest in their covariance.
 
+    Each request has the metric of the names that it keeps. Few names left out change the covariance
+    of all of them in as few directions, so one eigendecomposition serves those requests; a request
+    by itself, or where many are left out, or hide what is kept, has its own.
+
     Args:
         forget: `[*batch, m, dim]`, float64.
-        keep: `[n, dim]` or `[*batch, n, dim]`, float64.
+        keep: `[n, dim]`, float64.
         kept: `[*batch, n]`, which of them each request may use.
+        spread: That of the prototypes, where it is at hand.
 
     Returns:
-        Its weights on the prototypes; the point itself is in the metric's coordinates.
+        Its weights on the prototypes.
     """
-    metric = torch.linalg.cholesky(regularised(covariance(keep), _METRIC_RIDGE))
-    return nearest_in_hull(forget @ metric, keep @ metric, kept[..., None, :])
+    batch, (m, dim) = forget.shape[:-2], forget.shape[-2:]
+    points, masks = forget.reshape(-1, m, dim), kept.reshape(-1, len(keep))
+    own = torch.ones(len(masks), dtype=torch.bool, device=keep.device)
+    parts = []
+    if len(masks) > 1:
+        spread = spread or Spread.of(keep)
+        metric, own = _metrics(spread, masks)
+    if not own.all():
+        assert spread is not None  # a request by itself has its own
+        some = ~own
+        shared = nearest_in_hull(
+            points[some] @ spread.frame, keep @ spread.frame, masks[some, None], metric=metric[some]
+        )
+        parts.append((some.nonzero()[:, 0], shared))
+    for i in own.nonzero()[:, 0]:
+        root = torch.linalg.cholesky(regularised(covariance(keep[masks[i]]), _METRIC_RIDGE))
+        parts.append(
+            (i[None], nearest_in_hull(points[i] @ root, keep @ root, masks[i, None])[None])
+        )
+    order = torch.cat([index for index, _ in parts]).argsort()
+    together = stacked([part for _, part in parts])[order].reshape(*batch)
+    return replace(together, point=together.of(keep))
+
+
+def _metrics(spread: Spread, kept: Bool[Tensor, "b n"]) -> tuple[Metric, Bool[Tensor, " b"]]:
+    """The covariances of the kept rows, regularised, in the frame of all rows.
+
+    Returns:
+        The metrics (each up to a factor), and which requests are better off with their
+        own: those that leave out many names, or of which too little stays.
+    """
+    centred, energy = spread.centred, spread.energy
+    count = kept.sum(-1)
+    few = len(centred) - count <= _FEW
+    order = marked_first(~kept & few[:, None])
+    marked = (~kept & few[:, None]).take_along_dim(order, -1)
+    left_out = centred[order] * marked[..., None]
+    mean = left_out.sum(-2) / count[:, None]  # of the kept rows about that of all, but for its sign
+    less = torch.cat([left_out, (count.sqrt()[:, None] * mean)[:, None]], -2)
+    total = energy.sum() - less.square().sum((-2, -1))
+    scale = energy + (_METRIC_RIDGE * total / len(energy))[:, None]
+    return Metric(scale, less @ spread.frame), ~few | (total <= _HIDDEN * energy.sum())

@@ -54,7 +54,7 @@ class Numbers:
 
 def two_sided(
     forget: Float[Tensor, "*batch m dim"],
-    keep: Float[Tensor, "*batch_or_none n dim"],
+    keep: Float[Tensor, "n dim"],
     visual_forget: Float[Tensor, "*batch m dim"],
     visual_keep: Float[Tensor, "*visual_batch_or_none k dim"],
     *,
@@ -98,8 +98,7 @@ def two_sided(
 
     Args:
         forget: `[*batch, m, dim]` unit text prototypes, as for `hull`.
-        keep: `[n, dim]` shared by the whole batch, or `[*batch, n, dim]`: unit text prototypes that
-            stay.
+        keep: `[n, dim]` unit text prototypes that stay, shared by the whole batch.
         visual_forget: `[*batch, m, dim]` unit visual prototypes of the same m: the mean of some
             images' embeddings, normalised. (Each image as a direction of its own costs more and
             hides no more.)

@@ -12,8 +12,9 @@ from nullspace_unlearn.linalg.bases import (
     unit,
 )
 from nullspace_unlearn.linalg.held_out import Ridge
-from nullspace_unlearn.linalg.nearest import HullPoint, nearest_in_hull
+from nullspace_unlearn.linalg.nearest import HullPoint, Metric, nearest_in_hull, stacked
 from nullspace_unlearn.linalg.ridge import (
+    Spread,
     covariance,
     oblique_dual,
     one_sided_ridge,
@@ -25,7 +26,9 @@ from nullspace_unlearn.linalg.ridge import (
 
 __all__ = [
     "HullPoint",
+    "Metric",
     "Ridge",
+    "Spread",
     "as_float64",
     "covariance",
     "group_means",
@@ -37,6 +40,7 @@ __all__ = [
     "regularised",
     "solve_covariance_of_kept",
     "solve_definite",
+    "stacked",
     "unit",
     "weighted_ridge",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -37,6 +39,20 @@ class HullPoint:
     point: Float[Tensor, "*batch m dim"]
     gap: Float[Tensor, "*batch m"]
 
+    def __getitem__(self, index: Any) -> HullPoint:
+        """Some members of the batch, or one more leading dimension by None."""
+        return HullPoint(*(getattr(self, one.name)[index] for one in fields(self)))
+
+    def reshape(self, *batch: int) -> HullPoint:
+        """The same points with other leading dimensions."""
+        m = self.index.shape[-2]
+        return HullPoint(
+            self.index.reshape(*batch, m, -1),
+            self.weight.reshape(*batch, m, -1),
+            self.point.reshape(*batch, m, -1),
+            self.gap.reshape(*batch, m),
+        )
+
     def of(self, rows: Float[Tensor, "*batch_or_none n any"]) -> Float[Tensor, "*batch m any"]:
         """The same convex combinations, of other rows.
 
@@ -61,11 +77,44 @@ class HullPoint:
         return zeros.scatter_add_(-1, self.index, self.weight)
 
 
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """An inner product for each member of a batch: `diag(scale) - lessᵀ less`, definite.
+
+    Attributes:
+        scale: `[*batch, dim]`.
+        less: `[*batch, u, dim]`, u small.
+    """
+
+    scale: Float[Tensor, "*batch dim"]
+    less: Float[Tensor, "*batch u dim"]
+
+    def __getitem__(self, index: Tensor | slice) -> Metric:
+        """Some of the members."""
+        return Metric(self.scale[index], self.less[index])
+
+    def of(self, rows: Float[Tensor, "*batch k dim"]) -> Float[Tensor, "*batch k dim"]:
+        """Rows as their inner products with others need them: each times the matrix."""
+        return rows * self.scale[..., None, :] - (rows @ self.less.mT) @ self.less
+
+    def products(self, rows: Float[Tensor, "*batch k dim"]) -> Float[Tensor, "*batch k k"]:
+        """Inner products of the rows of each member."""
+        k = rows.shape[-2]
+        # Both products in one: of many small ones each has its price.
+        left = rows.new_empty(*rows.shape[:-2], k + self.less.shape[-2], rows.shape[-1])
+        torch.mul(rows, self.scale[..., None, :], out=left[..., :k, :])
+        left[..., k:, :] = self.less
+        both = left @ rows.mT
+        less = both[..., k:, :]
+        return both[..., :k, :] - less.mT @ less
+
+
 def nearest_in_hull(
     points: Float[Tensor, "*batch m dim"],
     vertices: Float[Tensor, "*batch_or_none n dim"],
     allowed: Bool[Tensor, "*batch m_or_one n"] | None = None,
     tol: float = 1e-10,
+    metric: Metric | None = None,
 ) -> HullPoint:
     """Nearest point of the convex hull of the vertices, for many points at once.
 
@@ -83,6 +132,7 @@ def nearest_in_hull(
             points of a member share them; absent means all. One shared vocabulary and a mask a
             request need no copy of the vocabulary.
         tol: Optimality gap at which a problem is done (see `HullPoint.gap`).
+        metric: `[*batch]`, what each member measures distances in; absent: the plain one.
 
     Returns:
         Weights, points and optimality gaps.
@@ -98,7 +148,13 @@ def nearest_in_hull(
     flat = points.reshape(-1, m, dim)
     masks = None if allowed is None else allowed.reshape(-1, allowed.shape[-2], n)
     # Members that share their vertices are solved together, so many of them to a chunk.
-    size = max(1, _CHUNK // (max(n, 8 * dim) * m)) if vertices.ndim == 2 else 1
+    wide = 0 if metric is None else dim * metric.less.shape[-2]
+    size = max(1, _CHUNK // (max(n, 8 * dim, wide) * m)) if vertices.ndim == 2 else 1
+    measure = None
+    if metric is not None:
+        measure = Metric(
+            metric.scale.reshape(-1, dim), metric.less.reshape(-1, *metric.less.shape[-2:])
+        )
     own = None if vertices.ndim == 2 else vertices.reshape(-1, n, dim)
     solved: list[HullPoint] = []
     for start in range(0, len(flat), size):
@@ -107,30 +163,60 @@ def nearest_in_hull(
         if masks is not None:
             mask = masks[start : start + size].expand(-1, m, -1).reshape(-1, n)
         corners = vertices if own is None else own[start]
-        solved.append(_nearest(some.reshape(-1, dim), corners, mask, tol))
-    support = max((part.index.shape[-1] for part in solved), default=1)
+        each = None
+        if measure is not None:  # one a point
+            owner = torch.arange(start, start + len(some), device=points.device)
+            each = measure[owner.repeat_interleave(m)]
+        solved.append(_nearest(some.reshape(-1, dim), corners, mask, tol, each))
+    whole = stacked(solved)
+    support = whole.index.shape[-1]
+    return HullPoint(
+        whole.index.reshape(*batch, m, support),
+        whole.weight.reshape(*batch, m, support),
+        whole.point.reshape(*batch, m, dim),
+        whole.gap.reshape(*batch, m),
+    )
+
+
+def stacked(parts: Sequence[HullPoint]) -> HullPoint:
+    """Several batches of points as one, the smaller supports filled up.
+
+    Args:
+        parts: Points whose leading dimensions but the first are alike.
+
+    Returns:
+        One batch, in their order.
+    """
+    support = max(part.index.shape[-1] for part in parts)
     pad = torch.nn.functional.pad
     index, weight = (
-        torch.cat([pad(part, (0, support - part.shape[-1])) for part in parts])
-        for parts in ([part.index for part in solved], [part.weight for part in solved])
+        torch.cat([pad(value, (0, support - value.shape[-1])) for value in values])
+        for values in ([part.index for part in parts], [part.weight for part in parts])
     )
     return HullPoint(
-        index.reshape(*batch, m, support),
-        weight.reshape(*batch, m, support),
-        torch.cat([part.point for part in solved]).reshape(*batch, m, dim),
-        torch.cat([part.gap for part in solved]).reshape(*batch, m),
+        index, weight, torch.cat([part.point for part in parts]), torch.cat([p.gap for p in parts])
     )
 
 
-def _nearest(points: Tensor, vertices: Tensor, allowed: Tensor | None, tol: float) -> HullPoint:
+def _nearest(
+    points: Tensor, vertices: Tensor, allowed: Tensor | None, tol: float, metric: Metric | None
+) -> HullPoint:
     """Solve one chunk: `[p, dim]` points against `[n, dim]` vertices."""
     p, fresh = len(points), min(_FRESH, len(vertices))
-    half_square = vertices.square().sum(-1) / 2
-    # Nearest vertices: |v - t|²/2 = |v|²/2 - v·t + const.
-    nearness, entering = _best(points @ vertices.mT - half_square, allowed, fresh)
-    nearest = (vertices[entering[:, 0]] - points).square().sum(-1)
-    # A point nearer to a vertex than this is on it: below lies the rounding of the products.
+    # Nearest vertices: |v - t|²/2 = |v|²/2 - v·t + const. Any vertices would do to begin with, so
+    # one metric does for all points here.
+    if metric is None:
+        half_square = vertices.square().sum(-1) / 2
+        nearness = points @ vertices.mT - half_square
+    else:
+        common = metric.scale.mean(0)
+        half_square = vertices.square() @ common / 2
+        nearness = (points * common) @ vertices.mT - half_square
     size = (2 * half_square.max()).clamp(min=torch.finfo(points.dtype).tiny)
+    nearness, entering = _best(nearness, allowed, fresh)
+    first = vertices[entering[:, 0]] - points
+    nearest = (first * _measured(first, metric)).sum(-1)
+    # A point nearer to a vertex than this is on it: below lies the rounding of the products.
     scale = nearest.clamp(min=1e-6 * size)
     usable = nearness > -torch.inf
     index = entering.new_zeros(p, 0)
@@ -141,13 +227,14 @@ def _nearest(points: Tensor, vertices: Tensor, allowed: Tensor | None, tol: floa
         among = torch.cat([index[todo], entering], -1)
         usable = torch.cat([weight[todo] > 0, usable], -1)
         begin = torch.nn.functional.pad(weight[todo], (0, entering.shape[-1]))
-        gram = _seen_from(points[todo], vertices, among)
+        here = None if metric is None else metric[todo]
+        gram = _seen_from(points[todo], vertices, among, here)
         found = _wolfe(gram, begin, usable, tol * scale[todo])
         index, weight = _keep_support(index, weight, todo, among, found)
         x = _combined(index[todo], weight[todo], vertices)
         point[todo] = x
         # Optimal where no vertex lies further along the residual than the point itself.
-        residual = points[todo] - x
+        residual = _measured(points[todo] - x, here)
         best, entering = _best(residual @ vertices.mT, _of(allowed, todo), fresh)
         excess = best - (residual * x).sum(-1, keepdim=True)
         gap[todo] = excess[:, 0].clamp(min=0) / scale[todo]
@@ -165,7 +252,12 @@ def _nearest(points: Tensor, vertices: Tensor, allowed: Tensor | None, tol: floa
     return HullPoint(index, weight, point, gap)
 
 
-def _seen_from(points: Tensor, vertices: Tensor, among: Tensor) -> Tensor:
+def _measured(rows: Tensor, metric: Metric | None) -> Tensor:
+    """Rows `[p, dim]`, each in its own metric."""
+    return rows if metric is None else metric.of(rows[:, None])[:, 0]
+
+
+def _seen_from(points: Tensor, vertices: Tensor, among: Tensor, metric: Metric | None) -> Tensor:
     """Inner products `[p, k, k]` of some vertices, seen from each point."""
     k, dim = among.shape[-1], points.shape[-1]
     # So few at a time that the gathered vertices stay in the processor's cache.
@@ -174,7 +266,7 @@ def _seen_from(points: Tensor, vertices: Tensor, among: Tensor) -> Tensor:
     for start in range(0, len(points), size):
         some = slice(start, start + size)
         here = vertices[among[some]].sub_(points[some, None])
-        parts.append(here @ here.mT)
+        parts.append(here @ here.mT if metric is None else metric[some].products(here))
     return torch.cat(parts) if parts else points.new_zeros(0, k, k)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -93,11 +95,34 @@ def oblique_dual(
     return solve_definite(basis.mT @ solved + unused, solved.mT).mT
 
 
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """How rows lie about their mean, decomposed once for all that is asked of it.
+
+    Attributes:
+        centred: `[*batch, n, dim]` the rows less their mean.
+        energy: `[*batch, dim]` eigenvalues of their scatter matrix, at least 0, in ascending order.
+        frame: `[*batch, dim, dim]` its eigenvectors, in columns.
+    """
+
+    centred: Float[Tensor, "*batch n dim"]
+    energy: Float[Tensor, "*batch dim"]
+    frame: Float[Tensor, "*batch dim dim"]
+
+    @classmethod
+    def of(cls, rows: Float[Tensor, "*batch n dim"]) -> Spread:
+        """Decompose the scatter of some rows, float64."""
+        centred = rows - rows.mean(-2, keepdim=True)
+        energy, frame = torch.linalg.eigh(centred.mT @ centred)
+        return cls(centred, energy.clamp(min=0), frame)
+
+
 def solve_covariance_of_kept(
     rows: Float[Tensor, "*batch_or_none n dim"],
     kept: Bool[Tensor, "*batch n"],
     ridge: float,
     right: Float[Tensor, "*batch dim k"],
+    spread: Spread | None = None,
 ) -> Float[Tensor, "*batch dim k"]:
     """`n_kept⁻¹ (C + ridge · tr(C)/dim · I)⁻¹ right`, C the covariance of each member's kept rows.
 
@@ -114,13 +139,14 @@ def solve_covariance_of_kept(
         ridge: Relative ridge, above 0. Where all kept rows are one row, C is 0 and has no scale:
             the solution is then `right` itself.
         right: `[*batch, dim, k]`.
+        spread: That of the rows, where it is at hand.
 
     Returns:
         `[*batch, dim, k]`.
     """
     dim = rows.shape[-1]
-    centred = rows - rows.mean(-2, keepdim=True)
-    energy, frame = torch.linalg.eigh(centred.mT @ centred)
+    spread = spread or Spread.of(rows)
+    centred, energy, frame = spread.centred, spread.energy, spread.frame
     count = kept.sum(-1).to(rows.dtype)
     order = marked_first(~kept)
     if rows.ndim == 2:
@@ -130,9 +156,9 @@ def solve_covariance_of_kept(
     left_out = left_out * (~kept).take_along_dim(order, -1)[..., None]
     shift = -left_out.sum(-2) / count[..., None]  # mean of the kept rows, about the mean of all
     update = torch.cat([left_out, (count.sqrt()[..., None] * shift)[..., None, :]], -2).mT
-    total = energy.clamp(min=0).sum(-1) - update.square().sum((-2, -1))
+    total = energy.sum(-1) - update.square().sum((-2, -1))
     size = count * rows.square().sum(-1).mean(-1)
-    scale = (energy.clamp(min=0) + (ridge * total / dim)[..., None])[..., None]
+    scale = (energy + (ridge * total / dim)[..., None])[..., None]
     # Transposed, a frame that serves the whole batch multiplies it as one matrix.
     turned, turned_update = (right.mT @ frame).mT, (update.mT @ frame).mT
     solved, solved_update = turned / scale, turned_update / scale

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from nullspace_unlearn.edit import Edit
 from nullspace_unlearn.erasers import hull, leace, nullspace
-from nullspace_unlearn.linalg import covariance, regularised, unit
+from nullspace_unlearn.erasers.hull import nearest_kept
+from nullspace_unlearn.linalg import covariance, nearest_in_hull, regularised, unit
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -120,19 +121,41 @@ def test_masked_names_are_not_kept_names() -> None:
     )
 
 
-@pytest.mark.parametrize("own", [True, False], ids=["keep each", "keep shared"])
+@pytest.mark.parametrize("left_out", [1, 5, 30, 38, 39])
+def test_a_mask_is_a_shorter_list(left_out: int) -> None:
+    """The edit is that of the names that stay: no name left out has a say in the metric."""
+    keep, forget = names(40, 12, seed=1), names(6, 2, 12)
+    order = torch.stack([torch.randperm(40, generator=torch.Generator().manual_seed(i))
+                         for i in range(6)])  # fmt: skip
+    mask = order >= left_out
+    near = keep.clone()  # what stays may be far smaller than what is left out
+    near[mask[0]] = near[mask[0]][0] + 1e-4 * (near[mask[0]] - near[mask[0]][0])
+    for rows in (keep, near):
+        batch = hull(forget, rows, keep_mask=mask, depth=0.01)
+        for i in range(6):
+            alone = hull(forget[i], rows[mask[i]], depth=0.01).operator()
+            torch.testing.assert_close(batch[i].operator(), alone, atol=1e-7, rtol=1e-7)
+            one = hull(forget[i], rows, keep_mask=mask[i], depth=0.01).operator()
+            torch.testing.assert_close(one, alone, atol=1e-10, rtol=1e-10)
+    # The control: nearest in the covariance of all names it is another point.
+    own = nearest_kept(forget[0], keep, mask[0]).of(keep)
+    root = torch.linalg.cholesky(regularised(covariance(keep), 0.1))
+    of_all = nearest_in_hull(forget[0] @ root, keep @ root, mask[0, None]).of(keep)
+    assert left_out == 39 or (own - of_all).norm() > 1e-3
+
+
 @pytest.mark.parametrize("masked", [True, False])
-def test_a_batch_is_a_loop(own: bool, masked: bool) -> None:
+def test_a_batch_is_a_loop(masked: bool) -> None:
     forget = names(2, 3, 4, 12)
     forget[0, 1, 1:] = forget[0, 1, :1]  # of lower rank than the others
-    keep = names(2, 3, 30, 12, seed=1) if own else names(30, 12, seed=1)
+    keep = names(30, 12, seed=1)
     mask = randn(2, 3, 30, seed=2) > -1 if masked else None
     batch = hull(forget, keep, keep_mask=mask)
     for i in range(2):
         for j in range(3):
             one = hull(
                 forget[i, j],
-                keep[i, j] if own else keep,
+                keep,
                 keep_mask=None if mask is None else mask[i, j],
             )
             assert torch.allclose(batch[i, j].operator(), one.operator(), atol=1e-10)
@@ -207,6 +230,11 @@ def test_what_is_refused(unchecked) -> None:
         hull(forget, keep / 0)
     with unchecked(), pytest.raises(ValueError, match="leading dimensions"):
         hull(forget, keep[:, :11])
+    with (
+        unchecked(),
+        pytest.raises(ValueError, match=r"\[3, 40, 12\]; what each request"),
+    ):
+        hull(names(3, 2, 12), keep.expand(3, -1, -1))
 
 
 @pytest.mark.parametrize("count", [1, 10])

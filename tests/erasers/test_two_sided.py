@@ -133,14 +133,14 @@ def test_with_a_covariance_the_images_half_is_leace(monkeypatch: pytest.MonkeyPa
     assert torch.allclose(ours.operator(), by_package.operator(), atol=1e-8)
 
 
-@pytest.mark.parametrize("own", [True, False], ids=["keep each", "keep shared"])
+@pytest.mark.parametrize("own", [True, False], ids=["images each", "images shared"])
 @pytest.mark.parametrize("masked", [True, False])
 def test_a_batch_is_a_loop(own: bool, masked: bool) -> None:
     batch = (2, 3)
     forget, v = rows(*batch, 4, DIM), rows(*batch, 4, DIM, seed=2, common=78)
     forget[0, 1, 1:], v[0, 1, 1:] = forget[0, 1, :1], v[0, 1, :1]  # of lower rank than the others
     lead = batch if own else ()
-    keep, images = rows(*lead, 30, DIM, seed=1), rows(*lead, 50, DIM, seed=3, common=78)
+    keep, images = rows(30, DIM, seed=1), rows(*lead, 50, DIM, seed=3, common=78)
     masks = (randn(*batch, 30, seed=4) > -1, randn(*batch, 50, seed=5) > -1)
     keep_mask, visual_keep_mask = masks if masked else (None, None)
     together = two_sided(
@@ -150,7 +150,7 @@ def test_a_batch_is_a_loop(own: bool, masked: bool) -> None:
         for j in range(3):
             one = two_sided(
                 forget[i, j],
-                keep[i, j] if own else keep,
+                keep,
                 v[i, j],
                 images[i, j] if own else images,
                 keep_mask=None if keep_mask is None else keep_mask[i, j],
