@@ -110,7 +110,7 @@ def read_class_folders(
         inside = [parts for parts in found.images if len(parts) > 1]
         if not inside:
             raise ValueError(f"domain {domain!r} holds no images; the layout is <folder>/<class>/*")
-        images += [(domain, p[0], File(folder, "/".join(p))) for p in inside]
+        images += [(domain, p[0], File(folder, "/".join(p), domain)) for p in inside]
         notes += _lost(found, 1)
     return _source(
         ", ".join(dict.fromkeys(Path(folder).name for folder in folders.values())),

@@ -72,17 +72,24 @@ class File:
     """An image file.
 
     Attributes:
-        root: The folder of the source.
-        name: Its path below that, with slashes.
+        root: The folder of the source, or of a domain.
+        below: Its path below that, with slashes.
+        domain: The domain that the folder is of; empty where the path says it.
     """
 
     root: Path
-    name: str
+    below: str
+    domain: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its path in the source, with slashes."""
+        return f"{self.domain}/{self.below}" if self.domain else self.below
 
     @property
     def path(self) -> Path:
         """The file."""
-        return self.root / self.name
+        return self.root / self.below
 
     def open(self) -> BinaryIO:
         """Its bytes."""
