@@ -74,7 +74,7 @@ def erase(
     from nullspace_unlearn import unlearn
     from nullspace_unlearn.data.source import apart
     from nullspace_unlearn.erasers import METHODS
-    from nullspace_unlearn.evaluate.compare import compare, predicted
+    from nullspace_unlearn.evaluate.compare import check_measurable, compare, predicted
     from nullspace_unlearn.evaluate.verdict import in_words
     from nullspace_unlearn.report.picture import check_picture
     from nullspace_unlearn.report.plots import grid_heatmap
@@ -94,6 +94,8 @@ def erase(
     left_out = 0
     if found is not None:
         found, left_out = apart(found, drawn)
+        if left_out:
+            check_measurable(plan.forget, found)
     prototypes = visual.make(clip, plan, drawn, data.batch_size, silent)
     made = time.perf_counter()
     edit = unlearn.erase(

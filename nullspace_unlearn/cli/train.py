@@ -431,7 +431,7 @@ def _check_run(run: Path) -> None:
 
 def _check_measurable(forget: Forget, words: Words, test: Source) -> None:
     """Refuse images that the figures cannot be told from, before any work is spent."""
-    from nullspace_unlearn.evaluate.compare import cells_of
+    from nullspace_unlearn.evaluate.compare import check_measurable
 
     other = sorted(set(words.classes) ^ set(test.classes))
     if other:
@@ -439,12 +439,7 @@ def _check_measurable(forget: Forget, words: Words, test: Source) -> None:
             f"the images to report on must be of the same classes as those to train on; "
             f"{', '.join(map(repr, other[:5]))} {'is' if len(other) == 1 else 'are'} in one alone"
         )
-    mask = cells_of(forget, test.classes, test.domains)
-    for what, some in (("forgotten", mask), ("kept", ~mask)):
-        if not test.counts[some].any():
-            raise ValueError(
-                f"no image of {what} cells is left to report on: give --test ROOT, or fewer --shots"
-            )
+    check_measurable(forget, test)
 
 
 def _train(

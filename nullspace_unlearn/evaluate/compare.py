@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nullspace_unlearn.clip import Clip
+from nullspace_unlearn.data.source import Source
 from nullspace_unlearn.edit import Edit, Side
 from nullspace_unlearn.evaluate.figures import (
     Verdict,
@@ -343,6 +344,25 @@ def cells_of(
     present = tuple(name for name in forget.classes if name in classes)
     asked = Forget(present or forget.classes, forget.domains)
     return asked.mask(classes, domains or EVERYWHERE)
+
+
+def check_measurable(forget: Forget, source: Source) -> None:
+    """Refuse images that no figure could be told from, before any work is spent.
+
+    Args:
+        forget: The request, its domains by key.
+        source: The images to report on.
+
+    Raises:
+        ValueError: As `cells_of`; or if there is no image of forgotten cells, or of kept ones.
+    """
+    mask = cells_of(forget, source.classes, source.domains)
+    for what, some in (("forgotten", mask), ("kept", ~mask)):
+        if not source.counts[some].any():
+            raise ValueError(
+                f"no image of {what} cells is left to report on, besides those that are learned "
+                "from: give others, or fewer --shots"
+            )
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:
