@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nullspace_unlearn.cli import options
 from nullspace_unlearn.cli.data import DataOptions, data_options
+
+if TYPE_CHECKING:
+    from nullspace_unlearn.features import Features
 
 
 @click.command()
@@ -47,38 +50,26 @@ def evaluate(
     if found is None:
         raise ValueError("give --data: images, shards, a feature file, or nsu-mini")
 
-    from dataclasses import replace
-
-    from nullspace_unlearn.evaluate.compare import EVERYWHERE, accuracy
+    from nullspace_unlearn.evaluate.compare import EVERYWHERE, accuracy, classifier, told_alone
     from nullspace_unlearn.report.plots import grid_table
     from nullspace_unlearn.words import Words
 
     options.use_text_cache(cache, no_cache)
     clip = options.load_model(model, pretrained, device, precision, base)
     features = data.embed(clip, found, quiet or as_json)
-    names = options.class_list(classes)
-    if names is not None and not features.class_names:
-        if int(features.labels.max()) >= len(names):
-            raise ValueError(
-                f"the feature file has label {int(features.labels.max())} and no class names, and "
-                f"--classes names {len(names)}"
-            )
-        features = replace(features, class_names=tuple(names))
-    elif names is not None:
-        unknown = [name for name in features.class_names if name not in names]
-        if unknown:
-            raise ValueError(f"--classes lacks classes of the data: {', '.join(unknown)}")
-        place = [names.index(name) for name in features.class_names]
-        labels = features.labels.new_tensor(place)[features.labels]
-        features = replace(features, class_names=tuple(names), labels=labels, text=None)
-    if not features.class_names:
-        raise ValueError("the feature file has no class names: give --classes")
+    features = _named_by(features, options.class_list(classes))
     templates = (
         Words(class_templates=template).class_templates
         if template
         else found.templates or (clip.words or Words()).class_templates
     )
     grid, result = accuracy(clip, features, templates)
+    domains = features.domain_names or EVERYWHERE
+    mask = clip.history.forgotten(features.class_names, domains)
+    told = None
+    if mask.any():
+        told = told_alone(features, mask, classifier(clip, features, templates))
+        result |= {"forgotten": mask.tolist(), "figures": told}
     provenance: dict[str, Any] = dict(features.provenance)
     result |= {
         "model": model,
@@ -92,7 +83,51 @@ def evaluate(
     if as_json:
         options.print_json(result)
     elif not quiet:
-        domains = features.domain_names or EVERYWHERE
-        click.echo(grid_table(grid, None, None, features.class_names, domains))
+        marked = mask if told else None
+        click.echo(grid_table(grid, None, marked, features.class_names, domains))
         metrics = ", ".join(f"{k} {v:.4f}" for k, v in result["metrics"].items() if v is not None)
         click.echo(metrics)
+        if told:
+            click.echo("\n".join(["", *_told_lines(told)]))
+
+
+def _named_by(features: Features, names: list[str] | None) -> Features:
+    """The features with the classes of --classes to choose from.
+
+    Raises:
+        ValueError: If these lack a class of the data, or there are none.
+    """
+    from dataclasses import replace
+
+    if names is None:
+        if not features.class_names:
+            raise ValueError("the feature file has no class names: give --classes")
+        return features
+    if not features.class_names:
+        if int(features.labels.max()) >= len(names):
+            raise ValueError(
+                f"the feature file has label {int(features.labels.max())} and no class names, and "
+                f"--classes names {len(names)}"
+            )
+        return replace(features, class_names=tuple(names))
+    unknown = [name for name in features.class_names if name not in names]
+    if unknown:
+        raise ValueError(f"--classes lacks classes of the data: {', '.join(unknown)}")
+    place = [names.index(name) for name in features.class_names]
+    labels = features.labels.new_tensor(place)[features.labels]
+    return replace(features, class_names=tuple(names), labels=labels, text=None)
+
+
+def _told_lines(told: dict[str, dict[str, float | None]]) -> list[str]:
+    """What the model tells of what it has forgotten (marked with a *), beside chance."""
+    from nullspace_unlearn.evaluate.figures import FIGURES
+
+    lines = [f"{'of what was forgotten (*)':28}{'now':>9}{'chance':>9}"]
+    for name, figure in FIGURES.items():
+        value, chance = told["after"][name], told["chance"][name]
+        if value is None or (chance is None and figure.good == "chance"):
+            continue
+        if figure.good == "chance" or name in ("forgotten", "kept", "worst_kept"):
+            cells = f"{figure.written(value):>9}{figure.written(chance):>9}"
+            lines.append(f"{figure.title:28}{cells}")
+    return lines

@@ -332,6 +332,7 @@ def train(
     found = images.find(domain_words, model)
 
     from nullspace_unlearn.clip import check_outputs, save_adapter
+    from nullspace_unlearn.evaluate.verdict import in_words
     from nullspace_unlearn.report.picture import check_picture
     from nullspace_unlearn.report.plots import grid_heatmap, training_curve
     from nullspace_unlearn.train import Task
@@ -383,6 +384,7 @@ def train(
             "diverged": trained.diverged,
             "data": source.get("images"),
             **comparison.to_json(),
+            **in_words(comparison),
             "scores": {name: _scores(comparison, name) for name in ("before", "after", "ideal")},
             "training": [dict(one) for one in trained.log],
         }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from nullspace_unlearn.clip.source import RECIPE_NAME, Source
+from nullspace_unlearn.clip.source import BUNDLED, RECIPE_NAME, Source
 from nullspace_unlearn.clip.visual_prompts import VisualPrompts
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.history import History
@@ -34,9 +35,12 @@ def model_card(
     public = history.model.removeprefix("hf-hub:")
     data = ModelCardData(
         library_name="open_clip",
-        pipeline_tag="zero-shot-image-classification",
+        pipeline_tag=_TASK,
+        license=_OWN_LICENCE if public == BUNDLED else "other",
+        license_name=None if public == BUNDLED else "that-of-the-base-model",
         base_model=base_model or public,
         tags=["clip", "unlearning", "nullspace-unlearn"],
+        **_model_index(name, report),
     )
     trainings = [edit for edit in history.edits if edit.get("trained")]
     how = "edited in closed form" if len(history.edits) > len(trainings) or not trainings else ""
@@ -119,6 +123,10 @@ Whoever leaves the prompts out has the original model. Stock open_clip does not 
     )
 
 
+_TASK = "zero-shot-image-classification"
+_OWN_LICENCE = "apache-2.0"  # of the bundled model
+_ON_THE_HUB = ("left", "over", "cost", "named_2", "named_all", "found", "kept")
+
 _LIMITS = """\
 Only the very end of a tower is edited; the features before it are not. A probe on those hidden
 features, or a captioner or language model that reads patch tokens, may still find what was
@@ -149,15 +157,73 @@ def _asked(request: Forget) -> str:
 
 
 def _measured(report: Mapping[str, Any] | None) -> str:
-    proof = (report or {}).get("certificate")
-    if proof is None:
-        return ""
-    said = "holds" if proof["holds"] else "DOES NOT HOLD"
-    return (
-        f"The certificate {said}: on every image each forgotten name scores a convex combination "
-        f"of kept names (largest violation {proof['largest_violation']:.1e}). `nsu certify` "
-        "computes it again from the weights."
+    report = report or {}
+    parts = []
+    if "sentence" in report:
+        parts += [f"**{_plain(report['sentence'])}**", _shown(report)]
+    elif "predicted" in report:
+        parts.append(
+            "Predicted, no image seen: what the edit makes of prototypes in place of images. "
+            f"{_plain(report['predicted']['sentence'])}"
+        )
+    if (proof := report.get("certificate")) is not None:
+        said = "holds" if proof["holds"] else "DOES NOT HOLD"
+        parts.append(
+            f"The certificate {said}: on every image each forgotten name scores a convex "
+            f"combination of kept names (largest violation {proof['largest_violation']:.1e}). It "
+            "speaks of the whole list of names that stay, and of the templates of the recipe; of "
+            "shorter lists, of a search by the name and of other templates it says nothing. "
+            "`nsu certify` computes it again from the weights."
+        )
+    return "\n\n".join(parts)
+
+
+def _shown(report: Mapping[str, Any]) -> str:
+    """The figures as a table, what each means folded beneath."""
+    ends = report.get("intervals", {})
+    lines = ["| figure | before | after | 95 % | chance | images |", "|---|---|---|---|---|---|"]
+    for row in report["table"]:
+        both = ends.get(row["name"])
+        interval = "" if both is None else f"{both[0]:.3g} to {both[1]:.3g}"
+        cells = (row["title"], row["before"], row["after"], interval, row["chance"], row["images"])
+        lines.append("| " + " | ".join(_plain(str(cell)) for cell in cells) + " |")
+    means = "\n".join(
+        f"- {_plain(row['title'])}: {_plain(row['meaning'])}." for row in report["table"]
     )
+    images = _plain(str(report.get("data") or "images"))
+    about = f"On {images}. Chance: what a name that says nothing scores."
+    table = "\n".join(lines)
+    return f"{about}\n\n{table}\n\n{_folded('What the figures mean', means)}"
+
+
+def _model_index(name: str, report: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Results as the Hub shows them; none where nothing was measured."""
+    if not report or "figures" not in report:
+        return {}
+    titles = {row["name"]: row["title"] for row in report.get("table", ())}
+    after = report["figures"]["after"]
+    results = [
+        EvalResult(
+            task_type=_TASK,
+            dataset_type="images",
+            dataset_name=str(report.get("data") or "images"),
+            metric_type="accuracy" if metric == "kept" else metric,
+            metric_name=titles.get(metric, metric),
+            metric_value=round(after[metric], 5),
+        )
+        for metric in _ON_THE_HUB
+        if after.get(metric) is not None
+    ]
+    return {"model_name": name, "eval_results": results} if results else {}
+
+
+def _folded(title: str, text: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
+
+
+def _plain(text: str) -> str:
+    """A text that neither ends a cell of a table nor begins HTML."""
+    return html.escape(text, quote=False).replace("|", "&#124;")
 
 
 def _tensors_of(history: History) -> str:
@@ -178,7 +244,10 @@ def _tensors_of(history: History) -> str:
 
 
 def _recipe(history: History) -> str:
-    return f"```yaml\n{yaml_text(_shortened(history.to_json()))}```" if history.edits else ""
+    if not history.edits:
+        return ""
+    recipe = yaml_text(_shortened(history.to_json()))
+    return _folded(f"What {RECIPE_NAME} holds", f"```yaml\n{recipe}```")
 
 
 def _back(history: History) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from nullspace_unlearn.data.source import Source
 from nullspace_unlearn.edit import Edit, Side
 from nullspace_unlearn.evaluate.figures import (
     Verdict,
+    blind_figures,
+    figures,
     grid_figures,
     most_found,
     paid_most,
@@ -234,7 +236,8 @@ def compare(
         after = edit.apply(features.embeddings, features.hidden), text
     else:
         after = features.embeddings, text
-    return compared(features, forget, (features.embeddings, untouched), after, lists)
+    mask = all_cells(clip, forget, features)
+    return compared(features, mask, (features.embeddings, untouched), after, lists)
 
 
 def predicted(
@@ -314,7 +317,7 @@ def compare_models(
     rows, _, _ = lists.rows(features)
     return compared(
         features,
-        forget,
+        all_cells(clip, forget, features),
         (features.embeddings, classifier(clip, features, templates, rows)),
         (again.embeddings, classifier(changed, again, templates, rows)),
         lists,
@@ -371,9 +374,26 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
     return torch.equal(one, other)
 
 
+def all_cells(clip: Clip, forget: Forget, features: Features) -> Bool[Tensor, "classes domains"]:
+    """The cells of some data that a request concerns, or any edit of the model before it.
+
+    Args:
+        clip: The model that the request is of; its history says what it has forgotten.
+        forget: The request, its domains by key.
+        features: The data.
+
+    Raises:
+        ValueError: As `cells_of`.
+    """
+    classes, domains = features.class_names, features.domain_names
+    return cells_of(forget, classes, domains) | clip.history.forgotten(
+        classes, domains or EVERYWHERE
+    )
+
+
 def compared(
     features: Features,
-    forget: Forget,
+    forget: Forget | Bool[Tensor, "classes domains"],
     before: tuple[Tensor, Tensor],
     after: tuple[Tensor, Tensor],
     lists: Lists | None = None,
@@ -382,7 +402,7 @@ def compared(
 
     Args:
         features: Labels, domains and names of the images.
-        forget: The request, its domains by key.
+        forget: The request, its domains by key, or the cells that are forgotten.
         before: Embeddings `[n, dim]` and classifier `[names, dim]` of the untouched model.
         after: The same of the changed one.
         lists: What the classifiers' rows are, as `Lists.rows` orders them.
@@ -394,7 +414,11 @@ def compared(
         ValueError: If the data has not the classes or domains of the request.
     """
     _, known, deployed = (lists or Lists()).rows(features)
-    mask = cells_of(forget, features.class_names, features.domain_names)
+    mask = (
+        cells_of(forget, features.class_names, features.domain_names)
+        if isinstance(forget, Forget)
+        else forget
+    )
     found = measure(
         Model(*before), Model(*after), features.labels, features.domains, mask, names=known,
         deployed=deployed,
@@ -420,6 +444,28 @@ def compared(
         },
         measured=found,
     )
+
+
+def told_alone(
+    features: Features, mask: Bool[Tensor, "classes domains"], text: Float[Tensor, "classes dim"]
+) -> dict[str, dict[str, float | None]]:
+    """What a model tells of what it has forgotten, where the untouched one is not at hand.
+
+    Args:
+        features: Embeddings under the model.
+        mask: The cells that it has forgotten.
+        text: Its classifier.
+
+    Returns:
+        "after" and "chance": every figure, None where it takes the untouched model to tell.
+    """
+    model = Model(features.embeddings, text)
+    found = measure(model, model, features.labels, features.domains, mask)
+    alone = replace(found.evidence, before=None, told_before=None)
+    return {
+        "after": plain_values(figures(alone)),
+        "chance": plain_values(blind_figures(alone)),
+    }
 
 
 def accuracy(

@@ -15,7 +15,12 @@ from nullspace_unlearn.prototypes.visual import (
     from_pictures,
     from_text,
 )
-from nullspace_unlearn.prototypes.vocabulary import DOMAIN_WORDS, imagenet_names, near_synonyms
+from nullspace_unlearn.prototypes.vocabulary import (
+    DOMAIN_WORDS,
+    imagenet_names,
+    near_synonyms,
+    standard_templates,
+)
 
 __all__ = [
     "DOMAIN_WORDS",
@@ -33,5 +38,6 @@ __all__ = [
     "names_that_fit",
     "near_synonyms",
     "prompt_features",
+    "standard_templates",
     "synthesise",
 ]

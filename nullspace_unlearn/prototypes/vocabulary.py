@@ -25,6 +25,17 @@ def imagenet_names() -> tuple[str, ...]:
     return tuple({same_name(name): name for name in reversed(IMAGENET_CLASSNAMES)}.values())[::-1]
 
 
+def standard_templates() -> tuple[str, ...]:
+    """The 80 templates that CLIP's zero-shot accuracy on ImageNet is measured with.
+
+    Returns:
+        Templates holding `{class}`.
+    """
+    from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+    return tuple(make("{class}") for make in OPENAI_IMAGENET_TEMPLATES)
+
+
 def near_synonyms(
     forget: Float[Tensor, "m dim"], names: Float[Tensor, "n dim"]
 ) -> Bool[Tensor, " n"]:

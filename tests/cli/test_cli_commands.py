@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -180,9 +181,14 @@ def test_certify_an_intact_folder(made):
         assert sum(row["weights"].values()) == pytest.approx(1)
         assert not set(row["weights"]) & set(names)
     text = nsu("certify", folder).out.splitlines()
-    assert len(text) == 9 and all(": holds, violation" in line for line in text[:7])
+    assert len(text) == 11 and all(": holds, violation" in line for line in text[:7])
     assert text[7] == "That is: on every image it scores the mean of the names that stay."
     assert text[8] == "Assumed: 10 names stay, as the folder's recipe says."
+    assert "in the list of these 10 names" in text[9] and "nothing of lists that lack" in text[9]
+    assert re.match(r"Templates singly: it holds for \d+ of 80; the worst: '.*{class}", text[10])
+    assert len(said["singly"]) == 80 and not all(row["holds"] for row in said["singly"])
+    quick = nsu("certify", folder, "--no-singly", "--json").json
+    assert quick["singly"] is None and quick["holds"]
 
 
 def tamper(folder: Path, change) -> None:
@@ -343,3 +349,16 @@ main(["models"])"""
     assert nsu_process(code=code).code == 0
     control = "import sys, nullspace_unlearn as n; n.Edit; sys.exit('torch' in sys.modules)"
     assert nsu_process(code=control).code == 1
+
+
+def test_evaluate_marks_what_a_folder_has_forgotten(made):
+    folder = made("--class", "car", "--domain", "sketch")
+    shown = nsu("evaluate", folder, "--data", "nsu-mini").out
+    (row,) = [line for line in shown.splitlines() if "*" in line and line.startswith("car")]
+    assert row.count("*") == 1
+    assert re.search(r"\nnamed\(2\) +[\d.]+ +[\d.]+\n", shown) and "\nfound " in shown
+    said = nsu("evaluate", folder, "--data", "nsu-mini", "--json").json
+    after, chance = said["figures"]["after"], said["figures"]["chance"]
+    assert after["left"] is None and after["found"] > chance["found"] and after["named_all"] <= 1
+    control = nsu("evaluate", "nsu-mini", "--data", "nsu-mini", "--json").json
+    assert "figures" not in control and "forgotten" not in control

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from safetensors.numpy import load_file
 from shell import nsu, nsu_process, tree
 
@@ -367,3 +369,16 @@ def test_without_images_prototypes_predict(tmp_path):
         assert "figures" not in report and report["predicted"]["figures"]["after"]["left"] >= 0
     refused = nsu("erase", "--model", "own", "--class", "car", "--fail-if", "left>0")
     assert refused.code == 2 and "give --data" in refused.err
+
+
+def test_the_card_says_what_was_measured(tmp_path):
+    one = ("erase", "--class", "car", "--strength", "0.1", "--output", "weak")
+    sentence = nsu(*one, "--json").json["sentence"]
+    card = ModelCard.load(tmp_path / "weak" / "README.md")
+    assert sentence.startswith("NOT FORGOTTEN: ")
+    assert f"**{html.escape(sentence, quote=False)}**" in card.text
+    assert "no longer recogni" not in card.text and "| named(2) | 1.000 |" in card.text
+    found = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert found["left"] > 0.5 and found["named_2"] > 0.9 and card.data.base_model == "nsu-mini"
+    assert card.data.license == "apache-2.0" and len(card.text.splitlines()) < 150
+    assert "<details>" in card.text and "CERTIFICATE HOLDS" not in card.text.upper()

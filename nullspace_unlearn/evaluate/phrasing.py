@@ -1,0 +1,76 @@
+"""A forgotten name in other words: each of many templates by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from nullspace_unlearn.clip import Clip
+from nullspace_unlearn.evaluate.asking import ALL, Answers, Asking
+from nullspace_unlearn.evaluate.compare import EVERYWHERE, Lists
+from nullspace_unlearn.features import Features
+from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.prototypes import prompt_features, standard_templates
+
+
+@dataclass(frozen=True)
+class Phrasing:
+    """What one template alone finds, `named_all`.
+
+    Attributes:
+        template: The template.
+        value: How often images of what was to be forgotten get its name from the whole list.
+        blind: How often other images do.
+    """
+
+    template: str
+    value: float
+    blind: float
+
+    @property
+    def told(self) -> float:
+        """How much more often than by chance."""
+        return self.value - self.blind
+
+
+def phrasings(
+    clip: Clip,
+    features: Features,
+    forget: Forget,
+    templates: Sequence[str] | None = None,
+    lists: Lists | None = None,
+) -> tuple[Phrasing, ...]:
+    """Ask a model in the words of each template alone.
+
+    Args:
+        clip: The model, for its text tower.
+        features: Images under that model; text that they bring is not used.
+        forget: The request, its domains by key.
+        templates: Class templates; the 80 standard ones if None.
+        lists: The names that images choose from; the data's classes if None.
+
+    Returns:
+        One entry a template, that which tells most first; none where no image is of what was to be
+        forgotten.
+    """
+    templates = tuple(templates or standard_templates())
+    domains = features.domain_names or EVERYWHERE
+    present = tuple(name for name in forget.classes if name in features.class_names)
+    mask = replace(forget, classes=present or forget.classes, aliases={}).mask(
+        features.class_names, domains
+    )
+    names, known, _ = (lists or Lists()).rows(replace(features, text=None))
+    names = names[:known]
+    asking = Asking.of(mask, features.labels, features.domains, len(names))
+    if not len(asking.classes):
+        return ()
+    prompts = prompt_features(clip, names, templates).float()
+    found = []
+    for i, template in enumerate(templates):
+        told = Answers.of(asking, features.embeddings, prompts[:, i]).told()
+        values = (float(told.of(ALL, blind)) for blind in (False, True))
+        found.append(Phrasing(template, *values))
+    order = torch.tensor([-one.told for one in found]).argsort(stable=True)
+    return tuple(found[i] for i in order.tolist())
