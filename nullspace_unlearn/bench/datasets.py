@@ -30,6 +30,7 @@ from nullspace_unlearn.data.source import Source, apart
 from nullspace_unlearn.evaluate.compare import EVERYWHERE
 from nullspace_unlearn.features import Features, read_features
 from nullspace_unlearn.features.embed import embed
+from nullspace_unlearn.fingerprint import Fingerprint
 from nullspace_unlearn.train.shots import Shots, from_source
 
 _ONE_DOMAIN = {EVERYWHERE[0]: "photo"}
@@ -44,13 +45,13 @@ class Pool:
     Attributes:
         name: Which of several data sets it is; empty where there is one.
         reported: The images to report on.
-        digest: Changes where the images do.
+        fingerprint: What the images hold, those to report on and those that may be given.
         learned: Shots, validation images, seed -> what methods are given; None: nothing.
     """
 
     name: str
     reported: Source
-    digest: str
+    fingerprint: Fingerprint
     learned: Draw | None = None
 
     @property
@@ -137,7 +138,8 @@ def find_pools(recipe: Recipe, root: Path) -> tuple[Pool, ...]:
     match data:
         case Bundled():
             pictures = bundled_to_report(data.each)
-            return (Pool("", pictures, pictures.fingerprint.digest, bundled_to_learn),)
+            held = Fingerprint({"reported": pictures.fingerprint, "given": "bundled pictures"})
+            return (Pool("", pictures, held, bundled_to_learn),)
         case Folder():
             return (_pool("", *_folder(data, root), data.each),)
         case Domains():
@@ -188,7 +190,7 @@ def _pool(name: str, reported: Source, given: Source | None, each: int) -> Pool:
     """A pool of two sources of the same classes and domains."""
     few = reported.few(each) if each else reported
     if given is None:
-        return Pool(name, few, few.fingerprint.digest)
+        return Pool(name, few, Fingerprint({"reported": few.fingerprint}))
     try:
         left_out = apart(reported, given)[1]
     except ValueError:
@@ -200,7 +202,8 @@ def _pool(name: str, reported: Source, given: Source | None, each: int) -> Pool:
         parts = given.split(shots, validation, seed)
         return parts.given, parts.validation
 
-    return Pool(name, few, few.fingerprint.digest + given.fingerprint.digest, learned)
+    held = Fingerprint({"reported": few.fingerprint, "given": given.fingerprint})
+    return Pool(name, few, held, learned)
 
 
 def _features(data: FeatureFile, root: Path) -> Pool:
@@ -210,7 +213,7 @@ def _features(data: FeatureFile, root: Path) -> Pool:
         raise ValueError(f"feature file {str(path)!r} has no text prototypes, so nothing to edit")
     # Only classes everywhere can be forgotten from text alone.
     source = from_features(replace(features, domains=None, domain_names=()), path.name)
-    return Pool("", source, source.fingerprint.digest)
+    return Pool("", source, Fingerprint({"reported": source.fingerprint}))
 
 
 def _one_set(root: Path, path: str) -> Source:

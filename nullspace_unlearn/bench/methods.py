@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -14,7 +14,7 @@ from nullspace_unlearn import plans, train, unlearn
 from nullspace_unlearn.bench.datasets import Pool
 from nullspace_unlearn.bench.recipe import Entry
 from nullspace_unlearn.clip import Clip
-from nullspace_unlearn.edit import Space
+from nullspace_unlearn.edit import Edit, Space
 from nullspace_unlearn.erasers import METHODS
 from nullspace_unlearn.evaluate.compare import (
     EVERYWHERE,
@@ -28,10 +28,12 @@ from nullspace_unlearn.evaluate.compare import (
 from nullspace_unlearn.features import Features
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.linalg import unit
-from nullspace_unlearn.plans import Texts
+from nullspace_unlearn.plans import Plan, Texts
 from nullspace_unlearn.prototypes import Visual, from_batches, from_text
 from nullspace_unlearn.train import Settings, Shots, Task
 from nullspace_unlearn.words import Words, same_name
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,11 +109,13 @@ def _on_rows(entry: Entry, forget: Forget, own: Subject) -> Outcome:
     """A closed form from the text prototypes of a feature file."""
     text = own.features.text
     assert text is not None  # `datasets` has seen to it
-    started = time.perf_counter()
-    given = Texts(own.words.classes, (), unit(text.double())).given([forget], EVERYWHERE)[0]
-    edit = METHODS[entry.name].edit(given, entry.numbers(forget.paradigm))
-    edit = edit if entry.strength == 1 else edit.scale(entry.strength)
-    seconds = time.perf_counter() - started
+
+    def derive() -> Edit:
+        given = Texts(own.words.classes, (), unit(text.double())).given([forget], EVERYWHERE)[0]
+        edit = METHODS[entry.name].edit(given, entry.numbers(forget.paradigm))
+        return edit if entry.strength == 1 else edit.scale(entry.strength)
+
+    edit, seconds = _timed(derive)
     shown = own.features.embeddings
     comparison = compared(own.features, forget, (shown, text), (edit.apply(shown), text))
     return Outcome(comparison, {}, seconds, 0)
@@ -120,36 +124,38 @@ def _on_rows(entry: Entry, forget: Forget, own: Subject) -> Outcome:
 def _erase(
     entry: Entry, forget: Forget, own: Subject, others: Sequence[Subject], seed: int
 ) -> Outcome:
-    clip, words = own.clip, own.words
-    assert clip is not None and entry.side is not None
+    clip, words, side = own.clip, own.words, entry.side
+    assert clip is not None and side is not None
     # Whoever forgets a class of one data set wants the names of the others to stay as well.
     names: dict[str, str] = {}
     for name in (name for one in (own, *others) for name in one.words.classes):
         names.setdefault(same_name(name), name)
     shots = _shots(entry, own, 0, seed)[0] if entry.drawn else None
-    started = time.perf_counter()
-    plan = plans.plan(
-        clip,
-        forget,
-        classes=tuple(names.values()),
-        domains=words.domains,
-        templates=words.class_templates,
-        method=entry.name,
-        side=entry.side,
-    )
-    visual = None
-    if shots is not None:
-        visual = _seen(clip, shots, words, space=entry.space)
-    elif entry.prototypes == "closed":
-        visual = from_text(clip, *plans.cells_needed(plan), plan.words.cell_templates)
-    elif entry.prototypes == "pixels":
-        visual = unlearn.synthesise_for(clip, plan, space=entry.space, quiet=True)
-    edit = unlearn.erase(
-        clip, plan, strength=entry.strength, visual=visual, space=entry.space,
-        numbers=entry.numbers(forget.paradigm),
-    )  # fmt: skip
-    edited = edit.fold(clip, entry.side)
-    seconds = time.perf_counter() - started
+
+    def derive() -> tuple[Plan, Edit, Clip]:
+        plan = plans.plan(
+            clip,
+            forget,
+            classes=tuple(names.values()),
+            domains=words.domains,
+            templates=words.class_templates,
+            method=entry.name,
+            side=side,
+        )
+        visual = None
+        if shots is not None:
+            visual = _seen(clip, shots, words, space=entry.space)
+        elif entry.prototypes == "closed":
+            visual = from_text(clip, *plans.cells_needed(plan), plan.words.cell_templates)
+        elif entry.prototypes == "pixels":
+            visual = unlearn.synthesise_for(clip, plan, space=entry.space, quiet=True)
+        edit = unlearn.erase(
+            clip, plan, strength=entry.strength, visual=visual, space=entry.space,
+            numbers=entry.numbers(forget.paradigm),
+        )  # fmt: skip
+        return plan, edit, edit.fold(clip, side)
+
+    (plan, edit, edited), seconds = _timed(derive)
 
     def after(one: Subject) -> Features:
         if edit.space == "mlp":
@@ -162,7 +168,7 @@ def _erase(
     again = after(own) if edit.space == "mlp" else None
     before = own.features if entry.side == "text" else own.shown
     comparison = compare(
-        clip, edited, edit, entry.side, before, plan.forget, words.class_templates, again
+        clip, edited, edit, side, before, plan.forget, words.class_templates, again
     )
     elsewhere = {
         one.pool.name: _accuracies(one, after(one), edited if entry.side == "text" else None)
@@ -181,7 +187,7 @@ def _train(
     shots, validation = _shots(entry, own, entry.validation, seed)
     made = train.configure(entry.name, entry.texts(forget.paradigm))
     task = Task(own.clip, forget, own.words, shots, validation, seed)
-    trained = train.train(made, task, Settings(), quiet=True)
+    trained, seconds = _timed(lambda: train.train(made, task, Settings(), quiet=True))
     templates = own.words.class_templates
     again = own.pool.embed(trained.clip, False, True)
     comparison = compare_models(own.clip, trained.clip, own.shown, again, forget, templates)
@@ -191,7 +197,14 @@ def _train(
     }
     log = {"epochs": len(trained.log), "diverged": trained.diverged}
     given = (len(shots) + len(validation)) * made.sees_images
-    return Outcome(comparison, elsewhere, trained.seconds, given, log)
+    return Outcome(comparison, elsewhere, seconds, given, log)
+
+
+def _timed(work: Callable[[], _Result]) -> tuple[_Result, float]:
+    """What some work gives, and the wall time it took: here, whatever the method."""
+    started = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - started
 
 
 def _shots(entry: Entry, own: Subject, validation: int, seed: int) -> tuple[Shots, Shots]:

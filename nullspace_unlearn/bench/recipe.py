@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from nullspace_unlearn import erasers, train
 from nullspace_unlearn.edit import Space
@@ -309,6 +309,13 @@ class Entry:
     def numbers(self, kind: str) -> dict[str, str | int | float | bool]:
         """Numbers on a kind of request."""
         return {**self.set, **self.by_kind.get(kind, {})}
+
+    def resolved(self, kind: str) -> dict[str, Any]:
+        """All of the method's numbers on a kind of request, its own where none is given."""
+        if self.trained:
+            return asdict(train.configure(self.name, self.texts(kind)))  # type: ignore[call-overload]
+        own = erasers.METHODS[self.name]
+        return asdict(own.numbers(**own.checked(self.numbers(kind))))
 
     def texts(self, kind: str) -> dict[str, str]:
         """The same as `train.configure` takes them."""

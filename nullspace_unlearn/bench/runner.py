@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
+import glob
 import json
 import platform
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from nullspace_unlearn import __version__
 from nullspace_unlearn.bench.choices import choices
 from nullspace_unlearn.bench.datasets import Pool
 from nullspace_unlearn.bench.methods import Outcome, Subject, run_method
@@ -24,10 +23,12 @@ from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.evaluate.zeroshot import grid_to_json
 from nullspace_unlearn.features import Features
 from nullspace_unlearn.files import OutputExists, new_file, refuse_existing
+from nullspace_unlearn.fingerprint import Fingerprint, code_of, in_words, machine
 from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.prototypes import Synthesis
 from nullspace_unlearn.words import Words
 
-FORMAT = "nullspace-unlearn benchmark trial 1"
+FORMAT = "nullspace-unlearn benchmark trial 2"
 RECIPE = "recipe.yaml"
 _SHOWN = 16  # characters of a hash in a file's name
 _MARK = "# Results of nsu bench, recipe"
@@ -56,23 +57,24 @@ class Trial:
         where = ", ".join(self.forget.domains) or self.dataset or "everywhere"
         return f"{names} in {where}" if where != "everywhere" else f"{names} everywhere"
 
-    def made_of(self, recipe: Recipe, digests: Sequence[str], weights: str | None) -> str:
-        """A hash of all that the result follows from; a trial of another hash is another trial."""
-        numbers = self.entry.numbers(self.forget.paradigm)
-        method = asdict(replace(self.entry, set=numbers, by_kind={}, kinds=(), label="-"))
-        parts = {
-            "format": FORMAT,
-            "version": __version__,
-            "model": asdict(recipe.model) if recipe.model else None,
-            "weights": weights,
-            "data": {**asdict(recipe.data), "where": ""},
-            "images": list(digests),
-            "method": method,
-            "request": self.forget.to_json(),
-            "dataset": self.dataset,
-            "seed": self.seed,
-        }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    def made_from(self, shared: Fingerprint) -> Fingerprint:
+        """All that the result follows from; a trial of other facts is another trial.
+
+        Args:
+            shared: What all trials follow from.
+        """
+        entry, kind = self.entry, self.forget.paradigm
+        method = asdict(replace(entry, set={}, by_kind={}, kinds=(), label="-"))
+        pictures = Synthesis() if entry.prototypes == "pixels" else None
+        return Fingerprint(
+            {
+                **shared.facts,
+                "method": {**method, "numbers": entry.resolved(kind), "pictures": pictures},
+                "request": self.forget.to_json(),
+                "dataset": self.dataset,
+                "seed": self.seed,
+            }
+        )
 
 
 def trials_of(recipe: Recipe, pools: Sequence[Pool]) -> list[Trial]:
@@ -191,8 +193,9 @@ def run(
     """Run the trials that have no result yet.
 
     A trial that fails is recorded with its error and the run goes on; the next one tries it again.
-    So it does with a result that is damaged. Results of another version, model, image set or number
-    lie in files of their own and are left alone.
+    So it does with a result that is damaged. Results that follow from other facts (model,
+    images, words, numbers, code, machine) lie in files of their own and are left alone; `note` says
+    which facts differ.
 
     Args:
         recipe: The recipe.
@@ -202,14 +205,23 @@ def run(
         output: The folder, claimed.
         only: Labels of the methods to run; empty: all. Results of the others count all the same.
         quiet: Whether to leave out progress bars.
-        note: Called with a line about each trial that failed.
+        note: Called with a line about each trial that failed, and one about results that do not
+            hold any more.
 
     Returns:
         All results.
     """
-    digests = [pool.digest for pool in pools]
-    weights = clip.source.sha256 if clip else None
-    made = [trial.made_of(recipe, digests, weights) for trial in trials]
+    words = {pool.name: _words(recipe, pool, clip) for pool in pools}
+    shared = Fingerprint(
+        {
+            "model": clip.fingerprint if clip else None,
+            "images": {pool.name or "images": pool.fingerprint for pool in pools},
+            "words": {pool.name or "images": words[pool.name].to_json() for pool in pools},
+            "machine": machine(clip.device if clip else "cpu"),
+            "code": code_of("bench.runner"),
+        }
+    )
+    made = [trial.made_from(shared) for trial in trials]
     files = [_file(output, trial, of) for trial, of in zip(trials, made, strict=True)]
     results = [_whole(file) for file in files]
     there = sum(found is not None for found in results)
@@ -218,18 +230,20 @@ def run(
         for i, (trial, found) in enumerate(zip(trials, results, strict=True))
         if found is None and (not only or trial.entry.label in only)
     ]
+    if changed := _changed([(files[i], made[i]) for i in left]):
+        note(f"results of {changed[0]} trials do not hold any more ({in_words(changed[1])})")
     failed: list[tuple[Trial, str]] = []
     subjects: dict[str, Subject] = {}
     if left:
         hidden = any(trial.entry.space == "hidden" for trial in trials)
         subjects = {
-            pool.name: _subject(recipe, pool, clip, output, hidden, weights, quiet)
+            pool.name: _subject(pool, clip, words[pool.name], output, hidden, quiet)
             for pool in pools
         }
     for i in tqdm(left, "trials", unit="trial", disable=quiet):
         trial = trials[i]
         others = [one for name, one in subjects.items() if name != trial.dataset]
-        said = _head(recipe, trial, made[i], clip, weights)
+        said = _head(recipe, trial, made[i])
         try:
             own = subjects[trial.dataset]
             said |= _result(run_method(trial.entry, trial.forget, own, others, trial.seed))
@@ -249,32 +263,35 @@ def model_name(model: Model, root: Path) -> str:
     return f"local-dir:{root / rest}" if scheme == "local-dir" else model.name
 
 
-def _subject(
-    recipe: Recipe,
-    pool: Pool,
-    clip: Clip | None,
-    output: Path,
-    hidden: bool,
-    weights: str | None,
-    quiet: bool,
-) -> Subject:
-    """The untouched model on a data set; its embeddings are kept with the results."""
+def _words(recipe: Recipe, pool: Pool, clip: Clip | None) -> Words:
+    """How a data set's classes and domains are said."""
     own = (clip.words if clip else None) or Words()
     given = recipe.model.templates if recipe.model else ()
-    words = Words(
+    return Words(
         classes=pool.classes,
         domains=pool.domains,
         class_templates=given or own.class_templates,
         cell_templates=own.cell_templates,
     )
+
+
+def _subject(
+    pool: Pool, clip: Clip | None, words: Words, output: Path, hidden: bool, quiet: bool
+) -> Subject:
+    """The untouched model on a data set; its embeddings are kept with the results."""
     if clip is None:
         return Subject(pool, None, pool.embed(None, hidden, quiet), words)
-    of = hashlib.sha256(json.dumps([pool.digest, asdict(recipe.data), weights, hidden]).encode())
-    file = (
-        output
-        / "embeddings"
-        / f"{_slug(pool.name or 'images')}-{of.hexdigest()[:_SHOWN]}.safetensors"
+    made_from = Fingerprint(
+        {
+            "model": clip.fingerprint,
+            "images": pool.reported.fingerprint,
+            "hidden": hidden,
+            "machine": machine(clip.device),
+            "code": code_of("features.embed"),
+        }
     )
+    name = f"{_slug(pool.name or 'images')}-{made_from.digest[:_SHOWN]}.safetensors"
+    file = output / "embeddings" / name
     try:
         features = Features.load(file)
     except ValueError:
@@ -287,9 +304,9 @@ def _first_line(recipe: Recipe) -> str:
     return f"{_MARK} {recipe.name}, which said:"
 
 
-def _file(output: Path, trial: Trial, made_of: str) -> Path:
+def _file(output: Path, trial: Trial, made_from: Fingerprint) -> Path:
     kind = trial.forget.paradigm
-    request = f"{kind}-{_slug(trial.what)}-seed{trial.seed}-{made_of[:_SHOWN]}.json"
+    request = f"{kind}-{_slug(trial.what)}-seed{trial.seed}-{made_from.digest[:_SHOWN]}.json"
     return output / "trials" / _slug(trial.entry.label) / request
 
 
@@ -302,18 +319,29 @@ def _whole(file: Path) -> dict[str, Any] | None:
     """A result that is there and whole; None where the trial is to be run."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        whole = found["format"] == FORMAT and "grids" in found
+        digest = Fingerprint(found["made_from"]).digest
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    whole = isinstance(found, dict) and found.get("format") == FORMAT and "grids" in found
-    return found if whole and str(found.get("made_of"))[:_SHOWN] == file.stem[-_SHOWN:] else None
+    return found if whole and digest[:_SHOWN] == file.stem[-_SHOWN:] else None
 
 
-def _head(
-    recipe: Recipe, trial: Trial, made_of: str, clip: Clip | None, weights: str | None
-) -> dict[str, Any]:
+def _changed(wanted: Sequence[tuple[Path, Fingerprint]]) -> tuple[int, list[str]] | None:
+    """How many trials have only results of other facts, and the facts, the commonest first."""
+    times, differences = 0, Counter[str]()
+    for file, now in wanted:
+        beside = file.parent.glob(f"{glob.escape(file.stem[:-_SHOWN])}{'?' * _SHOWN}.json")
+        newest = max(beside, key=lambda one: one.stat().st_mtime_ns, default=None)
+        if newest is not None and newest != file and (found := _whole(newest)):
+            times += 1
+            differences.update(Fingerprint(found["made_from"]).differences(now))
+    return (times, [line for line, _ in differences.most_common()]) if times else None
+
+
+def _head(recipe: Recipe, trial: Trial, made_from: Fingerprint) -> dict[str, Any]:
     return {
         "format": FORMAT,
-        "made_of": made_of,
+        "made_from": made_from.facts,
         "recipe": recipe.name,
         "label": trial.entry.label,
         "method": asdict(trial.entry),
@@ -322,13 +350,7 @@ def _head(
         "request": trial.forget.to_json(),
         "dataset": trial.dataset,
         "seed": trial.seed,
-        "weights_sha256": weights,
-        "device": str(clip.device) if clip else "cpu",
-        "versions": {
-            "nullspace_unlearn": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "python": platform.python_version(),
     }
 
 

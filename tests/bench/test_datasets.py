@@ -208,6 +208,6 @@ def test_absent_data_give_one_line_with_where_to_put_them(root: Path) -> None:
     assert absent(Folder("images", **LISTS), root) is None  # control
 
 
-def test_other_images_have_another_digest(root: Path) -> None:
+def test_other_images_have_another_fingerprint(root: Path) -> None:
     whole, some = pool(Folder("images"), root), pool(Folder("images", each=2), root)
-    assert whole.digest == pool(Folder("images"), root).digest != some.digest
+    assert whole.fingerprint == pool(Folder("images"), root).fingerprint != some.fingerprint

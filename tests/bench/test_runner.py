@@ -213,7 +213,7 @@ def test_what_is_done_is_not_done_again(
     # A damaged result is made again, and so is one that says it is another's.
     (file,) = (tmp_path / "out" / "trials" / "nullspace").iterdir()
     whole = file.read_text()
-    for broken in (whole[:100], "[]", json.dumps({**json.loads(whole), "made_of": "0"}), "\0"):
+    for broken in (whole[:100], "[]", json.dumps({**json.loads(whole), "made_from": {}}), "\0"):
         file.write_text(broken)
         assert run(given, root, clip, tmp_path / "out").found == 1
         assert json.loads(file.read_text())["grids"] == json.loads(whole)["grids"]
