@@ -12,7 +12,7 @@ import logging
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from itertools import permutations
 from pathlib import Path
@@ -60,6 +60,35 @@ def gathered(name: str, into: type, *options: Decorator) -> Decorator:
         return together(*options)(gather)
 
     return decorate
+
+
+class MethodOption(click.Option):
+    """--method, whose help names the methods that there are: asked for, for that takes torch."""
+
+    def __init__(self, names: Sequence[str], told: str, able: str = "known", **rest: Any) -> None:
+        """Take what the help says.
+
+        Args:
+            names: The option's names.
+            told: What the help says behind the names of the methods.
+            able: Which methods: all that are "known", or those that can be "swept".
+            **rest: As for `click.Option`.
+        """
+        super().__init__(names, metavar="NAME", **rest)
+        self.told, self.able = told, able
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The names in the table's order, then what is told."""
+        if self.able == "swept":
+            from nullspace_unlearn.evaluate.sweep import swept
+
+            names = swept()
+        else:
+            from nullspace_unlearn.erasers import METHODS
+
+            names = tuple(METHODS)
+        self.help = f"{', '.join(names[:-1])} or {names[-1]}; {self.told}"
+        return super().get_help_record(ctx)
 
 
 model_options: Decorator = together(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nullspace_unlearn.cli.options import class_list, gathered, pairs
+from nullspace_unlearn.cli.options import MethodOption, class_list, gathered, pairs
 
 if TYPE_CHECKING:
     from nullspace_unlearn.clip import Clip
@@ -200,11 +200,7 @@ request_options = gathered(
         help="Names the model must go on telling apart: a list, or a file with one a line. Absent: "
         "the model folder's own, else the data's, else ImageNet's less near-synonyms.",
     ),
-    click.option(
-        "--method",
-        help="hull, avert, gated, two_sided, nullspace, ccup or leace; absent: by the request.",
-        metavar="NAME",
-    ),
+    click.option("--method", cls=MethodOption, told="absent: by the request."),
     click.option("--strength", default=1.0, show_default=True, help="1 is the edit as derived."),
     click.option(
         "--depth",

@@ -84,8 +84,9 @@ grid_options = options.gathered(
         "--method",
         multiple=True,
         required=True,
-        metavar="NAME",
-        help="hull, gated, nullspace, ccup or leace; several are swept.",
+        cls=options.MethodOption,
+        able="swept",
+        told="several are swept.",
     ),
     click.option(
         "--strength",

@@ -145,6 +145,8 @@ def _fit(
         raise ValueError(
             "leace needs the concept-erasure package: pip install 'nullspace-unlearn[leace]'"
         ) from None
+    # The package's tolerances are absolute: made for vectors of about unit length.
+    samples = samples / torch.linalg.vector_norm(samples, dim=-1).mean()
     labels = samples.new_zeros(len(samples), indicator.shape[-1])
     labels[: len(indicator)] = indicator
     for shrunk in (True, False) if shrinkage else (False,):

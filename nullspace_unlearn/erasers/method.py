@@ -83,7 +83,7 @@ class Told:
     """Text prototypes that a request tells apart.
 
     Attributes:
-        rows: `[n, dim]` shared by the batch.
+        rows: `[n, dim]` shared by the batch, float64.
         forgotten: `[*batch, n]` which of them each request forgets.
         kept: `[*batch, n]` which of them stay; some may be neither.
     """
@@ -183,12 +183,13 @@ class Given:
             ValueError: If domains play a part and there are no prompts that name them.
         """
         if self.everywhere:
-            return Told(self.names, self.forgotten, self.kept)
+            return Told(as_float64("names", self.names), self.forgotten, self.kept)
         if self.cells is None:
             raise ValueError("a request in some domains needs prompts that name the domain")
         used = (self.forgotten | self.kept)[..., None]
         gone = self.mask[..., self.owner, :]
-        return Told(self.cells.flatten(0, 1), (gone & used).flatten(-2), (~gone & used).flatten(-2))
+        cells = as_float64("cells", self.cells.flatten(0, 1))
+        return Told(cells, (gone & used).flatten(-2), (~gone & used).flatten(-2))
 
     def forgets(
         self, labels: Int[Tensor, " n"], domains: Int[Tensor, " n"]
@@ -318,6 +319,9 @@ class Method(Generic[N]):
                 remove nothing or everything, or a matrix cannot be factorised with these numbers.
         """
         changed = self.checked(numbers or {})
+        cells = given.mask.flatten(-2)
+        if not cells.any(-1).all() or cells.all(-1).any():
+            raise ValueError("each request must forget at least one cell and keep at least one")
         if self.images == "must" and given.seen is None:
             raise ValueError(f"{self.name} forgets images too and needs visual prototypes")
         if given.space not in self.spaces:
@@ -328,12 +332,12 @@ class Method(Generic[N]):
             )
         try:
             if self.choose is None or len(changed) == len(fields(self.numbers)):  # type: ignore[arg-type]
-                return self.derive(given, self.numbers(**changed))
+                return self._derived(given, self.numbers(**changed))
             # Requests that choose the same numbers are derived together.
             chosen = [replace(self.choose(one), **changed) for one in given]  # type: ignore[type-var]
             distinct = list(dict.fromkeys(chosen))
             group = torch.tensor([distinct.index(one) for one in chosen])
-            return given.apart(group, lambda part, g: self.derive(part, distinct[g]))
+            return given.apart(group, lambda part, g: self._derived(part, distinct[g]))
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             said = ", ".join(f"{name}={value:g}" for name, value in changed.items())
             raise ValueError(
@@ -341,6 +345,11 @@ class Method(Generic[N]):
                 + (f" with {said}" if said else "")
                 + f": {' '.join(str(error).split())}"
             ) from None
+
+    def _derived(self, given: Given, numbers: N) -> Edit:
+        """Edits that say what made them, whether or not the method does."""
+        edit = self.derive(given, numbers)
+        return replace(edit, provenance={**said(self.name, numbers, edit.rank), **edit.provenance})
 
     def checked(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
         """Some of the method's numbers, refused where one is unknown or out of range.

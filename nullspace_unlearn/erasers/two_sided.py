@@ -168,14 +168,15 @@ def _derive(given: Given, numbers: Numbers) -> Edit:
     assert given.seen is not None  # `Method.edit` has seen to it
     means, labels, _ = given.seen.cell_means()
     shown, which = labels.unique(return_inverse=True)
-    rows = given.classes.new_zeros(given.classes.shape)
+    names = unit(as_float64("names", given.names))
+    rows = torch.zeros_like(names)
     rows[shown] = unit(group_means(means, which, len(shown)))
 
     def one(request: Given) -> Edit:
         stays = request.kept[shown]
         return two_sided(
-            request.names[request.forgotten],
-            request.names[request.kept],
+            names[request.forgotten],
+            names[request.kept],
             rows[request.owner[request.forgotten]],
             rows[shown[stays]],
             share=numbers.share,
