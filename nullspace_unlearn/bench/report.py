@@ -10,8 +10,9 @@ import torch
 
 from nullspace_unlearn.bench import table
 from nullspace_unlearn.bench.recipe import Recipe
+from nullspace_unlearn.evaluate.figures import FORGOTTEN
 from nullspace_unlearn.files import new_file
-from nullspace_unlearn.report.bench_plots import Point, kept_against_forgotten
+from nullspace_unlearn.report.bench_plots import Point, left_against_cost
 from nullspace_unlearn.report.picture import check_picture
 from nullspace_unlearn.report.plots import grid_heatmap
 
@@ -21,7 +22,7 @@ def write_report(
 ) -> tuple[str, dict[str, Any]]:
     """Write table.md, table.csv, table.json and, where matplotlib is there, pictures.
 
-    Pictures are kept-GROUP.png, every method as a point, and grid-GROUP.png, the cells before and
+    Pictures are left-GROUP.png, every method as a point, and grid-GROUP.png, the cells before and
     after the first method on the first request. All follow from the trials, so they are written
     anew each time.
 
@@ -46,8 +47,13 @@ def write_report(
     if _can_draw():
         for group, parts in found.items():
             title = table.title_of(group)
-            points = [_point(label, row) for label, row in parts["all"].items()]
-            kept_against_forgotten(points, title, output / f"kept-{group}.png", overwrite=True)
+            points = [
+                _point(label, row)
+                for label, row in parts["all"].items()
+                if row["left"] is not None and row["cost"] is not None
+            ]
+            if points:
+                left_against_cost(points, title, output / f"left-{group}.png", overwrite=True)
             first = next(run for run in runs if table.group_of(run) == group)
             _draw_grid(first, output / f"grid-{group}.png")
     return text, said
@@ -55,7 +61,7 @@ def write_report(
 
 def _can_draw() -> bool:
     try:
-        check_picture("kept.png")
+        check_picture("left.png")
     except ValueError:  # no matplotlib
         return False
     return True
@@ -64,8 +70,9 @@ def _can_draw() -> bool:
 def _point(label: str, row: Any) -> Point:
     return Point(
         label=label,
-        forgotten=(row["for"].mean, row["for"].std),
-        kept=(row["kept"].mean, row["kept"].std),
+        left=(row["left"].mean, row["left"].std),
+        cost=(row["cost"].mean, row["cost"].std),
+        over=row["over"] is not None and row["over"].mean > FORGOTTEN,
         bound=label in table.BOUNDS,
     )
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _EACH = re.compile(r"each(?::(.*))?")
 _TABLE, _RECIPE = "results.csv", "recipe.yaml"
 _MOST_SHOWN = 12
+_SHOWN = ("left", "over", "cost", "worst_kept", "balance", "named_all", "found")
 
 _Number = TypeVar("_Number", int, float)
 
@@ -397,7 +398,7 @@ def _write(
     from nullspace_unlearn.clip.folder import plain_texts
     from nullspace_unlearn.evaluate.sweep import COLUMNS
     from nullspace_unlearn.files import new_folder
-    from nullspace_unlearn.report.pareto import pareto_plot
+    from nullspace_unlearn.report.pareto import named_plot, pareto_plot
     from nullspace_unlearn.report.picture import check_picture
     from nullspace_unlearn.report.tidy import check_parquet, write_csv, write_parquet
 
@@ -409,6 +410,7 @@ def _write(
         picture = folder / "pareto.png"
         if _available(check_picture, picture):
             pareto_plot(kinds, picture)
+            named_plot(kinds, folder / "named.png")
         return sorted(file.name for file in folder.iterdir())
 
 
@@ -423,17 +425,20 @@ def _available(check: Callable[..., None], *given: Any) -> bool:
 
 
 def _report(result: Mapping[str, Any], kinds: Sequence[Kind]) -> str:
+    from nullspace_unlearn.evaluate.figures import FIGURES
+
     lines = [
         f"Measured {result['rows']} rows, {result['requests']} requests on {result['images']} "
         f"images, in {result['seconds']:.1f} s."
     ]
     for kind in kinds:
-        lines += ["", f"{kind.kind:46}{'forgotten':>10}{'kept':>8}{'worst':>8}{'H4':>8}"]
+        lines += ["", f"{kind.kind:46}" + "".join(f"{FIGURES[n].title:>11}" for n in _SHOWN)]
         lines += [_line("untouched", kind.untouched), _line("ideal", kind.ideal)]
         # Ranks that make no difference share a line.
         alike: dict[Any, list[Setting]] = {}
-        for o in sorted(kind.settings, key=lambda o: -(o.means.h4 if o.means else -1)):
-            alike.setdefault((o.method, o.strength, o.numbers, o.means), []).append(o)
+        for o in sorted(kind.settings, key=lambda o: -((o.means or {}).get("balance") or -1)):
+            means = tuple((o.means or {}).values())
+            alike.setdefault((o.method, o.strength, o.numbers, means), []).append(o)
         for some in list(alike.values())[:_MOST_SHOWN]:
             first = some[0]
             ranks = ",".join("all" if o.rank is None else str(o.rank) for o in some)
@@ -445,7 +450,8 @@ def _report(result: Mapping[str, Any], kinds: Sequence[Kind]) -> str:
             lines.append(f"... and {len(alike) - _MOST_SHOWN} more in the table")
     lines += [
         "",
-        "Means over requests, best H4 first; * no setting forgets more and keeps as much.",
+        "Means over requests, best balance first; * none has less left at the same cost.",
+        "The ideal: names struck off the one list, so a search finds all of it.",
         f"Wrote {result['output']}: {', '.join(result['files'])}",
     ]
     return "\n".join(lines)
@@ -454,6 +460,6 @@ def _report(result: Mapping[str, Any], kinds: Sequence[Kind]) -> str:
 def _line(name: str, means: Means | None) -> str:
     if means is None:
         return f"{name:46}{'-':>10}"
-    return (
-        f"{name:46}{means.forgotten:10.3f}{means.kept:8.3f}{means.worst_kept:8.3f}{means.h4:8.3f}"
-    )
+    from nullspace_unlearn.evaluate.figures import FIGURES
+
+    return f"{name:46}" + "".join(f"{FIGURES[n].written(means[n]):>11}" for n in _SHOWN)

@@ -1,4 +1,4 @@
-"""Methods of a benchmark as points: what is kept against what is forgotten."""
+"""Methods of a benchmark as points: what is left against what it cost."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ class Point:
 
     Attributes:
         label: Its name.
-        forgotten: `1 - accuracy` on what was to be forgotten: mean and standard deviation.
-        kept: Accuracy on all that stays: mean and standard deviation.
-        bound: Whether it is the untouched model or the ideal.
+        left: Mean and standard deviation.
+        cost: In points: mean and standard deviation.
+        over: Whether it is over-forgotten, and drawn hollow.
+        bound: Whether it is the untouched model.
     """
 
     label: str
-    forgotten: tuple[float, float]
-    kept: tuple[float, float]
+    left: tuple[float, float]
+    cost: tuple[float, float]
+    over: bool = False
     bound: bool = False
 
 
-def kept_against_forgotten(
+def left_against_cost(
     points: Sequence[Point], title: str, path: str | Path, overwrite: bool = False
 ) -> None:
-    """Draw each method as a point with its standard deviations; the best are at the top right.
+    """Draw each method as a point with its standard deviations; the best are at the lower left.
 
     Args:
         points: The methods.
@@ -52,20 +54,20 @@ def kept_against_forgotten(
                 mark, colour = MARKS[number % len(MARKS)], COLOURS[number % len(COLOURS)]
                 number += 1
             axes.errorbar(
-                point.forgotten[0],
-                point.kept[0],
-                xerr=point.forgotten[1],
-                yerr=point.kept[1],
+                point.left[0],
+                point.cost[0],
+                xerr=point.left[1],
+                yerr=point.cost[1],
                 fmt=mark,
                 color=colour,
+                markerfacecolor="none" if point.over else colour,
                 markersize=10 if point.bound else 6,
                 elinewidth=0.8,
                 capsize=2,
                 label=point.label.replace("$", r"\$"),
             )
-        axes.set_xlabel("1 - accuracy on what was to be forgotten")
-        axes.set_ylabel("accuracy on what stays")
+        axes.set_xlabel("left: told of what is forgotten, in the worst way of asking")
+        axes.set_ylabel("cost: points of accuracy on what stays")
         axes.set_title(title)
-        axes.set_xlim(-0.05, 1.05)
-        axes.set_ylim(-0.05, 1.05)
+        axes.set_xlim(left=-0.05)
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))

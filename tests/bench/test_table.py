@@ -162,22 +162,22 @@ def test_tables_and_pictures_are_written(tmp_path: Path) -> None:
     assert (tmp_path / "table.md").read_text() == text
     assert json.loads((tmp_path / "table.json").read_text()) == said
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"table.md", "table.csv", "table.json", "kept-cell.png", "grid-cell.png"}
+    assert names == {"table.md", "table.csv", "table.json", "left-cell.png", "grid-cell.png"}
 
 
 def test_every_method_is_drawn_with_its_name(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     points = [
-        bench_plots.Point("untouched", (0.1, 0.0), (0.9, 0.0), bound=True),
-        bench_plots.Point("a <b> $x", (0.8, 0.1), (0.7, 0.2)),
+        bench_plots.Point("untouched", (1.0, 0.0), (0.0, 0.0), bound=True),
+        bench_plots.Point("a <b> $x", (0.8, 0.1), (7.0, 2.0), over=True),
     ]
-    bench_plots.kept_against_forgotten(points, "Cells", tmp_path / "p.svg")
+    bench_plots.left_against_cost(points, "Cells", tmp_path / "p.svg")
     drawn = (tmp_path / "p.svg").read_text()
-    for words in ("untouched", "a &lt;b&gt; ", "Cells", "accuracy on what stays"):
+    for words in ("untouched", "a &lt;b&gt; ", "Cells", "cost: points of accuracy on what stays"):
         assert f"<!-- {words}" in drawn
-    bench_plots.kept_against_forgotten(points[:1], "Cells", tmp_path / "q.svg")  # control
+    bench_plots.left_against_cost(points[:1], "Cells", tmp_path / "q.svg")  # control
     assert "a &lt;b&gt;" not in (tmp_path / "q.svg").read_text()
     with pytest.raises(ValueError, match="there is no method to draw"):
-        bench_plots.kept_against_forgotten([], "Cells", tmp_path / "r.svg")
+        bench_plots.left_against_cost([], "Cells", tmp_path / "r.svg")
     with pytest.raises(ValueError, match="exists"):
-        bench_plots.kept_against_forgotten(points, "Cells", tmp_path / "p.svg")
+        bench_plots.left_against_cost(points, "Cells", tmp_path / "p.svg")

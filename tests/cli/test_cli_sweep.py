@@ -53,7 +53,13 @@ def test_a_grid_on_the_bundled_model() -> None:
     rows, result = rows_of(Path("out")), done.json
     assert list(rows[0]) == list(COLUMNS) == result["columns"]
     assert len(rows) == result["rows"] == 8 * (2 * 2 * 2 + 2 * 2)
-    assert result["files"] == ["pareto.png", "recipe.yaml", "results.csv", "results.parquet"]
+    assert result["files"] == [
+        "named.png",
+        "pareto.png",
+        "recipe.yaml",
+        "results.csv",
+        "results.parquet",
+    ]
     assert result["files"] == sorted(file.name for file in Path("out").iterdir())
     assert len({(row["classes"], row["domains"]) for row in rows}) == 8 == result["requests"]
     assert {row["domains"] for row in rows} == set(mini.DOMAINS)
@@ -86,7 +92,7 @@ def test_for_a_reader(npz: Path) -> None:
     assert done.code == 0 and "sweeping" in done.err
     assert "Measured 6 rows, 6 requests on 70 images" in done.out
     assert "untouched" in done.out and "hull, strength 1, rank all" in done.out
-    assert "Wrote out: pareto.png" in done.out
+    assert "Wrote out: named.png, pareto.png" in done.out
     quiet = nsu("sweep", "--data", npz, "--class", "cat", "--method", "hull", "--output", "q",
                 "--quiet")  # fmt: skip
     assert (quiet.code, quiet.out, quiet.err) == (0, "", "")

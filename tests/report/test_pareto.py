@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from nullspace_unlearn.evaluate.figures import FIGURES
 from nullspace_unlearn.evaluate.sweep import COLUMNS
 from nullspace_unlearn.files import OutputExists
-from nullspace_unlearn.report.pareto import Kind, Means, pareto_front, pareto_plot, summarise
+from nullspace_unlearn.report.pareto import named_plot, pareto_front, pareto_plot, summarise
 
 BLUE, ORANGE = (0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00)
 SHARE = st.integers(0, 4).map(lambda k: k / 4)
@@ -50,7 +51,9 @@ def table(kinds: tuple[str, ...] = ("global", "cell"), requests: int = 5) -> lis
                     if method == "hull" and request == 0 and kind == "global":
                         row["refused"] = "it would remove nothing"
                     else:
-                        row |= {n: draw.random() for n in ("forgotten", "kept", "worst_kept", "h4")}
+                        row |= {name: draw.random() for name in FIGURES}
+                        row["over"] = 0.5 if (request, strength) == (1, 0.5) else 0.0
+                        row["found"] = None if request == 3 else draw.random()
                     rows.append(row)
     draw.shuffle(rows)
     return rows
@@ -69,15 +72,18 @@ def test_means_are_over_requests() -> None:
             refused = int(name == "global" and setting.method == "hull")
             assert (setting.measured, setting.refused) == (5 - refused, refused)
             assert setting.means is not None
-            for figure in ("forgotten", "kept", "worst_kept", "h4"):
-                mean = statistics.fmean(r[figure] for r in told)
-                assert getattr(setting.means, figure) == pytest.approx(mean)
+            for figure in ("left", "cost", "worst_kept", "balance", "found"):
+                mean = statistics.fmean(r[figure] for r in told if r[figure] is not None)
+                assert setting.means[figure] == pytest.approx(mean)
         by_request = {r["request"]: r for r in rows if r["kind"] == name}.values()
         for means, prefix in ((kind.untouched, "before"), (kind.ideal, "ideal")):
             mean = statistics.fmean(r[f"{prefix}_kept"] for r in by_request)
-            assert means.kept == pytest.approx(mean)
-        points = [(o.means.forgotten, o.means.kept) for o in kind.settings if o.means]
-        assert {i for i, o in enumerate(kind.settings) if o.on_front} == pareto_front(points)
+            assert means["kept"] == pytest.approx(mean)
+        able = [o for o in kind.settings if o.means and o.means["over"] <= 0.1]
+        points = [(o.means["left"], -o.means["cost"]) for o in able]
+        assert [o for o in kind.settings if o.on_front] == [
+            o for i, o in enumerate(able) if i in pareto_front(points)
+        ]
     assert kinds["global"].untouched != kinds["cell"].untouched
 
 
@@ -110,21 +116,27 @@ def test_the_picture_shows_each_method_and_kind(tmp_path: Path) -> None:
     assert not area(drawn(tmp_path / "alone.png"), ORANGE)  # the control: the second method
 
 
-def test_untouched_and_ideal_are_marked(tmp_path: Path) -> None:
-    def black(untouched: Means, ideal: Means) -> int:
-        kind = summarise(table(("cell",)))[0]
-        kind = Kind(kind.kind, untouched, ideal, kind.settings)
-        pareto_plot([kind], tmp_path / "a.png", overwrite=True)
-        picture = drawn(tmp_path / "a.png")
-        height, width = picture.shape[:2]
-        # Left of the axis and below it there is black text too; above and right of it the legend.
-        inner = picture[
-            int(0.12 * height) : int(0.8 * height), int(0.15 * width) : int(0.7 * width)
-        ]
-        return area(inner, (0, 0, 0))
+def test_what_is_over_forgotten_is_hollow_and_off_the_front(tmp_path: Path) -> None:
+    rows = [row for row in table(("cell",)) if row["method"] == "hull"]
+    filled = [row | {"over": 0.0} for row in rows]
+    over = [row | {"over": 0.5} for row in rows]
+    areas = []
+    for name, some in (("filled", filled), ("over", over)):
+        (kind,) = summarise(some)
+        pareto_plot([kind], tmp_path / f"{name}.png")
+        areas.append(area(drawn(tmp_path / f"{name}.png"), BLUE))
+        assert any(o.on_front for o in kind.settings) == (name == "filled")
+    assert areas[0] > areas[1] > 0
 
-    middle, corner = Means(0.5, 0.5, 0, 0), Means(0.0, 1.0, 0, 0)
-    assert black(middle, middle) > black(corner, corner) + 50
+
+def test_the_curve_of_list_lengths(tmp_path: Path) -> None:
+    kinds = summarise(table())
+    named_plot(kinds, tmp_path / "named.svg")
+    said = (tmp_path / "named.svg").read_text()
+    for words in ("untouched", "hull", "nullspace", "names on the list", "all"):
+        assert f"<!-- {words}" in said
+    with pytest.raises(ValueError, match="nothing to draw"):
+        named_plot([], tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".PDF"])
