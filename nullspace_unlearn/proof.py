@@ -10,7 +10,7 @@ from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.erasers.hull import same_names
 from nullspace_unlearn.prototypes import class_prototypes
 from nullspace_unlearn.unlearn import certify
-from nullspace_unlearn.words import Words
+from nullspace_unlearn.words import Words, same_name
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ def prove(
             "so only classes forgotten everywhere have one"
         )
     stated = history.kept if kept is None else tuple(kept)
-    gone = {name.casefold() for name in history.names}
-    candidates = [name for name in stated if name.casefold() not in gone]
+    gone = {same_name(name) for name in history.names}
+    candidates = [name for name in stated if same_name(name) not in gone]
     asked = history.templates if templates is None else dict.fromkeys(history.names, templates)
     groups: dict[tuple[str, ...], list[str]] = {}
     for name in history.names:

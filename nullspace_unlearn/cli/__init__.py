@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dis
 import sys
+import traceback
 import warnings
 
 import click
@@ -22,10 +24,14 @@ from nullspace_unlearn.cli.sweep import sweep
 from nullspace_unlearn.cli.train import train
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
+_OURS = "nullspace_unlearn."
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="nsu")
+@click.option(
+    "--debug", is_flag=True, expose_value=False, help="Show where in the code an error arose."
+)
 @click.pass_context
 def nsu(context: click.Context) -> None:
     """Make a CLIP model forget a class, a class in some domains, or whole domains.
@@ -63,21 +69,44 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.showwarning = _show_warning
     try:
         status = nsu.main(arguments, prog_name="nsu", standalone_mode=False)
-    except click.exceptions.Abort:
-        _stop("interrupted", INTERRUPTED)
-    except KeyboardInterrupt:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         _stop("interrupted", INTERRUPTED)
     except click.ClickException as error:
         _stop(error.format_message(), BAD_INPUT)
     except BrokenPipeError:
         sys.stderr.close()  # Whoever read our output has gone; there is nobody to tell.
         sys.exit(FAILURE)
-    except (ValueError, OSError) as error:
-        _stop(_words(error), BAD_INPUT)
     except Exception as error:  # a user is owed one line, whatever went wrong
-        _stop(f"{type(error).__name__}: {_words(error)}", FAILURE)
+        if "--debug" in (sys.argv[1:] if arguments is None else arguments):
+            traceback.print_exc()
+        if is_bad_input(error):
+            _stop(_words(error), BAD_INPUT)
+        bug = "" if isinstance(error, RuntimeError) else " (a bug: nsu --debug ... shows where)"
+        _stop(f"{type(error).__name__}: {_words(error)}{bug}", FAILURE)
     else:
         sys.exit(status or 0)
+
+
+def is_bad_input(error: BaseException) -> bool:
+    """Whether an error tells of what was given, or of a mistake in the code.
+
+    Args:
+        error: As it was caught.
+
+    Returns:
+        True for what the system says of files, and for a `ValueError` that a line of this package
+        raises on purpose. One that comes out of Python or another library was not foreseen.
+    """
+    if isinstance(error, OSError):
+        return True
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if not isinstance(error, ValueError) or last is None:
+        return False
+    code = last.tb_frame.f_code
+    on_purpose = dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
+    return on_purpose and str(last.tb_frame.f_globals.get("__name__")).startswith(_OURS)
 
 
 def _words(error: BaseException) -> str:

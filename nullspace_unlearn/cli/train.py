@@ -323,7 +323,7 @@ def train(
     target = Path(output) if output else Path(default_name(model, asked, "by", how.method))
     if undo and how.method in ADAPTERS:
         raise ValueError(f"{how.method} changes no weights, so there is nothing to --undo")
-    run = target.with_name(target.name + ".run")
+    run = Path(f"{target}.run")
     options.claim(overwrite, target, undo, heatmap, curve, working=run)
     clear_leftovers(run)
     _check_run(run)
