@@ -108,7 +108,7 @@ ROWS: dict[str, tuple[tuple[str, ...], str]] = {
         "nothing is kept: the class list holds only what is forgotten",
     ),
     "not in the list": ((*ERASE, "--classes", "dog,cat"), "'car' is not in the class list: dog"),
-    "duplicate in the list": ((*ERASE, "--classes", "car,dog,dog"), "class named twice: 'dog'"),
+    "duplicate in the list": ((*ERASE, "--classes", "car,dog,Dog"), "class named twice: 'dog'"),
     "empty name in the list": ((*ERASE, "--classes", "car,,dog"), "empty class name"),
     "empty list": ((*ERASE, "--classes", ""), "empty class name"),
     "missing list": ((*ERASE, "--classes", "no.txt"), "'no.txt' cannot be read"),
@@ -127,7 +127,7 @@ ROWS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "unknown method": (
         (*ERASE, "--method", "magic"),
-        "unknown method 'magic'; allowed: hull, avert, gated, two_sided, nullspace, ccup, leace",
+        "unknown method 'magic'; allowed: hull, avert, ",
     ),
     "method for another request": (
         (*CELL, "--method", "hull"),
@@ -194,7 +194,7 @@ ROWS: dict[str, tuple[tuple[str, ...], str]] = {
         "--classes lacks classes of the data: dog",
     ),
     "evaluate duplicate classes": (
-        ("evaluate", "nsu-mini", "--data", "pair", "--classes", "car,dog,dog"),
+        ("evaluate", "nsu-mini", "--data", "pair", "--classes", "car,dog,Dog"),
         "class named twice",
     ),
     "inspect an unknown class": (("inspect", "--class", "zebra"), "not in the class list"),
@@ -479,7 +479,7 @@ def test_a_cell_that_has_no_readable_image_left(tmp_path):
     ("arrays", "message"),
     [
         ({"labels": np.zeros(2, int)}, "lacks 'image_features'"),
-        ({"image_features": np.zeros((2, 8)), "labels": np.array([0, 1])}, "8 dimensions .* 64"),
+        ({"image_features": np.ones((2, 8)), "labels": np.array([0, 1])}, "8 dimensions .* 64"),
         ({"image_features": np.full((2, 64), np.nan), "labels": np.array([0, 1])}, "NaN"),
         ({"image_features": np.ones((2, 64)), "labels": np.array([0, -1])}, "labels must be from"),
         ({"image_features": np.array([{}] * 2), "labels": np.zeros(2, int)}, "feature file"),

@@ -91,7 +91,8 @@ TEMPLATES = [
 ]
 POOLS = {
     "model": MODELS, "base": MODELS, "folder": MODELS, "output": OUTPUTS, "undo": OUTPUTS,
-    "heatmap": [*OUTPUTS, "a.png", "a.gif"], "curve": ["a.png", *OUTPUTS], "cache": ["new", "empty", ""],
+    "heatmap": [*OUTPUTS, "a.png", "a.gif"], "curve": ["a.png", *OUTPUTS],
+    "cache": ["new", "empty", ""],
     "template": TEMPLATES, "dest": OUTPUTS, "cell_template": TEMPLATES,
 }  # fmt: skip
 
