@@ -93,12 +93,13 @@ def _affordable(asked: bool | None, proof: Proof) -> bool:
 
 
 def _singly(clip: Clip, kept: Sequence[str] | None, proof: Proof) -> list[dict[str, Any]]:
-    """Each standard template by itself, the largest violation first."""
+    """Each standard template by itself that the model reads whole, the largest violation first."""
     from nullspace_unlearn.proof import prove
-    from nullspace_unlearn.prototypes import standard_templates
+    from nullspace_unlearn.prototypes import standard_templates, templates_that_fit
 
     found = []
-    for template in standard_templates():
+    names = (*proof.kept, *(one.name for one in proof.proven))
+    for template in templates_that_fit(clip, names, standard_templates()):
         one = prove(clip, kept, (template,))
         worst = max(one.proven, key=lambda row: row.violation)
         found.append(

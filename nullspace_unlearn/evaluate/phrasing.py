@@ -12,7 +12,7 @@ from nullspace_unlearn.evaluate.asking import ALL, Answers, Asking
 from nullspace_unlearn.evaluate.compare import EVERYWHERE, Lists
 from nullspace_unlearn.features import Features
 from nullspace_unlearn.forget import Forget
-from nullspace_unlearn.prototypes import prompt_features, standard_templates
+from nullspace_unlearn.prototypes import prompt_features, standard_templates, templates_that_fit
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,13 @@ def phrasings(
         clip: The model, for its text tower.
         features: Images under that model; text that they bring is not used.
         forget: The request, its domains by key.
-        templates: Class templates; the 80 standard ones if None.
+        templates: Class templates; if None the standard ones that the model reads whole.
         lists: The names that images choose from; the data's classes if None.
 
     Returns:
         One entry a template, that which tells most first; none where no image is of what was to be
         forgotten.
     """
-    templates = tuple(templates or standard_templates())
     domains = features.domain_names or EVERYWHERE
     present = tuple(name for name in forget.classes if name in features.class_names)
     mask = replace(forget, classes=present or forget.classes, aliases={}).mask(
@@ -66,6 +65,7 @@ def phrasings(
     asking = Asking.of(mask, features.labels, features.domains, len(names))
     if not len(asking.classes):
         return ()
+    templates = tuple(templates or templates_that_fit(clip, names, standard_templates()))
     prompts = prompt_features(clip, names, templates).float()
     found = []
     for i, template in enumerate(templates):

@@ -6,6 +6,7 @@ from nullspace_unlearn.prototypes.text import (
     class_prototypes,
     names_that_fit,
     prompt_features,
+    templates_that_fit,
 )
 from nullspace_unlearn.prototypes.visual import (
     Visual,
@@ -40,4 +41,5 @@ __all__ = [
     "prompt_features",
     "standard_templates",
     "synthesise",
+    "templates_that_fit",
 ]

@@ -119,6 +119,26 @@ def names_that_fit(
     return tuple(name for name in names if name not in cut)
 
 
+def templates_that_fit(
+    model: TextEncoder, names: Sequence[str], templates: Sequence[str]
+) -> tuple[str, ...]:
+    """The templates in which the text tower reads every name to its end.
+
+    Args:
+        model: The text encoder.
+        names: Class names.
+        templates: Templates holding `{class}`.
+
+    Returns:
+        Those of which `check_fit` refuses none, in order.
+    """
+    return tuple(
+        template
+        for template in templates
+        if not any(cut for _, _, _, cut in _too_long(model, names, template, None))
+    )
+
+
 def _too_long(
     model: TextEncoder, names: Sequence[str], template: str, domain: str | None
 ) -> Iterator[tuple[str, str, int, bool]]:

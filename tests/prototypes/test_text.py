@@ -19,6 +19,7 @@ from nullspace_unlearn.prototypes import (
     names_that_fit,
     near_synonyms,
     prompt_features,
+    templates_that_fit,
 )
 
 DIM = 7
@@ -182,3 +183,4 @@ def test_the_names_that_fit_are_those_that_are_not_refused(mini: Clip) -> None:
     assert names_that_fit(mini, names, templates) == ("dog", "tea pot")
     assert names_that_fit(mini, names, (LONG + " {class}",)) == ()
     assert names_that_fit(mini, names, ("{class}, {domain}",), LONG) == ()
+    assert templates_that_fit(mini, ("dog", "cat"), (*templates, LONG + " {class}")) == templates
