@@ -12,7 +12,10 @@ from torch import Tensor
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.edit import Side, Space
 from nullspace_unlearn.erasers import METHODS, Given, Seen
+from nullspace_unlearn.erasers.hull import RIDGE
 from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.history import History
+from nullspace_unlearn.linalg import covariance, oblique_dual, regularised, solve_definite
 from nullspace_unlearn.prototypes import (
     DOMAIN_WORDS,
     Visual,
@@ -44,6 +47,7 @@ class Plan:
         side: The tower to edit.
         forget_rows: `[m, dim]` text prototypes of the forgotten names, float64.
         keep_rows: `[n, dim]` text prototypes of the kept names.
+        earlier: What the model was made to forget before; it stays forgotten.
     """
 
     forget: Forget
@@ -54,6 +58,7 @@ class Plan:
     side: Side
     forget_rows: Float[Tensor, "m dim"]
     keep_rows: Float[Tensor, "n dim"]
+    earlier: History
 
     def rows_of(self, names: Sequence[str]) -> Float[Tensor, "names dim"]:
         """Text prototypes of some of the forgotten and kept names."""
@@ -63,8 +68,16 @@ class Plan:
 
     @property
     def mask(self) -> Bool[Tensor, "classes domains"]:
-        """The request over `words.classes` and `words.domains`."""
-        return self.forget.mask(self.words.classes, tuple(self.words.domains))
+        """The request over `words.classes` and `words.domains`.
+
+        Where it is in some domains, cells of the same classes that were forgotten before are in it:
+        an edit is free to let a class rise in cells that it is not told of.
+        """
+        classes, domains = self.words.classes, tuple(self.words.domains)
+        mask = self.forget.mask(classes, domains)
+        if not self.forget.domains:
+            return mask
+        return mask | (self.earlier.forgotten(classes, domains) & mask.any(-1, keepdim=True))
 
 
 def plan(
@@ -78,6 +91,10 @@ def plan(
     side: Side = "visual",
 ) -> Plan:
     """Resolve a request: vocabulary, aliases, near-synonyms, domain words, method.
+
+    It joins the requests that the model has met before: a name forgotten everywhere is none to
+    keep, other cells of a class that were forgotten go with those asked for, and text is taken as
+    far as the model's images show it (`Clip.visible`), so that nothing comes back.
 
     Args:
         clip: The model.
@@ -107,6 +124,8 @@ def plan(
     )
     bundled = not words.classes
     forget = with_aliases(with_domain_keys(forget, words), words)
+    earlier = clip.history
+    words = _still_there(words, forget, earlier)
     method = _method(method, forget, side)
     if bundled and not forget.classes:
         raise ValueError(
@@ -116,12 +135,16 @@ def plan(
     names = words.classes or _imagenet_names(clip, words, forget)
     if not bundled:
         _check_known(forget.classes, names)
-    gone = {same_name(name) for name in forget.names}
+    gone = {same_name(name) for name in (*forget.names, *earlier.names)}
+    if back := [name for name in forget.keep if same_name(name) in gone]:
+        raise ValueError(f"{back[0]!r} was forgotten before, so it cannot be kept")
     candidates = tuple(dict.fromkeys(n for n in (*names, *forget.keep) if same_name(n) not in gone))
     if not candidates:
         raise ValueError("nothing is kept: the class list holds only what is forgotten")
-    forget_rows = class_prototypes(clip, forget.names or names, words.class_templates)
-    keep_rows = class_prototypes(clip, candidates, words.class_templates)
+    forget_rows, keep_rows = (
+        clip.visible(class_prototypes(clip, some, words.class_templates))
+        for some in (forget.names or names, candidates)
+    )
     synonyms = torch.zeros(len(candidates), dtype=torch.bool)
     stays = ~synonyms
     if bundled:
@@ -144,6 +167,7 @@ def plan(
         side=side,
         forget_rows=forget_rows,
         keep_rows=keep_rows[stays],
+        earlier=earlier,
     )
 
 
@@ -170,6 +194,7 @@ class Texts:
         domains: Sequence[str],
         seen: Seen | None = None,
         space: Space = "embedding",
+        mask: Bool[Tensor, "requests classes domains"] | None = None,
     ) -> Given:
         """What an eraser is given for some requests over this vocabulary.
 
@@ -178,6 +203,7 @@ class Texts:
             domains: Keys of the domains, in the order of the cells.
             seen: Visual prototypes.
             space: What the edits are to read.
+            mask: The cells that go; absent: those of the requests.
 
         Returns:
             The requests as one batch.
@@ -185,7 +211,8 @@ class Texts:
         Raises:
             ValueError: If a request names what there is not.
         """
-        mask = torch.stack([one.mask(self.classes, domains) for one in requests])
+        if mask is None:
+            mask = torch.stack([one.mask(self.classes, domains) for one in requests])
         place = {name: i for i, name in reversed(list(enumerate(self.classes)))}
         of_alias = {pair: i for i, pair in enumerate(self.aliases)}
         owner = [*range(len(self.classes)), *(place[name] for name, _ in self.aliases)]
@@ -231,10 +258,9 @@ def texts_of(clip: Clip, classes: Sequence[str], requests: Sequence[Forget], wor
     names = (*classes, *(alias for _, alias in aliases))
     cells = None
     if any(one.domains for one in requests):
-        cells = cell_prototypes(clip, names, tuple(words.domains.values()), words.cell_templates)
-    return Texts(
-        tuple(classes), aliases, class_prototypes(clip, names, words.class_templates), cells
-    )
+        cells = _cells_of(clip, names, words)
+    rows = clip.visible(class_prototypes(clip, names, words.class_templates))
+    return Texts(tuple(classes), aliases, rows, cells)
 
 
 def given_for(
@@ -264,9 +290,38 @@ def given_for(
     names = (*words.classes, *(alias for _, alias in aliases))
     cells = None
     if made.forget.domains and (seen is None or method.prompts_beside_images):
-        cells = cell_prototypes(clip, names, tuple(words.domains.values()), words.cell_templates)
+        cells = _cells_of(clip, names, words)
     texts = Texts(words.classes, aliases, made.rows_of(names), cells)
-    return texts.given([made.forget], tuple(words.domains), seen, space)[0]
+    return texts.given([made.forget], tuple(words.domains), seen, space, made.mask[None])[0]
+
+
+def _cells_of(clip: Clip, names: Sequence[str], words: Words) -> Float[Tensor, "names domains dim"]:
+    domains = tuple(words.domains.values())
+    cells = cell_prototypes(clip, names, domains, words.cell_templates)
+    return in_place_of_images(clip, cells, words)
+
+
+def in_place_of_images(
+    clip: Clip, prompts: Float[Tensor, "*any dim"], words: Words
+) -> Float[Tensor, "*any dim"]:
+    """Prompts' features, moved as earlier edits have moved the images that they stand for.
+
+    An edit of the images `z M` with `M k = 0` that changes the names' scores least takes z to the
+    nearest point without k in the metric of the names, `cov(names)` with a little ridge.
+
+    Args:
+        clip: The model.
+        prompts: `[*any, dim]` features of prompts, float64.
+        words: The names, and the templates they are met in.
+
+    Returns:
+        The same, if no edit has removed a direction.
+    """
+    if not clip.history.edits or clip.unseen.shape[-1] == 0:
+        return prompts
+    known = class_prototypes(clip, words.classes, words.class_templates)
+    solved = solve_definite(regularised(covariance(known), RIDGE), clip.unseen)
+    return prompts - (prompts @ clip.unseen) @ oblique_dual(clip.unseen, solved).mT
 
 
 def cells_needed(made: Plan) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -343,6 +398,16 @@ def resolved(request: Forget, words: Words) -> Forget:
     if not request.domains and len(request.classes) == len(words.classes):
         raise ValueError("a request forgets every class everywhere: nothing is kept")
     return with_aliases(request, words)
+
+
+def _still_there(words: Words, forget: Forget, earlier: History) -> Words:
+    """The words less what was forgotten before: names everywhere, and domains whole."""
+    gone, asked = {same_name(name) for name in earlier.names}, set(forget.names)
+    classes = tuple(n for n in words.classes if same_name(n) not in gone or n in asked)
+    left = {k: w for k, w in words.domains.items() if not {k, w} & set(earlier.domains)}
+    if forget.paradigm != "cell" or not set(left) > set(forget.domains):
+        left = dict(words.domains)
+    return replace(words, classes=classes, domains=left)
 
 
 def _domains(base: Words, given: Mapping[str, str] | None, forget: Forget) -> Mapping[str, str]:

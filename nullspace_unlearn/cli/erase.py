@@ -133,7 +133,9 @@ def erase(
         result["predicted"] = {**prediction.to_json(draws=0), **in_words(prediction)}
     refused = failed(conditions, comparison)
     if not (refused and judge.discard):
-        edited.save(target, overwrite, undo=undo, report=result)
+        # Without what differs from run to run: the same command twice gives the same folder.
+        report = {name: value for name, value in result.items() if name != "seconds"}
+        edited.save(target, overwrite, undo=undo, report=report)
     if comparison is not None and heatmap:
         grid_heatmap(
             comparison.before, comparison.after, comparison.mask, comparison.classes,

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from nullspace_unlearn.clip import tensors
 from nullspace_unlearn.clip.card import adapter_card
 from nullspace_unlearn.clip.folder import check_outputs, plain_texts
 from nullspace_unlearn.clip.model import Clip
@@ -141,7 +141,7 @@ def save_adapter(
     )
     state = {key: value.cpu().contiguous() for key, value in prompts.state_dict().items()}
     with new_folder(path, overwrite) as folder:
-        save_file(state, folder / ADAPTER_NAME, metadata=header)
+        tensors.write(folder / ADAPTER_NAME, state, header)
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
     return path

@@ -248,7 +248,7 @@ class Clip:
         """
         if not self.history.edits:
             return text
-        unseen = self._unseen.to(text)
+        unseen = self.unseen.to(text)
         return text - (text @ unseen) @ unseen.mT
 
     def projection(self, side: Side = "visual") -> Projection:
@@ -380,7 +380,8 @@ class Clip:
             )
 
     @cached_property
-    def _unseen(self) -> Float[Tensor, "dim r"]:
+    def unseen(self) -> Float[Tensor, "dim r"]:
+        """`[dim, r]` the directions of the joint space that no image shows; `Projection.unseen`."""
         try:
             return self.projection("visual").exact(partial(current, self.changes)).unseen()
         except ValueError:

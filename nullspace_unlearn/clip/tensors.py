@@ -101,6 +101,27 @@ def parse_header(text: str) -> Header:
     return Header(text, ordered, metadata, 8 + len(text.encode()))
 
 
+def write(
+    target: Path, values: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors to a file: the same ones always give the same bytes.
+
+    Args:
+        target: The file to write.
+        values: The tensors by name, in a floating dtype.
+        metadata: Free text.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    specs = {k: (_NAMES[v.dtype], tuple(v.shape), v.nbytes) for k, v in values.items()}
+    text = layout(specs, metadata or {})
+    with target.open("wb") as out:
+        _start(out, text)
+        for name in parse_header(text).entries:
+            out.write(to_bytes(values[name]))
+
+
 def rewrite(source: Path, target: Path, replaced: Mapping[str, Tensor]) -> None:
     """Copy a file with some tensors replaced or added; with none, byte for byte.
 

@@ -28,6 +28,7 @@ from nullspace_unlearn.evaluate.measure import Measured, Model, measure
 from nullspace_unlearn.evaluate.zeroshot import Grid, accuracy_grid, grid_to_json, predict, top_k
 from nullspace_unlearn.features import Features
 from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.plans import in_place_of_images
 from nullspace_unlearn.prototypes import Visual, cell_prototypes, class_prototypes
 from nullspace_unlearn.words import Words
 
@@ -271,6 +272,7 @@ def predicted(
         cells = cell_prototypes(
             clip, words.classes, tuple(words.domains.values()), words.cell_templates
         )
+        cells = in_place_of_images(clip, cells, words)
         grid = torch.ones(cells.shape[:2]).nonzero()
         features = Features(
             cells.flatten(0, 1), grid[:, 0], words.classes,
@@ -278,6 +280,7 @@ def predicted(
         )  # fmt: skip
     else:
         rows = class_prototypes(clip, words.classes, words.class_templates)
+        rows = in_place_of_images(clip, rows, words)
         features = Features(rows, torch.arange(len(rows)), words.classes)
     return compare(clip, edited, edit, side, features, forget, words.class_templates, lists=lists)
 
