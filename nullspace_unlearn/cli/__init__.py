@@ -121,4 +121,8 @@ def _stop(message: str, status: int) -> None:
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    click.echo("nsu: warning: " + " ".join(str(message).split()), err=True)
+    from nullspace_unlearn.data.picture import being_read
+
+    file = being_read()
+    of = f"{file}: " if file else ""
+    click.echo("nsu: warning: " + of + " ".join(str(message).split()), err=True)
