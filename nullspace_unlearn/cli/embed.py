@@ -57,7 +57,7 @@ def embed(
     with launched() as processes:
 
         def prepare() -> tuple[Source, Clip]:
-            found = _images(data, model, output, overwrite, processes)
+            found = _images(data, model, output, overwrite, processes, quiet)
             where = _device(device, processes)
             return found, options.load_model(model, pretrained, where, precision)
 
@@ -78,12 +78,12 @@ def embed(
 
 
 def _images(
-    data: DataOptions, model: str, output: str, overwrite: bool, processes: Processes
+    data: DataOptions, model: str, output: str, overwrite: bool, processes: Processes, quiet: bool
 ) -> Source:
     """The images, looked at before any work is spent."""
     if processes.leads:
         options.claim(overwrite, output)
-    found = data.find({}, model, quiet=not processes.leads)
+    found = data.find({}, model, quiet or not processes.leads)
     if found is None:
         raise ValueError("give --data: a folder of images, shards, or nsu-mini")
     if found.features is not None:

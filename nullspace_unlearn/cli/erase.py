@@ -64,8 +64,8 @@ def erase(
     request = visual.request(request)
     target = Path(output) if output else Path(default_name(model, request.forget()))
     options.claim(overwrite, target, undo, heatmap)
-    found = data.find(request.domain_words(), model)
-    shown = visual.find(request.domain_words(), data.class_words)
+    found = data.find(request.domain_words(), model, quiet)
+    shown = visual.find(request.domain_words(), data.class_words, quiet)
     if visual.space == "mlp" and found is not None and found.features is not None:
         raise ValueError("--space mlp is measured on images encoded again, and --data is features")
 

@@ -46,7 +46,7 @@ def evaluate(
     embed wrote), or nsu-mini for the bundled pictures.
     """
     words = options.pairs("--domain-word", domain_word)
-    found = data.find(words, model)
+    found = data.find(words, model, quiet)
     if found is None:
         raise ValueError("give --data: images, shards, a feature file, or nsu-mini")
 

@@ -167,7 +167,7 @@ def sweep(
     """  # noqa: D301
     target = Path(output)
     _check_replaceable(target, overwrite)
-    found = data.find(cells.domain_words(), options.BUNDLED if model is None else model)
+    found = data.find(cells.domain_words(), options.BUNDLED if model is None else model, quiet)
     if found is None:
         raise ValueError("give --data: a folder, a feature file, or nsu-mini")
     names, keys = found.classes, found.words

@@ -76,12 +76,13 @@ class ShotOptions:
     num_workers: int
     seed: int
 
-    def find(self, domain_words: Mapping[str, str], model: str) -> Found:
+    def find(self, domain_words: Mapping[str, str], model: str, quiet: bool = False) -> Found:
         """Look at the images and part them before anything is computed.
 
         Args:
             domain_words: Domain folder -> word.
             model: The model's name; the bundled one learns from the bundled pictures.
+            quiet: Whether to say nothing of how the images were read.
 
         Raises:
             ValueError: If the images cannot be used, or none is left to report on.
@@ -89,14 +90,14 @@ class ShotOptions:
         from nullspace_unlearn.data.bundled import bundled_to_learn
         from nullspace_unlearn.data.source import apart
 
-        source = self._of(self.data, self.listing).find(domain_words, model)
+        source = self._of(self.data, self.listing).find(domain_words, model, quiet)
         if source is None:
             raise ValueError("give --data ROOT: a trained method learns from a few images")
         if self.test is None and self.test_listing is not None:
             raise ValueError("--test-list names images of a folder: give --test ROOT")
         test = None
         if self.test is not None:
-            test = self._of(self.test, self.test_listing).find(domain_words, model)
+            test = self._of(self.test, self.test_listing).find(domain_words, model, quiet)
         for option, found in (("--data", source), ("--test", test)):
             if found is not None and found.features is not None:
                 raise ValueError(f"{option} must be images: a method that trains needs no features")
@@ -329,7 +330,7 @@ def train(
     _check_run(run)
     domain_words = cells.domain_words()
     method, settings = how.make(asked, images.validation)
-    found = images.find(domain_words, model)
+    found = images.find(domain_words, model, quiet)
 
     from nullspace_unlearn.clip import check_outputs, save_adapter
     from nullspace_unlearn.evaluate.verdict import in_words

@@ -49,13 +49,14 @@ class VisualOptions:
         return replace(request, method="two_sided")
 
     def find(
-        self, domain_words: Mapping[str, str], class_words: Mapping[str, str]
+        self, domain_words: Mapping[str, str], class_words: Mapping[str, str], quiet: bool = False
     ) -> Source | None:
         """Look at the images before anything is computed.
 
         Args:
             domain_words: Domain folder -> word.
             class_words: Class folder -> word.
+            quiet: Whether to say nothing of how the images were read.
 
         Raises:
             ValueError: If they cannot be used.
@@ -67,7 +68,7 @@ class VisualOptions:
         source = open_source(self.images, domain_words=domain_words, class_words=class_words)
         if source.features is not None:
             raise ValueError("--images are looked at, and a feature file shows none: give images")
-        return said(source)
+        return source if quiet else said(source)
 
     def draw(self, plan: Plan, found: Source | None) -> Source | None:
         """The few of the images that prototypes are made of.
