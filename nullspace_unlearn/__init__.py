@@ -39,6 +39,10 @@ _HOME = {
 }
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     if name == "erasers":
         return importlib.import_module("nullspace_unlearn.erasers")

@@ -85,6 +85,14 @@ class Edit:
         if not (torch.isfinite(read).all() and torch.isfinite(write).all()):
             raise ValueError("read and write must be finite, got NaN or Inf")
 
+    def __repr__(self) -> str:
+        batch = f"batch {list(self.batch_shape)}, " if self.batch_shape else ""
+        method = self.provenance.get("method")
+        return (
+            f"Edit({batch}rank {self.rank}, {self.read.shape[-2]} -> {self.dim}, "
+            f"space={self.space!r}" + (f", method={method!r})" if method else ")")
+        )
+
     @property
     def rank(self) -> int:
         """Columns of `read` and `write`: the rank of the update, or an upper bound of it."""

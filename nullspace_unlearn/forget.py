@@ -40,7 +40,10 @@ class Forget:
         for name in ("classes", "domains", "keep"):
             value = getattr(self, name)
             if isinstance(value, str):
-                raise ValueError(f"{name} must be a list of names, got the string {value!r}")
+                raise ValueError(
+                    f"{name} must be a list of names, got the string {value!r}: write "
+                    f"{name}=[{value!r}]"
+                )
             object.__setattr__(self, name, tuple(value))
         aliases = {
             name: (others,) if isinstance(others, str) else tuple(others)

@@ -60,6 +60,18 @@ class Plan:
     keep_rows: Float[Tensor, "n dim"]
     earlier: History
 
+    def __repr__(self) -> str:
+        def some(names: Sequence[str]) -> str:
+            return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")
+
+        where = f"in {some(self.forget.domains)}" if self.forget.domains else "everywhere"
+        near = f", {len(self.synonyms)} near-synonyms go too" if self.synonyms else ""
+        return (
+            f"Plan(forget {some(self.forget.names) or 'every class'} {where};\n"
+            f"     keep {len(self.keep)} names: {some(self.keep)}{near};\n"
+            f"     method={self.method!r}, side={self.side!r})"
+        )
+
     def rows_of(self, names: Sequence[str]) -> Float[Tensor, "names dim"]:
         """Text prototypes of some of the forgotten and kept names."""
         by_name = dict(zip(self.forget.names, self.forget_rows, strict=False))
@@ -114,6 +126,7 @@ def plan(
         ValueError: If a name is unknown, empty or given twice, nothing is kept, or the method does
             not take such a request.
     """
+    _check_call(forget, classes, domains, templates)
     base = clip.words or Words()
     words = Words(
         classes=tuple(classes) if classes is not None else base.classes,
@@ -433,6 +446,26 @@ def _method(asked: str | None, forget: Forget, side: Side) -> str:
             f"{side} side; allowed: {', '.join(able)}"
         )
     return asked
+
+
+def _check_call(
+    request: Forget,
+    classes: Sequence[str] | None,
+    domains: Mapping[str, str] | None,
+    templates: Sequence[str] | None,
+) -> None:
+    """Refuse a string where a request or a list is due, with the call that was meant."""
+    if isinstance(request, str):
+        raise ValueError(f"a request is no string: write Forget(classes=[{request!r}])")
+    for what, value in (("classes", classes), ("templates", templates)):
+        if isinstance(value, str):
+            raise ValueError(
+                f"{what} must be a list, got the string {value!r}: write {what}=[{value!r}]"
+            )
+    if domains is not None and not isinstance(domains, Mapping):
+        names = [domains] if isinstance(domains, str) else list(domains)
+        meant = {name: name for name in names}
+        raise ValueError(f"domains maps each domain to its word: write domains={meant}")
 
 
 def _check_known(classes: Sequence[str], names: Sequence[str]) -> None:

@@ -67,6 +67,14 @@ class Clip:
     edits: tuple[Mapping[str, Any], ...] = ()
     adapter: Adapter | None = None
 
+    def __repr__(self) -> str:
+        parameter = next(self.model.parameters())
+        of = f", pretrained={self.source.pretrained!r}" if self.source.pretrained else ""
+        done = len(self.history.edits)
+        edits = f", edited {done} time{'s' * (done > 1)}" if done else ""
+        dtype = str(parameter.dtype).removeprefix("torch.")
+        return f"Clip({self.source.name!r}{of}, dim {self.dim}, {dtype} on {self.device}{edits})"
+
     @property
     def history(self) -> History:
         """What the model was made to forget, before it was loaded and since."""
