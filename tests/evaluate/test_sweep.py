@@ -343,6 +343,21 @@ def test_features_without_domains_have_one() -> None:
 # Errors.
 
 
+def test_a_factorisation_that_fails_is_said_and_the_sweep_goes_on() -> None:
+    features, texts = world()
+    assert texts.cells is not None
+    same = texts.cells[:, :1].expand(-1, 3, -1)  # prompts that tell no domain apart: singular
+    sweep = Sweep(REQUESTS[2:], ("gated", "nullspace"), numbers={"ridge": (1e-18, 0.1)})
+    rows = measured(sweep, features, replace(texts, cells=same.clone()))
+    assert len(rows) == len(sweep) == 3 * (2 + 1)
+    failed = [row for row in rows if row["refused"] is not None]
+    assert failed and {row["numbers"] for row in failed} == {"ridge=1e-18"}
+    for row in failed:
+        assert "gated meets a matrix that cannot be factorised with ridge=1e-18" in row["refused"]
+    told = [row for row in rows if row["numbers"] != "ridge=1e-18"]
+    assert len(told) == 6 and all(row["kept"] is not None for row in told)  # the control
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
