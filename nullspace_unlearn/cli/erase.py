@@ -11,7 +11,12 @@ import click
 from nullspace_unlearn.cli import options
 from nullspace_unlearn.cli.data import DataOptions, data_options
 from nullspace_unlearn.cli.judge import JudgeOptions, failed, judge_options, stop_if
-from nullspace_unlearn.cli.request import RequestOptions, default_name, request_options
+from nullspace_unlearn.cli.request import (
+    RequestOptions,
+    default_name,
+    request_options,
+    warn_of_domains,
+)
 from nullspace_unlearn.cli.shown import comparison_lines, prediction_lines
 from nullspace_unlearn.cli.visual import VisualOptions, visual_options
 
@@ -89,6 +94,7 @@ def erase(
     clip = options.load_model(model, pretrained, device, precision)
     loaded = time.perf_counter()
     plan = request.plan(clip, shown if found is None else found)
+    warn_of_domains(clip, plan)
     silent = quiet or as_json
     drawn = visual.draw(plan, shown)
     left_out = 0

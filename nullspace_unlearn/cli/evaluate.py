@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 @click.option("--classes", metavar="A,B,C|FILE", help="Names to choose from; absent: the data's.")
 @click.option("--template", multiple=True, metavar="TEXT", help="Class template; several average.")
 @click.option("--domain-word", multiple=True, metavar="FOLDER=WORD", help="As for erase.")
+@click.option(
+    "--phrasing",
+    is_flag=True,
+    help="Of an edited folder: ask for what was forgotten by each of the 80 standard templates.",
+)
 @options.cache_options
 @options.device_options
 @options.output_options
@@ -32,6 +37,7 @@ def evaluate(
     classes: str | None,
     template: tuple[str, ...],
     domain_word: tuple[str, ...],
+    phrasing: bool,
     cache: str | None,
     no_cache: bool,
     device: str,
@@ -50,7 +56,10 @@ def evaluate(
     if found is None:
         raise ValueError("give --data: images, shards, a feature file, or nsu-mini")
 
+    from dataclasses import asdict
+
     from nullspace_unlearn.evaluate.compare import EVERYWHERE, accuracy, classifier, told_alone
+    from nullspace_unlearn.evaluate.phrasing import phrasings
     from nullspace_unlearn.report.plots import grid_table
     from nullspace_unlearn.words import Words
 
@@ -70,6 +79,10 @@ def evaluate(
     if mask.any():
         told = told_alone(features, mask, classifier(clip, features, templates))
         result |= {"forgotten": mask.tolist(), "figures": told}
+        if phrasing:
+            result["phrasing"] = [asdict(one) for one in phrasings(clip, features, mask)]
+    elif phrasing:
+        raise ValueError("--phrasing asks for what a folder has forgotten, and this has not")
     provenance: dict[str, Any] = dict(features.provenance)
     result |= {
         "model": model,
@@ -88,7 +101,7 @@ def evaluate(
         metrics = ", ".join(f"{k} {v:.4f}" for k, v in result["metrics"].items() if v is not None)
         click.echo(metrics)
         if told:
-            click.echo("\n".join(["", *_told_lines(told)]))
+            click.echo("\n".join(["", *_told_lines(told), *_phrasing_lines(result)]))
 
 
 def _named_by(features: Features, names: list[str] | None) -> Features:
@@ -131,3 +144,10 @@ def _told_lines(told: dict[str, dict[str, float | None]]) -> list[str]:
             cells = f"{figure.written(value):>9}{figure.written(chance):>9}"
             lines.append(f"{figure.title:28}{cells}")
     return lines
+
+
+def _phrasing_lines(result: dict[str, Any]) -> list[str]:
+    """The three templates that tell most, if templates were tried singly."""
+    worst = result.get("phrasing", [])[:3]
+    lines = [f"{one['value']:9.3f}{one['blind']:9.3f}  {one['template']}" for one in worst]
+    return ["", "named(all) by single templates, those that tell most", *lines] if lines else []

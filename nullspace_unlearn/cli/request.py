@@ -249,3 +249,29 @@ def _domain_words(
             f"domains: {', '.join(data)}"
         )
     return {name: given.get(name, own.get(name, word)) for name, word in data.items()}
+
+
+def warn_of_domains(clip: Clip, plan: Plan, names: int = 12) -> None:
+    """Warn of forgotten domains that the text tower hardly tells from others: misspelt, say.
+
+    Args:
+        clip: The model.
+        plan: The request.
+        names: How many classes' prompts are looked at.
+    """
+    import warnings
+
+    from nullspace_unlearn.prototypes import cell_prototypes
+    from nullspace_unlearn.prototypes.text import hardly_told
+
+    domains, words = tuple(plan.words.domains), tuple(plan.words.domains.values())
+    if not plan.forget.domains or len(domains) < 3:
+        return
+    cells = cell_prototypes(clip, plan.words.classes[:names], words, plan.words.cell_templates)
+    for i, other in hardly_told(cells):
+        if domains[i] in plan.forget.domains:
+            warnings.warn(
+                f"the model hardly tells the domain {words[i]!r} from {words[other]!r} by its "
+                "prompts: is the word right? --domain-word gives another",
+                stacklevel=2,
+            )

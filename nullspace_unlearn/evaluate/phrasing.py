@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.evaluate.asking import ALL, Answers, Asking
-from nullspace_unlearn.evaluate.compare import EVERYWHERE, Lists
+from nullspace_unlearn.evaluate.compare import Lists, cells_of
 from nullspace_unlearn.features import Features
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.prototypes import prompt_features, standard_templates, templates_that_fit
@@ -38,7 +40,7 @@ class Phrasing:
 def phrasings(
     clip: Clip,
     features: Features,
-    forget: Forget,
+    forget: Forget | Bool[Tensor, "classes domains"],
     templates: Sequence[str] | None = None,
     lists: Lists | None = None,
 ) -> tuple[Phrasing, ...]:
@@ -47,7 +49,7 @@ def phrasings(
     Args:
         clip: The model, for its text tower.
         features: Images under that model; text that they bring is not used.
-        forget: The request, its domains by key.
+        forget: The request, its domains by key, or the cells that are forgotten.
         templates: Class templates; if None the standard ones that the model reads whole.
         lists: The names that images choose from; the data's classes if None.
 
@@ -55,10 +57,10 @@ def phrasings(
         One entry a template, that which tells most first; none where no image is of what was to be
         forgotten.
     """
-    domains = features.domain_names or EVERYWHERE
-    present = tuple(name for name in forget.classes if name in features.class_names)
-    mask = replace(forget, classes=present or forget.classes, aliases={}).mask(
-        features.class_names, domains
+    mask = (
+        cells_of(forget, features.class_names, features.domain_names)
+        if isinstance(forget, Forget)
+        else forget
     )
     names, known, _ = (lists or Lists()).rows(replace(features, text=None))
     names = names[:known]

@@ -24,6 +24,7 @@ _NOT_SHOWN = ("mem", "for", "h", "subgroup", "kravets", "spread", "balance")
 # What of each method lowers its cost, at the price of forgetting less.
 _LOWER = {
     "hull": "a --depth nearer 0",
+    "level": "a --strength below this one",
     "two_sided": "its names alone, without --images-too",
     "nullspace": "--method hull",
     "ccup": "--method hull",
@@ -135,7 +136,7 @@ def advice(found: Comparison, method: str) -> str | None:
     cost = found.figures["after"]["cost"]
     if cost is None or cost <= COSTLY:
         return None
-    lower = _LOWER.get(method, "a --strength below this one, or --images of each cell,")
+    lower = _LOWER.get(method, "a --strength below this one")
     return f"The cost is high: {lower} would lower it."
 
 

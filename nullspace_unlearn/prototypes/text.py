@@ -222,3 +222,28 @@ def cell_prototypes(
     """
     grid = [unit(prompt_features(model, names, templates, word).mean(1)) for word in domains]
     return torch.stack(grid, 1)
+
+
+# Nearer than this share of the usual distance, two domains are hardly told apart: it lies between
+# CLIP's photo, painting, cartoon and sketch (.83 at least) and a misspelt word (.64).
+_HARDLY = 0.7
+
+
+def hardly_told(cells: Float[Tensor, "names domains dim"]) -> list[tuple[int, int]]:
+    """Domains that a text tower hardly tells from another: a misspelt word, say.
+
+    Args:
+        cells: `[names, domains, dim]`, as `cell_prototypes` gives them.
+
+    Returns:
+        For each such domain its place, and that of the nearest other; none of fewer than 3.
+    """
+    means = unit(cells.mean(0))
+    many = len(means)
+    if many < 3:
+        return []
+    apart = torch.cdist(means, means)
+    pairs = apart[torch.ones_like(apart).triu(1).bool()]
+    nearest = apart.masked_fill(torch.eye(many, dtype=torch.bool), torch.inf).min(1)
+    low = nearest.values < _HARDLY * pairs.median()
+    return [(i, int(nearest.indices[i])) for i in low.nonzero()[:, 0].tolist()]

@@ -15,6 +15,9 @@ from nullspace_unlearn.report.picture import COLOURS, MARKS, picture
 Means = Mapping[str, "float | None"]
 """Name of a figure -> its mean over the requests that tell it; None where none does."""
 
+# All is left and nothing is paid: what doing nothing beats is on no front.
+_UNTOUCHED = (1.0, 0.0)
+
 _KINDS = {
     "global": "classes everywhere",
     "cell": "classes in some domains",
@@ -95,8 +98,8 @@ def summarise(rows: Iterable[Mapping[str, Any]]) -> tuple[Kind, ...]:
         means = {key: sums.means() if sums.rows else None for key, sums in sums_of.items()}
         able = [key for key, m in means.items() if m is not None and _drawn(m) and not _is_over(m)]
         points = [_point(means[key]) for key in able]
-        front = pareto_front([(left, -cost) for left, cost in points])
-        best = {able[i] for i in front}
+        front = pareto_front([*((left, -cost) for left, cost in points), _UNTOUCHED])
+        best = {able[i] for i in front if i < len(able)}
         settings = tuple(
             Setting(
                 method,

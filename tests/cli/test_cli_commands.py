@@ -362,3 +362,7 @@ def test_evaluate_marks_what_a_folder_has_forgotten(made):
     assert after["left"] is None and after["found"] > chance["found"] and after["named_all"] <= 1
     control = nsu("evaluate", "nsu-mini", "--data", "nsu-mini", "--json").json
     assert "figures" not in control and "forgotten" not in control
+    asked = nsu("evaluate", folder, "--data", "nsu-mini", "--phrasing")
+    assert asked.out.splitlines()[-4] == "named(all) by single templates, those that tell most"
+    refused = nsu("evaluate", "nsu-mini", "--data", "nsu-mini", "--phrasing")
+    assert refused.code == 2 and "has not" in refused.err

@@ -21,6 +21,7 @@ from nullspace_unlearn.prototypes import (
     prompt_features,
     templates_that_fit,
 )
+from nullspace_unlearn.prototypes.text import hardly_told
 
 DIM = 7
 NAMES = ("car", "dog", "tea pot")
@@ -184,3 +185,15 @@ def test_the_names_that_fit_are_those_that_are_not_refused(mini: Clip) -> None:
     assert names_that_fit(mini, names, (LONG + " {class}",)) == ()
     assert names_that_fit(mini, names, ("{class}, {domain}",), LONG) == ()
     assert templates_that_fit(mini, ("dog", "cat"), (*templates, LONG + " {class}")) == templates
+
+
+def test_a_misspelt_domain_is_hardly_told_from_others():
+    clip = load("nsu-mini", device="cpu")
+    words = clip.words
+    given = (clip, words.classes)
+    right = ("photo", "sketch", "painting", "cartoon")
+    assert hardly_told(cell_prototypes(*given, right, words.cell_templates)) == []
+    wrong = ("photo", "skech", "painting", "cartoon")
+    found = hardly_told(cell_prototypes(*given, wrong, words.cell_templates))
+    assert (1, 0) in found and len(found) <= 2
+    assert hardly_told(cell_prototypes(*given, wrong[:2], words.cell_templates)) == []

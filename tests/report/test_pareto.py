@@ -80,7 +80,7 @@ def test_means_are_over_requests() -> None:
             mean = statistics.fmean(r[f"{prefix}_kept"] for r in by_request)
             assert means["kept"] == pytest.approx(mean)
         able = [o for o in kind.settings if o.means and o.means["over"] <= 0.1]
-        points = [(o.means["left"], -o.means["cost"]) for o in able]
+        points = [*((o.means["left"], -o.means["cost"]) for o in able), (1.0, 0.0)]
         assert [o for o in kind.settings if o.on_front] == [
             o for i, o in enumerate(able) if i in pareto_front(points)
         ]
