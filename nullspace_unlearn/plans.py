@@ -13,6 +13,7 @@ from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.edit import Side, Space
 from nullspace_unlearn.erasers import METHODS, Given, Seen
 from nullspace_unlearn.erasers.hull import RIDGE
+from nullspace_unlearn.erasers.method import check_space
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.history import History
 from nullspace_unlearn.linalg import covariance, oblique_dual, regularised, solve_definite
@@ -31,6 +32,8 @@ from nullspace_unlearn.words import Words, check_names, same_name
 # A bundled vocabulary is cut to this many names (the nearest to what is forgotten) where every one
 # of them needs a prompt for each domain: far names bear no risk and cost as much.
 _NEAREST = 64
+# Where cells are forgotten, pictures are made of no more kept names than these in every domain.
+_BESIDE = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +104,7 @@ def plan(
     templates: Sequence[str] | None = None,
     method: str | None = None,
     side: Side = "visual",
+    images: bool = False,
 ) -> Plan:
     """Resolve a request: vocabulary, aliases, near-synonyms, domain words, method.
 
@@ -118,6 +122,8 @@ def plan(
         templates: Class templates in place of the folder's or the default ones.
         method: The eraser's name; absent means the first one that takes such a request.
         side: The tower whose projection the edit will be folded into.
+        images: Whether images, or pictures that stand for them, will be shown, so that a method
+            that must have them may be the default.
 
     Returns:
         The plan; nothing has been edited.
@@ -139,7 +145,7 @@ def plan(
     forget = with_aliases(with_domain_keys(forget, words), words)
     earlier = clip.history
     words = _still_there(words, forget, earlier)
-    method = _method(method, forget, side)
+    method = _method(method, forget, side, images)
     if bundled and not forget.classes:
         raise ValueError(
             "to forget a whole domain, say which classes the model must go on telling apart in the "
@@ -298,6 +304,8 @@ def given_for(
     if visual is not None:
         shown = visual.features
         grid = cells_of_images(made, shown.class_names, shown.domain_names)
+        if made.forget.domains:  # of a large vocabulary the nearest names are shown
+            words = replace(words, classes=grid[0])
         seen = visual.on(*grid).seen(words.classes)
     aliases = alias_pairs(made.forget)
     names = (*words.classes, *(alias for _, alias in aliases))
@@ -305,7 +313,9 @@ def given_for(
     if made.forget.domains and (seen is None or method.prompts_beside_images):
         cells = _cells_of(clip, names, words)
     texts = Texts(words.classes, aliases, made.rows_of(names), cells)
-    return texts.given([made.forget], tuple(words.domains), seen, space, made.mask[None])[0]
+    shown_rows = [made.words.classes.index(name) for name in words.classes]
+    mask = made.mask[shown_rows]
+    return texts.given([made.forget], tuple(words.domains), seen, space, mask[None])[0]
 
 
 def _cells_of(clip: Clip, names: Sequence[str], words: Words) -> Float[Tensor, "names domains dim"]:
@@ -337,6 +347,33 @@ def in_place_of_images(
     return prompts - (prompts @ clip.unseen) @ oblique_dual(clip.unseen, solved).mT
 
 
+def space_for(clip: Clip, made: Plan, asked: Space | None = None) -> Space:
+    """What a plan's edit is to read.
+
+    Args:
+        clip: The model.
+        made: The plan.
+        asked: What the user says; None for the first of the method's that the model has.
+
+    Returns:
+        The space.
+
+    Raises:
+        ValueError: If there is no such space, or the method does not read it.
+    """
+    method = METHODS[made.method]
+    if asked is None:
+        return next(space for space in method.spaces if space in (*clip.spaces, "embedding"))
+    check_space(asked)
+    if asked not in method.spaces:
+        able = [name for name, other in METHODS.items() if asked in other.spaces]
+        raise ValueError(
+            f"{made.method} reads {', '.join(method.spaces)}, not {asked}; "
+            f"those that do: {', '.join(able)}"
+        )
+    return asked
+
+
 def cells_needed(made: Plan) -> tuple[tuple[str, ...], dict[str, str]]:
     """The classes and domains that visual prototypes must show for a request.
 
@@ -344,15 +381,18 @@ def cells_needed(made: Plan) -> tuple[tuple[str, ...], dict[str, str]]:
         made: The plan.
 
     Returns:
-        Class names, and domain key -> word. For classes forgotten everywhere under a large
-        vocabulary these are the forgotten classes and the kept names nearest to them, in the first
-        domain.
+        Class names, and domain key -> word. Under a large vocabulary these are the forgotten
+        classes and the kept names nearest to them, for classes forgotten everywhere in the first
+        domain; for whole domains they are all names.
     """
     classes, domains = made.words.classes, dict(made.words.domains)
-    if made.forget.paradigm == "global" and len(classes) > _NEAREST:
-        nearness = (made.keep_rows @ made.forget_rows.mT).amax(-1)
-        near = {made.keep[i] for i in nearness.topk(min(_NEAREST, len(made.keep))).indices.tolist()}
-        classes = tuple(n for n in classes if n in near or n in made.forget.classes)
+    most = {"global": _NEAREST, "cell": _BESIDE, "domain": len(classes)}[made.forget.paradigm]
+    if len(classes) <= most:
+        return classes, domains
+    nearness = (made.keep_rows @ made.forget_rows.mT).amax(-1)
+    near = {made.keep[i] for i in nearness.topk(min(most, len(made.keep))).indices.tolist()}
+    classes = tuple(n for n in classes if n in near or n in made.forget.classes)
+    if made.forget.paradigm == "global":
         domains = dict([next(iter(domains.items()))])
     return classes, domains
 
@@ -429,14 +469,14 @@ def _domains(base: Words, given: Mapping[str, str] | None, forget: Forget) -> Ma
     return {word: word for word in (*DOMAIN_WORDS, *forget.domains)}
 
 
-def _method(asked: str | None, forget: Forget, side: Side) -> str:
+def _method(asked: str | None, forget: Forget, side: Side, images: bool) -> str:
     able = [
         name
         for name, method in METHODS.items()
         if forget.paradigm in method.paradigms and side in method.sides
     ]
     if asked is None:
-        return able[0]
+        return next(name for name in able if images or METHODS[name].images != "must")
     if asked not in METHODS:
         raise ValueError(f"unknown method {asked!r}; allowed: {', '.join(METHODS)}")
     if asked not in able:

@@ -16,9 +16,8 @@ from nullspace_unlearn.certificate import Certificate
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.edit import Edit, Side, Space
 from nullspace_unlearn.erasers import METHODS
-from nullspace_unlearn.erasers.method import check_space
 from nullspace_unlearn.forget import Forget
-from nullspace_unlearn.plans import Plan, cells_needed, given_for, plan
+from nullspace_unlearn.plans import Plan, cells_needed, given_for, plan, space_for
 from nullspace_unlearn.prototypes import (
     Synthesis,
     Visual,
@@ -39,7 +38,7 @@ def erase(
     templates: Sequence[str] | None = None,
     method: str | None = None,
     side: Side = "visual",
-    space: Space = "embedding",
+    space: Space | None = None,
     strength: float = 1.0,
     numbers: Mapping[str, Any] | None = None,
     visual: Visual | None = None,
@@ -55,13 +54,13 @@ def erase(
         method: As for `plan`.
         side: As for `plan`.
         space: What the edit reads: the "embedding", the "hidden" feature that enters the final
-            projection, or one step deeper what enters the last MLP's output layer, "mlp"; those
-            that the method can read (`Method.spaces`).
+            projection, or one step deeper what enters the last MLP's output layer, "mlp"; of those
+            that the method can read (`Method.spaces`). Absent: the first that the model has.
         strength: Scales the edit; 1 is the edit as derived, at most 2.
         numbers: Some of the method's numbers by name (`Method.numbers`) in place of its own.
         visual: What images of each cell look like to the model, for the methods that take it
             (`Method.images`); from `synthesise_for`, or `prototypes.from_images`. Absent: text
-            alone.
+            alone, and a default method that makes do with it.
 
     Returns:
         An edit, float64 on the CPU; its provenance tells how it came to be.
@@ -71,7 +70,6 @@ def erase(
     """
     if not 0 < strength <= MAX_STRENGTH:
         raise ValueError(f"strength must lie in (0, {MAX_STRENGTH:g}], got {strength}")
-    check_space(space)
     if isinstance(request, Plan):
         settled = {"classes": classes, "domains": domains, "templates": templates, "method": method}
         if given := [name for name, value in settled.items() if value is not None]:
@@ -80,8 +78,9 @@ def erase(
     else:
         made = plan(
             clip, request, classes=classes, domains=domains, templates=templates,
-            method=method, side=side,
+            method=method, side=side, images=visual is not None,
         )  # fmt: skip
+    space = space_for(clip, made, space)
     _check_images(made, visual, space)
     edit = METHODS[made.method].edit(given_for(clip, made, visual, space), numbers)
     read, write = edit.read, edit.write
@@ -109,12 +108,6 @@ def _check_images(made: Plan, visual: Visual | None, space: Space) -> None:
         raise ValueError(
             f"method {made.method!r} takes no visual prototypes; those that do: {', '.join(able)}"
         )
-    if space not in method.spaces:
-        able = [name for name, other in METHODS.items() if space in other.spaces]
-        raise ValueError(
-            f"{made.method} reads {', '.join(method.spaces)}, not {space}; "
-            f"those that do: {', '.join(able)}"
-        )
     if space != "embedding" and made.side != "visual":
         raise ValueError(f"the {space} feature is the image tower's: use the visual side")
 
@@ -125,7 +118,7 @@ def synthesise_for(
     synthesis: Synthesis | None = None,
     *,
     cache: str | Path | None = None,
-    space: Space = "embedding",
+    space: Space | None = None,
     quiet: bool = False,
 ) -> Visual:
     """Visual prototypes of all cells that a request needs, made from the model alone.
@@ -135,7 +128,8 @@ def synthesise_for(
         made: The plan.
         synthesis: The numbers of the synthesis.
         cache: As for `prototypes.synthesise`.
-        space: What an edit will read of them; "mlp" looks at every picture once more.
+        space: What an edit will read of them, as for `erase`; "mlp" looks at every picture once
+            more.
         quiet: Whether to leave out the progress bar on stderr.
 
     Returns:
@@ -161,7 +155,7 @@ def synthesise_for(
         )
     if (line := found.warning()) is not None:
         warnings.warn(line, stacklevel=2)
-    return from_pictures(clip, found, space=space)
+    return from_pictures(clip, found, space=space_for(clip, made, space))
 
 
 def certify(

@@ -454,7 +454,7 @@ def test_what_cannot_be_read_is_refused(clip, seen, unchecked):
     for space in ("hidden", "mlp"):
         with pytest.raises(ValueError, match=f"were made without the {space} feature"):
             erase(clip, cell, visual=bare, space=space)
-    with pytest.raises(ValueError, match="two_sided forgets images too and needs visual"):
+    with pytest.raises(ValueError, match="two_sided looks at images: give visual"):
         erase(clip, everywhere, method="two_sided")
     for name, method in METHODS.items():
         if method.images == "none":

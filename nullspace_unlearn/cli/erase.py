@@ -72,7 +72,10 @@ def erase(
     found = data.find(request.domain_words(), model, quiet)
     shown = visual.find(request.domain_words(), data.class_words, quiet)
     if visual.space == "mlp" and found is not None and found.features is not None:
-        raise ValueError("--space mlp is measured on images encoded again, and --data is features")
+        raise ValueError(
+            "--space mlp is measured on images encoded again, and --data is features: give images, "
+            "or --space hidden"
+        )
 
     conditions = judge.conditions(measured=found is not None)
 
@@ -93,8 +96,9 @@ def erase(
     started = time.perf_counter()
     clip = options.load_model(model, pretrained, device, precision)
     loaded = time.perf_counter()
-    plan = request.plan(clip, shown if found is None else found)
+    plan = request.plan(clip, shown if found is None else found, visual.shows)
     warn_of_domains(clip, plan)
+    visual = visual.reading(clip, plan, found)
     silent = quiet or as_json
     drawn = visual.draw(plan, shown)
     left_out = 0

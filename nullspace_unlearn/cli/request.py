@@ -130,7 +130,7 @@ class RequestOptions:
         """Domain -> word, as --domain-word says."""
         return self.cells.domain_words()
 
-    def plan(self, clip: Clip, data: Source | None) -> Plan:
+    def plan(self, clip: Clip, data: Source | None, images: bool = False) -> Plan:
         """Resolve the request against a model.
 
         Class names come from --classes, the model's folder, the data, in that order. Domains are
@@ -140,6 +140,7 @@ class RequestOptions:
         Args:
             clip: The model.
             data: The images reported on, or those that prototypes are made of; None: neither.
+            images: As for `plans.plan`.
 
         Raises:
             ValueError: As `plans.plan`; and if --domain-word names a domain the data lacks.
@@ -157,6 +158,7 @@ class RequestOptions:
             templates=self.cells.template or (data.templates if data else ()) or None,
             method=self.method,
             side=self.side,
+            images=images,
         )
 
 

@@ -27,7 +27,7 @@ class VisualOptions:
     prototypes: str
     images: str | None
     shots: int
-    space: Space
+    space: Space | None
     images_too: bool
     cache: str | None
     no_cache: bool
@@ -47,6 +47,32 @@ class VisualOptions:
         if request.method not in (None, "two_sided"):
             raise ValueError(f"--images-too is method two_sided, not {request.method}")
         return replace(request, method="two_sided")
+
+    def reading(self, clip: Clip, plan: Plan, measured: Source | None) -> VisualOptions:
+        """These options with the space settled.
+
+        Args:
+            clip: The model.
+            plan: The request.
+            measured: What the edit will be measured on: features do not show what lies before the
+                final projection.
+
+        Raises:
+            ValueError: As `plans.space_for`.
+        """
+        from nullspace_unlearn.erasers import METHODS
+        from nullspace_unlearn.plans import space_for
+
+        asked = self.space
+        if asked is None and measured is not None and measured.features is not None:
+            held = ("embedding",) if measured.features.hidden is None else ("hidden", "embedding")
+            asked = next(space for space in METHODS[plan.method].spaces if space in held)
+        return replace(self, space=space_for(clip, plan, asked))
+
+    @property
+    def shows(self) -> bool:
+        """Whether images, or pictures that stand for them, are shown where a method wants them."""
+        return self.prototypes in ("auto", "pixels")
 
     def find(
         self, domain_words: Mapping[str, str], class_words: Mapping[str, str], quiet: bool = False
@@ -107,19 +133,20 @@ class VisualOptions:
         from nullspace_unlearn.prototypes import Synthesis, from_images, from_text
         from nullspace_unlearn.unlearn import synthesise_for
 
+        space = self.space or "embedding"
         if drawn is not None:
             return from_images(
                 clip,
                 drawn,
                 *cells_of_images(plan, drawn.classes, drawn.domains),
                 shots=self.shots,
-                space=self.space,
+                space=space,
                 batch_size=batch_size,
                 quiet=quiet,
             )
         kind = self._kind(plan)
         if kind == "closed":
-            if self.space == "mlp":
+            if space == "mlp":
                 raise ValueError("--space mlp is what only pictures show: --prototypes pixels")
             return from_text(clip, *cells_needed(plan), plan.words.cell_templates)
         if kind == "pixels":
@@ -128,7 +155,7 @@ class VisualOptions:
                 plan,
                 Synthesis(batch_size=batch_size),
                 cache=cache_folder(self.cache, self.no_cache),
-                space=self.space,
+                space=space,
                 quiet=quiet,
             )
         return None
@@ -138,9 +165,8 @@ class VisualOptions:
 
         if self.prototypes != "auto":
             return self.prototypes
-        # Text says enough of a cell, too little of a domain, and nothing of what images share.
         method = METHODS[plan.method]
-        seen = method.images == "must" or self.space != "embedding"
+        seen = method.images == "must" or self.space not in (None, "embedding")
         return "pixels" if seen or plan.forget.paradigm in method.pictures_for else "text"
 
 
@@ -153,7 +179,8 @@ visual_options = gathered(
         default="auto",
         show_default=True,
         help="What says how images of a cell look: prompts alone, prompts moved to where images "
-        "lie, or pictures synthesised from the model. auto: pixels for whole domains, else text.",
+        "lie, or pictures synthesised from the model. auto: pixels where a domain is "
+        "named, else text.",
     ),
     click.option(
         "--images",
@@ -164,10 +191,9 @@ visual_options = gathered(
     click.option(
         "--space",
         type=click.Choice(["embedding", "hidden", "mlp"]),
-        default="embedding",
-        show_default=True,
-        help="Which feature gated reads: the embedding, the hidden feature that enters the final "
-        "projection, or what enters the last MLP's output layer (ViT), which is edited then.",
+        help="Which feature the edit reads: the embedding, the hidden feature that enters the "
+        "final projection, or what enters the last MLP's output layer (ViT), which is edited then. "
+        "Absent: the deepest that the model has for neutral, else the embedding.",
     ),
     click.option(
         "--images-too",

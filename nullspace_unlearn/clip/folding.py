@@ -140,6 +140,18 @@ def fold(
     return edited, record(model, new, side, before)
 
 
+def spaces(model: nn.Module) -> tuple[Space, ...]:
+    """What an edit of a model's image tower can read.
+
+    Args:
+        model: An open_clip model, or transformers' `CLIPModel`.
+
+    Returns:
+        The spaces whose place the model has.
+    """
+    return tuple(space for space in PLACES if _key(model, space, "visual") is not None)
+
+
 def describe(model: nn.Module) -> dict[str, Any]:
     """Say where a model keeps what can be edited, in plain JSON values.
 

@@ -29,7 +29,7 @@ from nullspace_unlearn.clip.projection import Projection, find, headless
 from nullspace_unlearn.clip.prompts import encode_prompts
 from nullspace_unlearn.clip.source import Source
 from nullspace_unlearn.clip.visual_prompts import Adapter
-from nullspace_unlearn.edit import Edit, Side
+from nullspace_unlearn.edit import Edit, Side, Space
 from nullspace_unlearn.fingerprint import Fingerprint, of_tensors
 from nullspace_unlearn.history import History
 
@@ -272,6 +272,11 @@ class Clip:
             ValueError: If that side has none; says which side can be edited.
         """
         return find(self.model, side)
+
+    @property
+    def spaces(self) -> tuple[Space, ...]:
+        """What an edit of the image tower can read."""
+        return folding.spaces(self.model)
 
     def last_mlp(self) -> LastMlp:
         """The MLP of the image tower's last block, one step before the final projection.

@@ -19,6 +19,7 @@ from nullspace_unlearn.erasers.leave_out import leave_out
 from nullspace_unlearn.erasers.level import METHOD as _level
 from nullspace_unlearn.erasers.level import level
 from nullspace_unlearn.erasers.method import Given, Method, Seen
+from nullspace_unlearn.erasers.neutral import METHOD as _neutral
 from nullspace_unlearn.erasers.neutral import NeutralNumbers, neutral
 from nullspace_unlearn.erasers.neutral import choose as choose_neutral
 from nullspace_unlearn.erasers.nullspace import METHOD as _nullspace
@@ -48,7 +49,7 @@ __all__ = [
     "two_sided",
 ]
 
-_ALL = (_hull, _avert, _gated, _two_sided, _level, _nullspace, _ccup, _leace)
+_ALL = (_hull, _avert, _neutral, _gated, _two_sided, _level, _nullspace, _ccup, _leace)
 
 METHODS: Mapping[str, Method[Any]] = {method.name: method for method in _ALL}
 """The methods by name; the first that takes a request's paradigm and side is the default for it."""

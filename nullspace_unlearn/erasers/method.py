@@ -284,7 +284,8 @@ class Method(Generic[N]):
             made where the user does not say otherwise.
         prompts_beside_images: Whether it reads prompts that name the domain even where images are
             shown.
-        spaces: What its edits can read; more than embeddings takes visual prototypes.
+        spaces: What its edits can read; more than embeddings takes visual prototypes. Where the
+            user does not say, it is the first that the model has.
         certified: Whether its edits carry a certificate.
         paper: Where it comes from; absent: from here.
         choose: One request -> the numbers for it; absent: the defaults, whatever is given.
@@ -323,7 +324,7 @@ class Method(Generic[N]):
         if not cells.any(-1).all() or cells.all(-1).any():
             raise ValueError("each request must forget at least one cell and keep at least one")
         if self.images == "must" and given.seen is None:
-            raise ValueError(f"{self.name} forgets images too and needs visual prototypes")
+            raise ValueError(f"{self.name} looks at images: give visual prototypes")
         if given.space not in self.spaces:
             raise ValueError(f"{self.name} reads {listed(self.spaces)}, not {given.space}")
         if given.space != "embedding" and given.seen is None:

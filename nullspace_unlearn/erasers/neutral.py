@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nullspace_unlearn.edit import Edit, Space
+from nullspace_unlearn.erasers.method import Given, Method, Seen, said
 from nullspace_unlearn.forget import groups
 from nullspace_unlearn.linalg import Ridge, as_float64, group_means, unit
 
@@ -100,10 +101,7 @@ def neutral(
         read=read.reshape(*batch, -1, rank),
         write=right.mT[..., :rank].reshape(*batch, -1, rank),
         space="embedding" if source is None else space,
-        provenance={
-            "method": "neutral",
-            "numbers": {"ridge": numbers.ridge, "beta": numbers.beta, "rank": rank},
-        },
+        provenance=said("neutral", numbers, rank),
     )
 
 
@@ -248,3 +246,53 @@ def _check(z: Tensor, rows: Tensor, labels: Tensor, domains: Tensor, mask: Tenso
     flat = mask.flatten(-2)
     if not flat.any(-1).all() or flat.all(-1).any():
         raise ValueError("each request must forget at least one cell and keep at least one")
+
+
+def _derive(given: Given, numbers: NeutralNumbers) -> Edit:
+    def of(part: Given) -> Edit:
+        seen = _seen(part)
+        return neutral(
+            seen.embeddings,
+            seen.labels,
+            seen.domains,
+            part.mask,
+            source=None if part.space == "embedding" else seen.read(part.space),
+            space=part.space,
+            numbers=numbers,
+        )
+
+    return given.alike(of)
+
+
+def _choose(given: Given) -> NeutralNumbers:
+    used = given.forgotten | given.kept
+    part = given.of_names(used)
+    seen = _seen(part)
+    return choose(
+        seen.embeddings,
+        seen.labels,
+        seen.domains,
+        part.classes,
+        part.mask,
+        source=None if part.space == "embedding" else seen.read(part.space),
+        pictures=seen.made_of == "pictures",
+    )
+
+
+def _seen(given: Given) -> Seen:
+    assert given.seen is not None  # the method must have images
+    return given.seen
+
+
+METHOD = Method(
+    name="neutral",
+    title="give every forgotten image the mean of its domain, and leave every other alone",
+    numbers=NeutralNumbers,
+    derive=_derive,
+    choose=_choose,
+    paradigms=("cell", "domain"),
+    sides=("visual",),
+    images="must",
+    pictures_for=("cell", "domain"),
+    spaces=("mlp", "hidden", "embedding"),
+)

@@ -127,11 +127,11 @@ ROWS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "unknown method": (
         (*ERASE, "--method", "magic"),
-        "unknown method 'magic'; allowed: hull, avert, ",
+        "unknown method 'magic'; allowed: hull, avert, neutral, gated, two_sided",
     ),
     "method for another request": (
         (*CELL, "--method", "hull"),
-        "method 'hull' does not forget a class in some domains on the visual side; allowed: gated",
+        "method 'hull' does not forget a class in some domains on the visual side; allowed: n",
     ),
     "strength 0": ((*ERASE, "--strength", "0"), r"strength must lie in \(0, 2\], got 0"),
     "strength below 0": ((*ERASE, "--strength", "-1"), r"strength must lie in \(0, 2\]"),
