@@ -76,17 +76,21 @@ class Bench:
             method=method,
         )
 
+    def embeddings(self, edit: Edit | None = None) -> Float[Tensor, "n dim"]:
+        """The images' embeddings, after an edit if one is given."""
+        if edit is None:
+            return self.features.embeddings
+        if edit.space == "mlp":
+            assert self.mlp is not None
+            return self.clip.last_mlp().apply(edit, self.mlp).float()
+        return edit.apply(self.features.embeddings, self.features.hidden)
+
     def grid(self, edit: Edit | None = None) -> Grid:
         """Accuracy in each cell, after an edit if one is given."""
         f = self.features
-        embeddings = f.embeddings
-        if edit is not None and edit.space == "mlp":
-            assert self.mlp is not None
-            embeddings = self.clip.last_mlp().apply(edit, self.mlp).float()
-        elif edit is not None:
-            embeddings = edit.apply(embeddings, f.hidden)
         shape = (len(f.class_names), len(f.domain_names))
-        return accuracy_grid(predict(embeddings, self.classes), f.labels, f.domains, *shape)
+        named = predict(self.embeddings(edit), self.classes)
+        return accuracy_grid(named, f.labels, f.domains, *shape)
 
     @cached_property
     def made(self) -> dict[str, Visual]:

@@ -15,6 +15,7 @@ from typing import Any
 import _cells as cells
 import _depth as depths
 import _names as names
+import _plane as planes
 import click
 import torch
 from _tables import spread, target, write
@@ -26,6 +27,7 @@ from nullspace_unlearn import erasers, unlearn
 from nullspace_unlearn.data import mini
 from nullspace_unlearn.data.bundled import bundled_to_report
 from nullspace_unlearn.data.folders import read_folder
+from nullspace_unlearn.edit import Space
 from nullspace_unlearn.features import read_features
 from nullspace_unlearn.features.embed import embed
 from nullspace_unlearn.forget import Forget
@@ -66,12 +68,8 @@ def main() -> None:
 @main.command()
 def bundled() -> None:
     """The model and the pictures that come with the package."""
-    clip = nsu.load("nsu-mini")
-    assert clip.words is not None
-    fresh = embed(clip, bundled_to_report(50), hidden=True)
-    drawn = list(_rendered(clip, range(10_000_000, 10_000_050)))
-    real = {SHOTS: [_drawn(clip, draw) for draw in range(DRAWS)]}
-    bench = cells.Bench(clip, fresh, cells.read_mlp(clip, drawn), clip.words.domains, real)
+    bench = _bundled_bench(50, DRAWS)
+    clip, fresh = bench.clip, bench.features
     parts, result, found = _kinds(bench)
     targets = _targets("", found)
     gone = spread([one["forgotten"] for one in _row(found["cell"], "gated, text").figures]).mean
@@ -212,26 +210,48 @@ def pacs(data: Path) -> None:
     result: dict[str, Any] = {}
     targets: list[str] = []
     for folder in folders:
-        clip = nsu.load(folder)
-        test, train = (
-            read_folder(root, PACS_WORDS, listing=folder / part)
-            for part in ("test.txt", "train.txt")
-        )
-        mlp = cells.read_mlp(clip, [b.images for b in test.batches(clip.preprocess)])
-        real = {
-            SHOTS: [
-                from_images(
-                    clip, train, shots=SHOTS, seed=seed, space="embedding" if mlp is None else "mlp"
-                )
-                for seed in range(DRAWS)
-            ]
-        }
-        words = test.words
-        bench = cells.Bench(clip, embed(clip, test, hidden=True), mlp, words, real)
+        bench = _pacs_bench(root, folder, DRAWS)
         some, result[folder.name], found = _kinds(bench)
         parts += [f"## {folder.name}", *some]
         targets += _targets(f"{folder.name}: ", found)
     write("pacs", "PACS", [*parts, "## Targets", "\n".join(targets)], result)
+
+
+@main.command()
+@data_option
+def plane(data: Path) -> None:
+    """Cells and whole domains by what is left and what it costs: bundled, PACS, thumbnails."""
+    root = _need(data / "data" / "pacs")
+    folders = [_need(data / "models" / name) for name in ("clip-vit-pacs", "clip-rn-pacs")]
+    grid = read_features(_need(data / "data" / "clip_vitb32" / "thumbnails_vs_photos_vitb32.npz"))
+    benches = {"nsu-mini": lambda: _bundled_bench(25, 1)}
+    for folder in folders:
+        benches[folder.name] = lambda folder=folder: _pacs_bench(root, folder, 1)
+    parts = [
+        "Means over the requests, in brackets the worst. left: how much of the class the best way "
+        "of asking still finds, 1 all and 0 nothing; over: told apart by getting the name less "
+        "often than other images; cost: points of accuracy on what stays, each cell counting once. "
+        "No figure is of an image that a prototype saw or a number was chosen on. Images: one draw "
+        f"of {SHOTS} others a cell. neutral reads the last MLP where the model has one, else the "
+        "hidden feature; gated the embedding; the peers prompts."
+    ]
+    result: dict[str, Any] = {}
+    for name, make in benches.items():
+        bench = make()
+        for kind, title in planes.KINDS.items():
+            found = planes.measure(bench, kind, SHOTS)
+            result.setdefault(name, {})[kind] = found
+            parts += [f"## {name}: {title.lower()}", planes.table(found)]
+            paid = planes.paid(found["neutral, pixels"])
+            parts.append(f"Paid most for neutral from pixels (points): {paid}.")
+    found = planes.thumbnails(grid, 4, DRAWS)
+    result["thumbnails"] = found
+    parts += [
+        "## Real CLIP ViT-B/32, photos and 32-pixel thumbnails of 9 classes",
+        f"From the embedding alone, which is all there is; {DRAWS} draws of 4 images a cell.",
+        planes.table(found),
+    ]
+    write("plane", "Cells and whole domains in the plane", parts, result)
 
 
 @main.command()
@@ -269,8 +289,30 @@ def depth(data: Path) -> None:
 def everything(context: click.Context, data: Path) -> None:
     """Every table."""
     context.invoke(bundled)
-    for command in (imagenet, vocabulary, pacs, depth):
+    for command in (imagenet, vocabulary, pacs, plane, depth):
         context.invoke(command, data=data)
+
+
+def _bundled_bench(each: int, draws: int) -> cells.Bench:
+    """The bundled model, pictures to report on, and draws of other pictures as a user's few."""
+    clip = nsu.load("nsu-mini")
+    assert clip.words is not None
+    fresh = embed(clip, bundled_to_report(each), hidden=True)
+    drawn = list(_rendered(clip, range(10_000_000, 10_000_000 + each)))
+    real = {SHOTS: [_drawn(clip, draw) for draw in range(draws)]}
+    return cells.Bench(clip, fresh, cells.read_mlp(clip, drawn), clip.words.domains, real)
+
+
+def _pacs_bench(root: Path, folder: Path, draws: int) -> cells.Bench:
+    """A model of PACS, its test images to report on, and draws of a few training images."""
+    clip = nsu.load(folder)
+    test, train = (
+        read_folder(root, PACS_WORDS, listing=folder / part) for part in ("test.txt", "train.txt")
+    )
+    mlp = cells.read_mlp(clip, [b.images for b in test.batches(clip.preprocess)])
+    space: Space = "embedding" if mlp is None else "mlp"
+    real = [from_images(clip, train, shots=SHOTS, seed=seed, space=space) for seed in range(draws)]
+    return cells.Bench(clip, embed(clip, test, hidden=True), mlp, test.words, {SHOTS: real})
 
 
 def _need(path: Path) -> Path:
