@@ -24,7 +24,7 @@ from nullspace_unlearn.evaluate.compare import compare
 from nullspace_unlearn.evaluate.zeroshot import predict
 from nullspace_unlearn.features.embed import embed
 from nullspace_unlearn.forget import Forget
-from nullspace_unlearn.plans import cells_needed, plan
+from nullspace_unlearn.plans import cells_needed, plan, space_for
 from nullspace_unlearn.prototypes import (
     Synthesis,
     Visual,
@@ -175,6 +175,10 @@ def test_domains_of_the_request_of_the_folder_and_by_default(clip):
     ],
 )
 def test_each_kind_of_request_has_its_method(request_, expected, clip):
+    shown = plan(named(clip, words=OWN), request_, images=True)
+    assert shown.method == ("hull" if expected == "hull" else "neutral")
+    assert space_for(clip, shown) == ("embedding" if expected == "hull" else "mlp")
+    assert space_for(clip, shown, "embedding") == "embedding"
     model = named(clip, words=OWN)
     assert plan(model, request_).method == expected
     on_text = "avert" if request_.paradigm == "global" else expected

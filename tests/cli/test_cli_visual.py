@@ -107,7 +107,7 @@ def test_images_too_keeps_the_certificate():
         ((*CELL, "--space", "hidden", "--prototypes", "text"), "only images show what the hidden"),
         (
             ("erase", "--class", "car", "--prototypes", "closed"),
-            "method 'hull' takes no visual prototypes; those that do: neutral, gated, two_sided, nullspace",
+            "method 'hull' takes no visual prototypes; those that do: neutral, gated, two_sided",
         ),
     ],
 )
