@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from nullspace_unlearn.cli import options
@@ -28,9 +31,8 @@ def inspect(
     quiet: bool,
 ) -> None:
     """Show the nearest names, what the edit would change, its spectrum, rank and parameter."""
-    import torch
-
     from nullspace_unlearn import unlearn
+    from nullspace_unlearn.inspection import inspection
 
     request.forget()  # what contradicts itself need not wait for the model
     request.domain_words()
@@ -39,47 +41,39 @@ def inspect(
     parameter = clip.projection(request.side)
     plan = request.plan(clip, None)
     edit = unlearn.erase(clip, plan, strength=request.strength, numbers=request.numbers)
-    cosine = (plan.keep_rows @ plan.forget_rows.mT).amax(-1)
-    order = cosine.argsort(descending=True)[:top].tolist() if plan.forget.classes else []
-    # |t' - t| for unit t: how far a name's own prototype is moved, as its scores see it.
-    moved = (plan.keep_rows @ edit.write @ edit.read.mT).norm(dim=-1)
-    moved_forgotten = (plan.forget_rows @ edit.write @ edit.read.mT).norm(dim=-1)
-    most = moved.argsort(descending=True)[:top].tolist()
     result = {
         **edit.provenance,
         "side": plan.side,
         "parameter": parameter.key,
         "shape": [parameter.width, parameter.dim],
-        "nearest": [{"name": plan.keep[i], "cosine": float(cosine[i])} for i in order],
-        "change_of_forgotten": float(moved_forgotten.mean()),
-        "most_changed": [{"name": plan.keep[i], "change": float(moved[i])} for i in most],
-        "mean_change_of_kept": float(moved.mean()),
-        "spectrum": torch.linalg.svdvals(plan.forget_rows).tolist(),
-        "operator_singular_values": torch.linalg.svdvals(edit.read @ edit.write.mT)[
-            : edit.rank
-        ].tolist(),
+        **inspection(plan, edit, top),
     }
     if as_json:
         options.print_json(result)
-        return
+    elif not quiet:
+        click.echo(_report(result, top))
+
+
+def _report(result: Mapping[str, Any], top: int) -> str:
     numbers = ", ".join(f"{name} {value:g}" for name, value in result["numbers"].items()
                         if isinstance(value, int | float))  # fmt: skip
+    width, dim = result["shape"]
     lines = [
-        f"{plan.method} on {parameter.key} [{parameter.width} -> {parameter.dim}], "
-        f"{plan.side} side",
+        f"{result['method']} on {result['parameter']} [{width} -> {dim}], {result['side']} side",
         f"chosen: {numbers}",
     ]
-    if order:
-        names = (f"{plan.keep[i]} {float(cosine[i]):.3f}" for i in order)
+    if result["nearest"]:
+        names = (f"{one['name']} {one['cosine']:.3f}" for one in result["nearest"])
         lines.append("nearest kept names (cosine): " + ", ".join(names))
-    if plan.synonyms:
-        lines.append("near-synonyms that would go too: " + ", ".join(plan.synonyms))
+    if result["near_synonyms_not_kept"]:
+        lines.append(
+            "near-synonyms that would go too: " + ", ".join(result["near_synonyms_not_kept"])
+        )
     lines.append(
-        f"change |t' - t|: forgotten {float(moved_forgotten.mean()):.3f}, kept on average "
-        f"{float(moved.mean()):.4f}, most: "
-        + ", ".join(f"{plan.keep[i]} {float(moved[i]):.3f}" for i in most)
+        f"change |t' - t|: forgotten {result['change_of_forgotten']:.3f}, kept on average "
+        f"{result['mean_change_of_kept']:.4f}, most: "
+        + ", ".join(f"{one['name']} {one['change']:.3f}" for one in result["most_changed"])
     )
     shown = ", ".join(f"{value:.3f}" for value in result["spectrum"][:top])
     lines.append(f"singular values of the forgotten prototypes: {shown}")
-    if not quiet:
-        click.echo("\n".join(lines))
+    return "\n".join(lines)

@@ -162,11 +162,11 @@ class Sweep:
 def cut(edit: Edit, rank: int) -> Edit:
     """An edit of at most a given rank.
 
-    A projection onto the nullspace keeps its leading directions, which is the same method at that
-    rank: they come in the order of the prototypes' singular values, and to the update itself they
-    are all alike. Of any other update `read writeᵀ` the truncated singular value decomposition is
-    kept: of all updates of that rank the one nearest to it (Eckart and Young), so the one that
-    moves embeddings most like it, all directions of the source alike.
+    A projection onto the nullspace (it reads what it writes) keeps its leading directions, which is
+    the same method at that rank: they come in the order of the prototypes' singular values, and to
+    the update itself they are all alike. Of any other update `read writeᵀ` the truncated singular
+    value decomposition is kept: of all updates of that rank the one nearest to it (Eckart and
+    Young), so the one that moves embeddings most like it, all directions of the source alike.
 
     What a method promises of its whole edit (hull's certificate) a part of it does not keep.
 
@@ -179,7 +179,7 @@ def cut(edit: Edit, rank: int) -> Edit:
     """
     if rank >= edit.rank:
         return edit
-    if edit.provenance.get("method") == "nullspace":
+    if torch.equal(edit.read, edit.write):
         return replace(edit, read=edit.read[..., :rank], write=edit.write[..., :rank])
     read, write, core = _factors(edit)
     left, size, right = torch.linalg.svd(core)
