@@ -5,17 +5,18 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from nullspace_unlearn.cli import options
-from nullspace_unlearn.cli.data import DataOptions, class_word_option
+from nullspace_unlearn.cli.data import DataOptions, class_word_option, say_skipped
 from nullspace_unlearn.cli.options import BUNDLED, gathered, pairs
 from nullspace_unlearn.cli.request import CellOptions, cell_options, default_name
 from nullspace_unlearn.cli.shown import comparison_lines
+from nullspace_unlearn.trained import listed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,25 +25,8 @@ if TYPE_CHECKING:
     from nullspace_unlearn.data.source import Source
     from nullspace_unlearn.evaluate.compare import Comparison
     from nullspace_unlearn.forget import Forget
-    from nullspace_unlearn.train import Settings, Task, Trained, TrainedMethod
-    from nullspace_unlearn.train.shots import Shots
+    from nullspace_unlearn.train import Measured, Settings, Task, TrainedMethod
     from nullspace_unlearn.words import Words
-
-PAPERS = {
-    "adu": "arXiv 2510.08132",
-    "subgroup": "arXiv 2506.03117",
-    "cliperase": "arXiv 2410.23330",
-    "salun": "arXiv 2310.12508",
-    "lipschitz": "arXiv 2407.07485",
-    "space_adaptation": "Kravets & Namboodiri, TMLR 2025",
-    "ascent": "arXiv 1911.04933",
-    "memorise_forget": "arXiv 2510.08132, baseline",
-    "finetune": "arXiv 1911.04933",
-}
-"""Every trained method and where it comes from, known without importing torch."""
-
-ADAPTERS = ("adu",)
-"""Those that train visual prompts and leave the weights alone."""
 
 
 @dataclass(frozen=True)
@@ -111,46 +95,23 @@ class ShotOptions:
             raise ValueError("no image is left to report on: give --test ROOT, or fewer --shots")
         return Found(given, validation, *apart(reported, given, validation))
 
-    def read(self, clip: Clip, found: Found) -> tuple[Shots, Shots]:
-        """The images to train on and to choose the epoch by, preprocessed.
+    def task(self, clip: Clip, found: Found, forget: Forget, words: Words) -> Task:
+        """The images to train on and to choose the epoch by, preprocessed, and what to forget.
 
         Args:
             clip: The model.
             found: What `find` found.
+            forget: The request.
+            words: Classes, domains and templates.
 
         Raises:
-            ValueError: If a file cannot be read.
+            ValueError: If a file cannot be read, or the request does not go with the images.
         """
-        from nullspace_unlearn.train import from_source
+        from nullspace_unlearn.train import Task, from_source
 
-        return (
-            from_source(clip, found.given, self.num_workers),
-            from_source(clip, found.validation, self.num_workers),
-        )
-
-    def measure(
-        self, clip: Clip, changed: Clip, found: Found, forget: Forget, words: Words, quiet: bool
-    ) -> tuple[Comparison, dict[str, Any]]:
-        """Measure a trained model beside the untouched one.
-
-        Args:
-            clip: The untouched model.
-            changed: The trained one.
-            found: What `find` found.
-            forget: The request.
-            words: The templates.
-            quiet: Whether to leave out progress bars.
-
-        Returns:
-            The comparison, and where the images come from.
-        """
-        from nullspace_unlearn.evaluate.compare import compare_models
-
-        reader = self._of(self.test, self.test_listing)
-        features = reader.embed(clip, found.reported, quiet)
-        again = reader.embed(changed, found.reported, True)
-        compared = compare_models(clip, changed, features, again, forget, words.class_templates)
-        return compared, dict(features.provenance)
+        shots = from_source(clip, found.given, self.num_workers)
+        validation = from_source(clip, found.validation, self.num_workers)
+        return Task(clip, forget, words, shots, validation, self.seed)
 
     def _of(self, root: str | None, listing: str | None) -> DataOptions:
         # The pictures to report on stay the same whatever is drawn to train on.
@@ -279,18 +240,80 @@ method_options = gathered(
 )
 
 
+@dataclass(frozen=True)
+class OutputOptions:
+    """The options of `output_files`, as given."""
+
+    output: str | None
+    overwrite: bool
+    undo: str | None
+    heatmap: str | None
+    curve: str | None
+
+    def claim(self, default: str, method: str) -> tuple[Path, Path]:
+        """Refuse outputs before any work is spent.
+
+        Args:
+            default: The folder's name where none is given.
+            method: The method's name.
+
+        Returns:
+            The folder to write, and where the run is kept.
+
+        Raises:
+            ValueError: If one exists, cannot be written, or cannot be of this method.
+        """
+        from nullspace_unlearn.files import clear_leftovers
+        from nullspace_unlearn.report.picture import check_picture
+        from nullspace_unlearn.train.measured import check_run
+
+        target = Path(self.output or default)
+        if self.undo and method in listed() and listed()[method].adapter:
+            raise ValueError(f"{method} changes no weights, so there is nothing to --undo")
+        run = Path(f"{target}.run")
+        options.claim(self.overwrite, target, self.undo, self.heatmap, self.curve, working=run)
+        clear_leftovers(run)
+        check_run(run)
+        for picture in (self.heatmap, self.curve):
+            if picture:
+                check_picture(picture)
+        return target, run
+
+    def draw(self, measured: Measured) -> None:
+        """Draw the pictures that are asked for."""
+        from nullspace_unlearn.report.plots import grid_heatmap, training_curve
+
+        found = measured.comparison
+        if self.heatmap:
+            grids = (found.before, found.after, found.mask, found.classes, found.domains)
+            grid_heatmap(*grids, self.heatmap, self.overwrite)
+        if self.curve:
+            training_curve(measured.trained.log, self.curve, self.overwrite)
+
+
+output_files = gathered(
+    "outputs",
+    OutputOptions,
+    click.option(
+        "--output", metavar="DIR", help="Folder to write; absent: named after the request."
+    ),
+    click.option("--overwrite", is_flag=True, help="Replace an existing output."),
+    click.option(
+        "--undo", metavar="FILE", help="Also write what brings the original back, elsewhere."
+    ),
+    click.option("--heatmap", metavar="PNG", help="Also draw the grids before and after."),
+    click.option("--curve", metavar="PNG", help="Also draw losses and validation scores by epoch."),
+)
+
+
 @click.command(
-    epilog="\b\nMethods:\n" + "\n".join(f"{name:20}{paper}" for name, paper in PAPERS.items())
+    epilog="\b\nMethods:\n" + "\n".join(f"{one.name:20}{one.paper}" for one in listed().values())
 )
 @method_options
 @options.model_options
 @cell_options
 @shot_options
-@click.option("--output", metavar="DIR", help="Folder to write; absent: named after the request.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
-@click.option("--undo", metavar="FILE", help="Also write what brings the original back, elsewhere.")
-@click.option("--heatmap", metavar="PNG", help="Also draw the grids before and after.")
-@click.option("--curve", metavar="PNG", help="Also draw losses and validation scores by epoch.")
+@output_files
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:i.")
 @options.output_options
 def train(
@@ -299,11 +322,7 @@ def train(
     pretrained: str | None,
     cells: CellOptions,
     images: ShotOptions,
-    output: str | None,
-    overwrite: bool,
-    undo: str | None,
-    heatmap: str | None,
-    curve: str | None,
+    outputs: OutputOptions,
     device: str,
     as_json: bool,
     quiet: bool,
@@ -318,157 +337,76 @@ def train(
     class in every domain before and after, on images that the training has not seen. What a run
     needs to go on is kept in DIR.run until it is done: the same command again resumes it.
     """  # noqa: D301
-    from nullspace_unlearn.files import clear_leftovers
-
     asked = cells.forget()
-    target = Path(output) if output else Path(default_name(model, asked, "by", how.method))
-    if undo and how.method in ADAPTERS:
-        raise ValueError(f"{how.method} changes no weights, so there is nothing to --undo")
-    run = Path(f"{target}.run")
-    options.claim(overwrite, target, undo, heatmap, curve, working=run)
-    clear_leftovers(run)
-    _check_run(run)
-    domain_words = cells.domain_words()
+    target, run = outputs.claim(default_name(model, asked, "by", how.method), how.method)
     method, settings = how.make(asked, images.validation)
-    found = images.find(domain_words, model, quiet)
-
-    from nullspace_unlearn.clip import check_outputs, save_adapter
-    from nullspace_unlearn.evaluate.verdict import in_words
-    from nullspace_unlearn.report.picture import check_picture
-    from nullspace_unlearn.report.plots import grid_heatmap, training_curve
-    from nullspace_unlearn.train import Task
-
-    for picture in (heatmap, curve):
-        if picture:
-            check_picture(picture)
+    found = images.find(cells.domain_words(), model, quiet)
     started = time.perf_counter()
     clip = options.load_model(model, pretrained, device, "fp32")
-    forget, words = cells.resolve(clip, found.given)
-    _check_measurable(forget, words, found.reported)
-    check_outputs(clip.source, target, Path(undo) if undo else None, overwrite)
-    silent = quiet or as_json
-    if how.method in ADAPTERS and clip.source.sha256 is None:
-        raise ValueError(
-            f"{how.method} makes prompts for a model with weights, and these are random"
-        )
-    shots, validation = images.read(clip, found)
-    task = Task(clip, forget, words, shots, validation, images.seed)
-    loaded = time.perf_counter()
+    task = images.task(clip, found, *cells.resolve(clip, found.given))
+    _check(task, found, how, target, outputs)
+    loaded = time.perf_counter() - started
     try:
-        trained = _train(method, task, settings, run, overwrite, silent)
-        done = time.perf_counter()
-        comparison, source = images.measure(clip, trained.clip, found, forget, words, silent)
-        result: dict[str, Any] = {
-            "method": how.method,
-            "paper": method.paper,
-            "numbers": asdict(method),  # type: ignore[call-overload]
-            "settings": asdict(settings),
-            "request": forget.to_json(),
-            "domains": dict(words.domains),
-            "templates": words.to_json()["templates"],
-            "seed": images.seed,
-            "weights_sha256": clip.source.sha256,
-            "images": {
-                "shots": images.shots,
-                "train": len(shots) * method.sees_images,
-                "validation": len(validation) * method.sees_images,
-                "test": int(comparison.before.count.sum()),
-                "left_out_of_test": found.left_out,
-            },
-            "parameter": [change.key for change in trained.clip.changes],
-            "seconds": {
-                "load": loaded - started,
-                "train": trained.seconds,
-                "measure": time.perf_counter() - done,
-            },
-            "peak_bytes": trained.peak_bytes,
-            "diverged": trained.diverged,
-            "data": source.get("images"),
-            **comparison.to_json(),
-            **in_words(comparison),
-            "scores": {name: _scores(comparison, name) for name in ("before", "after", "ideal")},
-            "training": [dict(one) for one in trained.log],
-        }
-        if trained.clip.adapter is None:
-            trained.clip.save(target, overwrite, undo=undo, report=result)
-        else:
-            save_adapter(trained.clip, target, overwrite, report=result)
+        measured = _measured(
+            method, task, found, settings, run, outputs.overwrite, quiet or as_json
+        )
+        said = measured.to_json()
+        said["images"] |= {"shots": images.shots, "left_out_of_test": found.left_out}
+        said["seconds"] |= {"load": loaded}
+        measured.save(target, outputs.overwrite, outputs.undo, said)
     except KeyboardInterrupt:
         if not run.exists():
             raise
         click.echo("nsu: interrupted; run the same command again to go on", err=True)
         sys.exit(130)
     shutil.rmtree(run)
-    if heatmap:
-        grid_heatmap(
-            comparison.before, comparison.after, comparison.mask, comparison.classes,
-            comparison.domains, heatmap, overwrite,
-        )  # fmt: skip
-    if curve:
-        training_curve(trained.log, curve, overwrite)
-    result["output"] = str(target)
+    outputs.draw(measured)
+    said["output"] = str(target)
     if as_json:
-        options.print_json(result)
+        options.print_json(said)
     elif not quiet:
-        click.echo(_report(result, forget, comparison))
-    if trained.diverged:
+        click.echo(_report(said, task.forget, measured.comparison))
+    if measured.trained.diverged:
         click.echo(
-            f"nsu: training stopped early: {trained.diverged}; wrote the model of the last good "
-            "epoch",
+            f"nsu: training stopped early: {measured.trained.diverged}; wrote the model of the "
+            "last good epoch",
             err=True,
         )
         sys.exit(1)
 
 
-def _check_run(run: Path) -> None:
-    """Refuse a folder beside the output that is no run's: it would be removed in the end."""
-    from nullspace_unlearn.train.loop import CHECKPOINT
+def _check(
+    task: Task, found: Found, how: MethodOptions, target: Path, outputs: OutputOptions
+) -> None:
+    """Refuse what cannot be measured or written, before any work is spent."""
+    from nullspace_unlearn.clip import check_outputs
+    from nullspace_unlearn.train.measured import check_reported
 
-    if run.exists() and not (run / CHECKPOINT).is_file():
-        if not run.is_dir() or any(run.iterdir()):
-            raise ValueError(
-                f"{str(run)!r} is where this run would keep its checkpoint, and holds something "
-                "else; move it, or name another --output"
-            )
-
-
-def _check_measurable(forget: Forget, words: Words, test: Source) -> None:
-    """Refuse images that the figures cannot be told from, before any work is spent."""
-    from nullspace_unlearn.evaluate.compare import check_measurable
-
-    other = sorted(set(words.classes) ^ set(test.classes))
-    if other:
+    check_reported(task, found.reported)
+    source = task.clip.source
+    check_outputs(source, target, Path(outputs.undo) if outputs.undo else None, outputs.overwrite)
+    if listed()[how.method].adapter and source.sha256 is None:
         raise ValueError(
-            f"the images to report on must be of the same classes as those to train on; "
-            f"{', '.join(map(repr, other[:5]))} {'is' if len(other) == 1 else 'are'} in one alone"
+            f"{how.method} makes prompts for a model with weights, and these are random"
         )
-    check_measurable(forget, test)
 
 
-def _train(
-    method: TrainedMethod, task: Task, settings: Settings, run: Path, overwrite: bool, quiet: bool
-) -> Trained:
-    """Train, or go on where the run stopped; a run that kept nothing leaves nothing."""
-    from nullspace_unlearn.fingerprint import OtherRun
-    from nullspace_unlearn.train import train as run_method
+def _measured(
+    method: TrainedMethod,
+    task: Task,
+    found: Found,
+    settings: Settings,
+    run: Path,
+    overwrite: bool,
+    quiet: bool,
+) -> Measured:
+    from nullspace_unlearn.train import train_and_measure
 
-    try:
-        try:
-            trained = run_method(method, task, settings, folder=run, quiet=quiet)
-        except OtherRun:
-            if not overwrite:
-                raise
-            shutil.rmtree(run)
-            trained = run_method(method, task, settings, folder=run, quiet=quiet)
-    finally:
-        if run.is_dir() and not any(run.iterdir()):
-            run.rmdir()
-    return trained
-
-
-def _scores(comparison: Comparison, model: str) -> dict[str, float | None]:
-    """The figures by the names that ADU (arXiv 2510.08132) calls them by."""
-    return {name: comparison.figures[model][name] for name in ("mem", "for", "h")}
+    measured = train_and_measure(
+        method, task, found.reported, settings, folder=run, overwrite=overwrite, quiet=quiet
+    )
+    say_skipped(measured.features)
+    return measured
 
 
 def _report(result: dict[str, Any], forget: Forget, comparison: Comparison) -> str:

@@ -3,42 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from nullspace_unlearn.spelling import did_you_mean, listed
-from nullspace_unlearn.train.adaptation import SpaceAdaptation
-from nullspace_unlearn.train.adu import Adu
-from nullspace_unlearn.train.cliperase import ClipErase
-from nullspace_unlearn.train.lipschitz import Lipschitz
 from nullspace_unlearn.train.loop import Settings, Trained, train
+from nullspace_unlearn.train.measured import Measured, train_and_measure
 from nullspace_unlearn.train.method import Stage, TrainedMethod
-from nullspace_unlearn.train.plain import Ascent, Finetune, MemoriseForget
-from nullspace_unlearn.train.salun import SalUn
 from nullspace_unlearn.train.shots import Shots, from_source, from_tensors
-from nullspace_unlearn.train.subgroup import Subgroup
 from nullspace_unlearn.train.task import Task
+from nullspace_unlearn.trained import HOMES
 
 METHODS: Mapping[str, type[TrainedMethod]] = {
     method.name: method
     for method in (
-        Adu,
-        Subgroup,
-        ClipErase,
-        SalUn,
-        Lipschitz,
-        SpaceAdaptation,
-        Ascent,
-        MemoriseForget,
-        Finetune,
+        getattr(importlib.import_module(module), name)
+        for module, name in (home.split(":") for home in HOMES)
     )
 }
 """Every trained method by the name the command line calls it."""
 
 __all__ = [
     "METHODS",
+    "Measured",
     "TrainedMethod",
     "Settings",
     "Shots",
@@ -49,6 +39,7 @@ __all__ = [
     "from_source",
     "from_tensors",
     "train",
+    "train_and_measure",
 ]
 
 

@@ -69,6 +69,7 @@ class Adu:
     paper: ClassVar[str] = "arXiv 2510.08132"
     paradigms: ClassVar[tuple[Paradigm, ...]] = ("global", "cell", "domain")
     sees_images: ClassVar[bool] = True
+    adapter: ClassVar[bool] = True
 
     def stages(self, task: Task) -> Stages:
         """One stage on all images."""

@@ -23,11 +23,11 @@ from test_cli_bad_input import one_line, refused
 
 from nullspace_unlearn import clip as clips
 from nullspace_unlearn import unlearn
-from nullspace_unlearn.cli.train import ADAPTERS, PAPERS
 from nullspace_unlearn.data import mini
 from nullspace_unlearn.data.folders import read_folder
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.train import METHODS, loop
+from nullspace_unlearn.trained import listed
 
 WEIGHTS = "open_clip_model.safetensors"
 CLASSES, DOMAINS = ("car", "dog", "tree"), ("photo", "sketch")
@@ -58,7 +58,9 @@ def changed(folder: Path) -> list[str]:
 
 
 def test_help_lists_every_method_without_a_heavy_import():
-    assert {name: method.paper for name, method in METHODS.items()} == PAPERS
+    assert [(name, method.paper) for name, method in METHODS.items()] == [
+        (name, one.paper) for name, one in listed().items()
+    ]
     code = """
 import sys
 try:
@@ -67,8 +69,8 @@ finally:
     assert not {"torch", "open_clip", "numpy"} & set(sys.modules)"""
     said = nsu_process(code=code)
     assert said.code == 0 and said.err == ""
-    for name, paper in PAPERS.items():
-        assert re.search(rf"{name} +{re.escape(paper)}", said.out)
+    for name, one in listed().items():
+        assert re.search(rf"{name} +{re.escape(one.paper)}", said.out)
 
 
 def test_a_trained_folder_explains_itself(train, tmp_path):
@@ -78,8 +80,8 @@ def test_a_trained_folder_explains_itself(train, tmp_path):
     assert said["numbers"] == {"epochs": 1, "lr": 1e-3, "batch_size": 32, "forget": 3.0,
                                "towers": "visual"}  # fmt: skip
     assert (said["method"], said["paper"]) == ("memorise_forget", METHODS["memorise_forget"].paper)
-    assert said["images"] == {"shots": 1, "train": 6, "validation": 6, "test": 12,
-                              "left_out_of_test": 0}  # fmt: skip
+    assert said["images"] == {"shots": 1, "train": 6, "validation": 6, "test": 12, "forgotten": 6,
+                              "kept": 6, "others": 6, "left_out_of_test": 0}  # fmt: skip
     assert [one["epoch"] for one in said["training"]] == [1]
     folder = tmp_path / "out"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]  # and no out.run
@@ -331,7 +333,7 @@ def test_the_methods_with_adapters_are_known():
                  if isinstance(node, ast.Name)}  # fmt: skip
         if "attach" in names:
             found.add(path.stem)
-    assert found == set(ADAPTERS)
+    assert found == {name for name, one in listed().items() if one.adapter}
 
 
 ROWS: dict[str, tuple[tuple[object, ...], str]] = {
