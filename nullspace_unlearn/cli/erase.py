@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nullspace_unlearn.cli import options
+from nullspace_unlearn.cli import options, several
 from nullspace_unlearn.cli.data import DataOptions, data_options
 from nullspace_unlearn.cli.judge import JudgeOptions, failed, judge_options, stop_if
 from nullspace_unlearn.cli.request import (
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 @visual_options
 @data_options
 @judge_options
+@click.option("--recipe", metavar="FILE", help="Several requests (YAML) in place of one: one edit.")
 @click.option("--output", metavar="DIR", help="Folder to write; absent: named after the request.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @click.option("--undo", metavar="FILE", help="Also write what brings the original back, elsewhere.")
@@ -45,6 +46,7 @@ def erase(
     visual: VisualOptions,
     data: DataOptions,
     judge: JudgeOptions,
+    recipe: str | None,
     output: str | None,
     overwrite: bool,
     undo: str | None,
@@ -66,6 +68,19 @@ def erase(
     --data, it says whether the class is forgotten by every way of asking, beside what a name that
     says nothing would score, and what that cost; without, what prototypes predict.
     """  # noqa: D301
+    if recipe is not None:
+        if request.cells.class_ or request.cells.domain or request.cells.all_classes:
+            raise ValueError("--recipe says what to forget: leave out --class, --domain, or it")
+        if output is None or heatmap or judge.fail_if or visual.images:
+            raise ValueError(
+                "--recipe needs --output, and goes without --heatmap, --fail-if and --images"
+            )
+        options.claim(overwrite, Path(output), undo)
+        several.run(
+            recipe, model, pretrained, visual, data, Path(output), overwrite, undo, device,
+            precision, as_json, quiet,
+        )  # fmt: skip
+        return
     request = visual.request(request)
     target = Path(output) if output else Path(default_name(model, request.forget()))
     options.claim(overwrite, target, undo, heatmap)

@@ -1,0 +1,170 @@
+"""Recipes: several requests in a file, each with its own method and numbers, that make one edit.
+
+The recipe.yaml of an output folder is such a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from nullspace_unlearn.clip import Clip
+from nullspace_unlearn.edit import Side, Space
+from nullspace_unlearn.erasers import METHODS
+from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.plans import Plan, plan
+from nullspace_unlearn.strict import plain_yaml, read
+from nullspace_unlearn.words import CELL_TEMPLATES, CLASS_TEMPLATES
+
+Prototypes = Literal["auto", "text", "closed", "pixels"]
+
+# What an edit says of itself beside what it was asked for.
+_TOLD = (
+    "parameter",
+    "invertible",
+    "paper",
+    "same_to_the_model",
+    "near_synonyms_not_kept",
+    "kept",
+)
+
+
+@dataclass(frozen=True)
+class Templates:
+    """Prompt templates, as a vocabulary.json holds them.
+
+    Attributes:
+        class_: For a class whatever its domain; "class" in the file.
+        cell: For a class in a domain.
+    """
+
+    class_: tuple[str, ...] = CLASS_TEMPLATES
+    cell: tuple[str, ...] = CELL_TEMPLATES
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One request of a recipe, and how it is to be met.
+
+    Attributes:
+        request: What to forget and what to keep.
+        method: The eraser; absent: by the request.
+        numbers: Some of the method's numbers, by name.
+        strength: Scales the edit.
+        side: The tower to change.
+        space: What the edit reads.
+        classes: Names that stay, and those forgotten; absent: as for any request.
+        domains: Domain key -> word in prompts; absent: as for any request.
+        templates: Prompt templates; absent: the model's. Those of cells are always the model's.
+        prototypes: What says how images of a cell look.
+    """
+
+    request: Forget
+    method: str | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    strength: float = 1.0
+    side: Side = "visual"
+    space: Space = "embedding"
+    classes: tuple[str, ...] | None = None
+    domains: Mapping[str, str] | None = None
+    templates: Templates | None = None
+    prototypes: Prototypes = "auto"
+
+    def plan(self, clip: Clip) -> Plan:
+        """Resolve the request against a model; see `plans.plan`."""
+        return plan(
+            clip,
+            self.request,
+            classes=self.classes,
+            domains=self.domains,
+            templates=None if self.templates is None else self.templates.class_,
+            method=self.method,
+            side=self.side,
+        )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Several requests, met one after another.
+
+    Attributes:
+        edits: The requests, first to last.
+        model: What model they are for, in words.
+        pretrained: Its tag or weights file, likewise.
+        weights_sha256: Hash of the weights they are for; absent: any.
+    """
+
+    edits: tuple[Entry, ...]
+    model: str | None = None
+    pretrained: str | None = None
+    weights_sha256: str | None = None
+
+    def check_made_for(self, clip: Clip) -> None:
+        """Refuse a model that the recipe is not for.
+
+        Raises:
+            ValueError: If its weights are others, or have been edited.
+        """
+        found = clip.source.sha256
+        if self.weights_sha256 is not None and self.weights_sha256 != found:
+            raise ValueError(
+                f"the recipe is for {self.model or 'a model'} with weights of sha256 "
+                f"{self.weights_sha256}, and those of {clip.source.name} are {found}"
+            )
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Read a recipe, a person's or that of an output folder.
+
+    Args:
+        path: The YAML file.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        ValueError: Naming the file, the place in it and what is wrong; also where an edit was
+            trained or made from images, which a recipe does not hold.
+    """
+    given = plain_yaml(path)
+    try:
+        if not isinstance(given, Mapping) or not isinstance(given.get("edits"), list):
+            raise ValueError("it must hold a list of requests under 'edits'")
+        if not given["edits"]:
+            raise ValueError("edits: there is no request in it")
+        entries = [_asked(edit, f"edits[{i}]") for i, edit in enumerate(given["edits"])]
+        recipe: Recipe = read(Recipe, {**given, "edits": entries})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return recipe
+
+
+def _asked(edit: Any, where: str) -> Any:
+    """An edit less what it tells of how it came out."""
+    if not isinstance(edit, Mapping):
+        return edit
+    if edit.get("trained") or "composed" in edit:
+        raise ValueError(f"{where}: it was trained or composed, which nsu erase does not do again")
+    asked = {key: value for key, value in edit.items() if key not in _TOLD}
+    kept, request = edit.get("kept"), edit.get("request")
+    if "classes" not in asked and isinstance(kept, list) and isinstance(request, Mapping):
+        asked["classes"] = [*kept, *(request.get("classes") or [])]
+    method = METHODS.get(str(edit.get("method")))
+    if method is not None and isinstance(asked.get("numbers"), Mapping):
+        own = {one.name for one in fields(method.numbers)}
+        numbers = {k: v for k, v in asked["numbers"].items() if k in own or k != "rank"}
+        asked["numbers"] = numbers
+    templates = asked.get("templates")
+    if isinstance(templates, Mapping) and "class" in templates:
+        rest = {key: value for key, value in templates.items() if key != "class"}
+        asked["templates"] = {"class_": templates["class"], **rest}
+    prototypes = asked.get("prototypes")
+    if prototypes == "prompts":
+        asked["prototypes"] = "text"
+    elif isinstance(prototypes, Mapping):
+        if "synthesis" not in prototypes:
+            raise ValueError(f"{where}.prototypes: it was made from images, which are not in it")
+        asked["prototypes"] = "pixels"
+    return asked
