@@ -131,6 +131,14 @@ class Done:
     failed: list[tuple[Trial, str]]
     found: int
 
+    @property
+    def failures(self) -> list[dict[str, str]]:
+        """What failed and why, as plain values."""
+        return [
+            {"trial": f"{trial.entry.label}, {trial.what}, seed {trial.seed}", "error": error}
+            for trial, error in self.failed
+        ]
+
 
 def check_output(output: Path, recipe: Recipe, overwrite: bool) -> None:
     """Refuse an output that is not this benchmark's, before any work is spent.

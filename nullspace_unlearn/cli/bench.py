@@ -5,11 +5,19 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from nullspace_unlearn.cli import options
+from nullspace_unlearn.files import clear_leftovers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nullspace_unlearn.bench.benchmark import Benchmark
+    from nullspace_unlearn.bench.runner import Trial
+    from nullspace_unlearn.clip import Clip
 
 
 @click.command()
@@ -60,80 +68,58 @@ def bench(
     """  # noqa: D301
     if not download:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
-    from dataclasses import replace
+    from nullspace_unlearn.bench.benchmark import Benchmark
+    from nullspace_unlearn.bench.recipe import Model
+    from nullspace_unlearn.bench.runner import check_output
 
-    from nullspace_unlearn.bench import recipe as recipes
-    from nullspace_unlearn.bench import runner
-    from nullspace_unlearn.bench.datasets import find_pools
-    from nullspace_unlearn.bench.report import write_report
-    from nullspace_unlearn.files import clear_leftovers
-
-    file = recipes.find_recipe(recipe)
-    asked = recipes.read_recipe(file)
     if pretrained and not model:
         raise ValueError("--pretrained goes with --model")
-    if model is not None:
-        if asked.model is None:
-            raise ValueError(f"recipe {asked.name!r} measures a feature file: leave out --model")
-        given = recipes.Model(model, pretrained, asked.model.templates)
-        asked = replace(asked, model=given)
-    _check_only(asked, only)
-    pools = find_pools(asked, Path(root))
-    trials = runner.trials_of(asked, pools)
+    found = Benchmark.find(recipe, root, None if model is None else Model(model, pretrained))
+    chosen = found.chosen(only)
     if dry_run:
-        _list(asked, [c for c in trials if not only or c.entry.label in only], as_json)
+        _list(found.recipe.name, chosen, as_json)
         return
-    target = Path(output) if output else Path(f"bench-{asked.name}")
+    target = Path(output) if output else Path(f"bench-{found.recipe.name}")
     options.claim(True, target)
     clear_leftovers(target)
-    runner.check_output(target, asked, overwrite)
-    clip = None
-    if asked.model is not None:
-        name = asked.model.name if model else runner.model_name(asked.model, Path(root))
-        try:
-            clip = options.load_model(name, asked.model.pretrained, device, "fp32")
-        except RuntimeError as error:
-            if download:
-                raise
-            raise ValueError(f"{error}; pass --download to fetch it, or name --model") from None
-    runner.claim(target, asked, file.read_text(encoding="utf-8"), overwrite)
-    silent = quiet or as_json
+    check_output(target, found.recipe, overwrite)
+    clip = _load(found, device, download)
     try:
-        done = runner.run(asked, pools, clip, trials, target, only=only, quiet=silent, note=_note)
+        tabled = found.run(target, clip, only=only, overwrite=overwrite, quiet=quiet or as_json,
+                           note=_note)  # fmt: skip
     except KeyboardInterrupt:
         click.echo("nsu: interrupted; run the same command again to go on", err=True)
         sys.exit(130)
-    if not done.runs:
-        raise RuntimeError(f"all {len(done.failed)} trials failed; the first: {done.failed[0][1]}")
-    text, result = write_report(asked, done.runs, target, len(done.failed))
-    failed = [{"trial": f"{c.entry.label}, {c.what}, seed {c.seed}", "error": e}
-              for c, e in done.failed]  # fmt: skip
+    total, failed = len(found.trials), tabled.done.failures
     if as_json:
-        options.print_json({**result, "failed": failed, "output": str(target)})
+        options.print_json({**tabled.tables, "failed": failed, "output": str(target)})
     elif not quiet:
-        click.echo(text)
-        click.echo(f"{len(trials)} trials, {done.found} of them found; wrote {target}/table.md")
+        click.echo(tabled.markdown)
+        click.echo(f"{total} trials, {tabled.done.found} of them found; wrote {target}/table.md")
     if failed:
-        click.echo(f"nsu: {len(failed)} of {len(trials)} trials failed: run it again to retry",
-                   err=True)  # fmt: skip
+        click.echo(f"nsu: {len(failed)} of {total} trials failed: run it again to retry", err=True)
         sys.exit(1)
 
 
-def _check_only(asked: Any, only: tuple[str, ...]) -> None:
-    labels = [method.label for method in asked.methods]
-    if unknown := [label for label in only if label not in labels]:
-        raise ValueError(
-            f"--only names {unknown[0]!r}, which is no row of {asked.name}: {'; '.join(labels)}"
-        )
+def _load(found: Benchmark, device: str, download: bool) -> Clip | None:
+    """The benchmark's model, from this machine unless a download is allowed."""
+    if found.model_name is None or found.recipe.model is None:
+        return None
+    try:
+        return options.load_model(found.model_name, found.recipe.model.pretrained, device, "fp32")
+    except RuntimeError as error:
+        if download:
+            raise
+        raise ValueError(f"{error}; pass --download to fetch it, or name --model") from None
 
 
-def _list(asked: Any, trials: Any, as_json: bool) -> None:
+def _list(name: str, trials: Sequence[Trial], as_json: bool) -> None:
     if as_json:
         listed = [
-            {"method": c.entry.label, "request": c.what, "kind": c.forget.paradigm, "seed": c.seed}
-            for c in trials
+            {"method": t.entry.label, "request": t.what, "kind": t.forget.paradigm, "seed": t.seed}
+            for t in trials
         ]
-        options.print_json({"recipe": asked.name, "trials": listed})
+        options.print_json({"recipe": name, "trials": listed})
         return
     for trial in trials:
         click.echo(f"{trial.entry.label} | {trial.what} | seed {trial.seed}")
