@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,6 @@ from nullspace_unlearn.cli.shown import comparison_lines, prediction_lines
 from nullspace_unlearn.cli.visual import VisualOptions, visual_options
 
 if TYPE_CHECKING:
-    from nullspace_unlearn.certificate import Certificate
     from nullspace_unlearn.evaluate.compare import Comparison
     from nullspace_unlearn.plans import Plan
 
@@ -94,11 +94,9 @@ def erase(
 
     conditions = judge.conditions(measured=found is not None)
 
-    from nullspace_unlearn import unlearn
     from nullspace_unlearn.data.source import apart
-    from nullspace_unlearn.erasers import METHODS
-    from nullspace_unlearn.evaluate.compare import check_measurable, compare, predicted
-    from nullspace_unlearn.evaluate.verdict import in_words
+    from nullspace_unlearn.evaluate.compare import check_measurable
+    from nullspace_unlearn.evaluate.outcome import carry_out
     from nullspace_unlearn.report.picture import check_picture
     from nullspace_unlearn.report.plots import grid_heatmap
 
@@ -123,44 +121,21 @@ def erase(
             check_measurable(plan.forget, found)
     prototypes = visual.make(clip, plan, drawn, data.batch_size, silent)
     made = time.perf_counter()
-    edit = unlearn.erase(
+    outcome = carry_out(
         clip, plan, strength=request.strength, numbers=request.numbers, visual=prototypes,
-        space=visual.space,
+        space=visual.space, lists=judge.lists(plan.keep),
+        embed=None if found is None else partial(data.embed, source=found, quiet=silent),
     )  # fmt: skip
-    edited = edit.fold(clip, plan.side)
-    done = time.perf_counter()
-    result: dict[str, Any] = {
-        **edit.provenance,
-        "side": plan.side,
-        "parameter": [change.key for change in edited.changes],
-        "seconds": {"load": loaded - started, "prototypes": made - loaded, "erase": done - made},
-    }
-    if METHODS[plan.method].certified:
-        result["certificate"] = _certificate(unlearn.certify_plan(edited, plan), plan)
-    lists, comparison, prediction = judge.lists(plan.keep), None, None
-    if found is not None:
-        features = data.embed(clip, found, silent, hidden=edit.space == "hidden")
-        after = data.embed(edited, found, silent) if edit.space == "mlp" else None
-        comparison = compare(
-            clip, edited, edit, plan.side, features, plan.forget, plan.words.class_templates,
-            after, lists,
-        )  # fmt: skip
-        result |= {
-            "data": features.provenance.get("images"),
-            "left_out": left_out,
-            **comparison.to_json(),
-            **in_words(comparison),
-        }
-    elif edit.space != "mlp":
-        prediction = predicted(
-            clip, edited, edit, plan.side, plan.forget, plan.words, prototypes, lists
-        )
-        result["predicted"] = {**prediction.to_json(draws=0), **in_words(prediction)}
+    comparison = outcome.measured
+    seconds = {"load": loaded - started, "prototypes": made - loaded, "erase": outcome.seconds}
+    result = {**outcome.to_json(), "seconds": seconds}
+    if comparison is not None:
+        result["left_out"] = left_out
     refused = failed(conditions, comparison)
     if not (refused and judge.discard):
         # Without what differs from run to run: the same command twice gives the same folder.
         report = {name: value for name, value in result.items() if name != "seconds"}
-        edited.save(target, overwrite, undo=undo, report=report)
+        outcome.edited.save(target, overwrite, undo=undo, report=report)
     if comparison is not None and heatmap:
         grid_heatmap(
             comparison.before, comparison.after, comparison.mask, comparison.classes,
@@ -170,19 +145,8 @@ def erase(
     if as_json:
         options.print_json(result)
     elif not quiet:
-        click.echo(_report(result, plan, comparison, prediction))
+        click.echo(_report(result, plan, comparison, outcome.predicted))
     stop_if(refused)
-
-
-def _certificate(proof: Certificate, plan: Plan) -> dict[str, Any]:
-    names = plan.forget.names
-    return {
-        "holds": bool(proof.holds.all()),
-        "largest_violation": float(proof.violation.max()),
-        "violation": dict(zip(names, proof.violation.tolist(), strict=True)),
-        "smallest_room": float(proof.room.min()),
-        "means": dict(zip(names, proof.means(), strict=True)),
-    }
 
 
 def _report(
