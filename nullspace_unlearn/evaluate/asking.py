@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -350,6 +351,39 @@ class Told:
         if way not in self.ways:
             return values.new_full(values.shape[:-2], torch.nan)
         return values[..., self.ways.index(way)].mean(-1)
+
+    def averaged(self) -> Told:
+        """The same with the classes' mean for the only class, which figures are computed from."""
+        return replace(
+            self, value=self.value.mean(-2, keepdim=True), blind=self.blind.mean(-2, keepdim=True)
+        )
+
+    @classmethod
+    def together(cls, several: Sequence[Told]) -> Told:
+        """Several of as many classes along a new last leading dimension.
+
+        Args:
+            several: What was told under each of several requests; a way that does not fit one of
+                them is NaN there.
+        """
+        ways = max((one.ways for one in several), key=len)
+        every = tuple(dict.fromkeys((*ways, *(way for one in several for way in one.ways))))
+        both = []
+        for part in ("value", "blind"):
+            columns = [
+                torch.stack(
+                    [
+                        getattr(one, part)[..., one.ways.index(way)]
+                        if way in one.ways
+                        else torch.full_like(getattr(one, part)[..., 0], torch.nan)
+                        for way in every
+                    ],
+                    -1,
+                )
+                for one in several
+            ]
+            both.append(torch.stack(columns, -3))
+        return cls(every, *both)
 
     def joined(self, way: str, other: Told) -> Told:
         """This and, as a further way, the whole list of another asking of the same classes.

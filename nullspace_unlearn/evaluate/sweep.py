@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from typing import Any
@@ -300,7 +300,7 @@ class Run:
 
     def _measure(self, chunk: _Chunk) -> list[Row]:
         made, refused = self._derive(chunk, chunk.requests)
-        base = {i: self._base(i, chunk) for i in chunk.requests}
+        base = self._bases(chunk)
         axes = list(product(self.sweep.ranks, self.sweep.strengths))
         rows: list[Row] = [
             {**base[i], "rank": asked, "strength": strength, "refused": why}
@@ -316,13 +316,11 @@ class Run:
             edit = cut(made, rank)
             used = ranks_used(edit).tolist()
             right, scaled = self._right(edit), self._scaled(edit)
-            values = [
-                self._figures(i, right[:, b], scaled[b :: len(taken)]) for b, i in enumerate(taken)
-            ]
+            values = self._figures(taken, right, scaled)
             for asked, (s, strength), (b, i) in product(
                 asks, enumerate(self.sweep.strengths), enumerate(taken)
             ):
-                found = {name: _value(one[s]) for name, one in values[b].items()}
+                found = {name: _value(one[s, b]) for name, one in values.items()}
                 said = {"rank": asked, "strength": strength, "rank_used": used[b]}
                 rows.append({**base[i], **said, **found})
         return rows
@@ -341,36 +339,47 @@ class Run:
         return Edit(read, edit.write.repeat(len(self.sweep.strengths), 1, 1))
 
     def _figures(
-        self, i: int, right: Int[Tensor, "strengths classes domains"], edit: Edit
-    ) -> dict[str, Float[Tensor, " strengths"]]:
-        """Every figure of a request's edit at each strength."""
+        self,
+        taken: Sequence[int],
+        right: Int[Tensor, "strengths batch classes domains"],
+        scaled: Edit,
+    ) -> dict[str, Float[Tensor, "strengths batch"]]:
+        """Every figure of each request's edit at each strength."""
+        many = len(taken)
+        told = [
+            self.shared.told(self.masks[i], scaled[b::many]).averaged() for b, i in enumerate(taken)
+        ]
         evidence = replace(
-            self.untouched.evidence(right, self.masks[i]),
-            told=self.shared.told(self.masks[i], edit),
-            told_before=self._told(i),
+            self.untouched.evidence(right, self.masks[torch.tensor(taken)]),
+            told=Told.together(told),
+            told_before=Told.together([self._told(i) for i in taken]),
         )
-        return {name: value.expand(len(right)) for name, value in figures(evidence).items()}
+        return {name: v.expand(right.shape[:2]) for name, v in figures(evidence).items()}
 
     def _told(self, i: int) -> Told:
         """What the untouched model tells of a request."""
         if i not in self.told:
-            self.told[i] = self.shared.told(self.masks[i], None)
+            self.told[i] = self.shared.told(self.masks[i], None).averaged()
         return self.told[i]
 
-    def _base(self, i: int, chunk: _Chunk) -> Row:
-        """What the rows of a request have in common."""
-        request, mask = self.sweep.requests[i], self.masks[i]
-        models = {"before": self.untouched.right, "ideal": self.untouched.ideal(mask)}
-        told = {"before": self._told(i), "ideal": None}
-        values = {
-            f"{model}_{name}": _value(value)
-            for model, right in models.items()
-            for name, value in figures(
-                replace(
-                    self.untouched.evidence(right, mask), told=told[model], told_before=told[model]
-                )
-            ).items()
+    def _bases(self, chunk: _Chunk) -> dict[int, Row]:
+        """What the rows of each request have in common."""
+        masks = self.masks[torch.tensor(chunk.requests)]
+        before = self.untouched.right.expand(masks.shape)
+        ideal = torch.stack([self.untouched.ideal(mask) for mask in masks])
+        told = Told.together([self._told(i) for i in chunk.requests])
+        found: dict[str, Tensor] = {}
+        for model, right, says in (("before", before, told), ("ideal", ideal, None)):
+            evidence = self.untouched.evidence(right, masks)
+            values = figures(replace(evidence, told=says, told_before=says))
+            found |= {f"{model}_{name}": v.expand(len(masks)) for name, v in values.items()}
+        return {
+            i: self._base(i, chunk, {name: _value(value[b]) for name, value in found.items()})
+            for b, i in enumerate(chunk.requests)
         }
+
+    def _base(self, i: int, chunk: _Chunk, values: Mapping[str, float | None]) -> Row:
+        request = self.sweep.requests[i]
         return {
             **dict.fromkeys(COLUMNS),
             "request": i,

@@ -9,14 +9,25 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nullspace_unlearn.edit import Edit
-from nullspace_unlearn.evaluate.asking import Answers, Asking, Told, against, rounded
+from nullspace_unlearn.evaluate.asking import (
+    FOUND,
+    RECALL,
+    Answers,
+    Asking,
+    Told,
+    against,
+    rounded,
+    search,
+)
 from nullspace_unlearn.linalg import unit
 
-MOST_OTHERS = 1024
+MOST_OTHERS = 512
 """Images that the blind values of `named` are taken of, at most; a search ranks all of them."""
 
-# Numbers held at once for edits x images x names.
-_TILE = 1 << 22
+# Classes that are compared with every name one by one, in float32.
+_FEW = 8
+# Scores nearer than this are equal, as in `asking`.
+_EQUAL = 5e-7
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,21 +94,21 @@ class Shared:
         read, write = edit.read.double(), edit.write.double()
         moves = self.texts @ write
         score = self._score(asking, read, write, moves)
-        base = self._scores(few)
-        amount = self.embeddings[few.images] @ read
-        parts = []
-        size = max(1, _TILE // max(1, base.numel()))
-        for a, b in zip(amount.split(size), moves.split(size), strict=True):
-            parts.append(against(rounded(base - a @ b.mT), few)[1:])
-        above, ties = (torch.cat(some) for some in zip(*parts, strict=True))
+        base, amount = self._scores(few), self.embeddings[few.images] @ read
+        beaten = _beaten if len(few.classes) <= _FEW else _beaten_sorted
+        parts = [beaten(base, a, b, few) for a, b in zip(amount, moves, strict=True)]
+        above, ties = (torch.stack(some) for some in zip(*parts, strict=True))
         named = Answers(few, score[..., at], above, ties).told()
-        searched = Answers(asking, score, score.int() * 0, score.int() * 0).told()
-        lists = sum(way.startswith("named") for way in named.ways)
-        value, blind = (
-            torch.cat([own[..., :lists], its[..., lists:]], -1)
-            for own, its in ((named.value, searched.value), (named.blind, searched.blind))
-        )
-        return Told(named.ways, value, blind)
+        for j, (own, others) in enumerate(zip(asking.own, asking.others, strict=True)):
+            ranked = own | others
+            ranking = search(score[..., j, ranked], own[ranked])
+            for way, value, blind in (
+                (FOUND, ranking.precision, ranking.precision_blind),
+                (RECALL, ranking.recall, ranking.recall_blind),
+            ):
+                named.value[..., j, named.ways.index(way)] = value
+                named.blind[..., j, named.ways.index(way)] = blind
+        return named
 
     def _thinned(self, asking: Asking) -> tuple[Asking, Tensor]:
         """The asking with the sample's images for the others, and where its images stand."""
@@ -121,10 +132,34 @@ class Shared:
 
     def _score(self, asking: Asking, read: Tensor, write: Tensor, moves: Tensor) -> Tensor:
         """Cosines `[edits, k, n]` with the forgotten names: of all images, one column a name."""
-        rows, names = self.embeddings[asking.images], asking.classes
-        amount = rows @ read
-        score = rows @ self.texts[names].mT - amount @ moves[:, names].mT
-        square = 1 - 2 * (amount * (rows @ write)).sum(-1)
+        names, whole = asking.classes, len(asking.images) == len(self.labels)
+        rows = self.embeddings if whole else self.embeddings[asking.images]
+        columns = torch.cat([self.texts[names].mT.expand(len(read), -1, -1), read, write], -1)
+        many = [len(names), read.shape[-1], write.shape[-1]]
+        told, amount, written = (rows @ columns).split(many, -1)
+        score = told - amount @ moves[:, names].mT
+        square = 1 - 2 * (amount * written).sum(-1)
         square = square + ((amount @ (write.mT @ write)) * amount).sum(-1)
         length = square.clamp(min=0).sqrt()[..., None]
         return rounded(score / length.masked_fill(length == 0, 1)).mT
+
+
+def _beaten(base: Tensor, amount: Tensor, moves: Tensor, few: Asking) -> tuple[Tensor, Tensor]:
+    """Listed names that beat or meet each forgotten one `[k, n]`, of one edit; of few classes."""
+    scores = torch.addmm(base.float(), amount.float(), moves.float().mT, alpha=-1)
+    above, ties = [], []
+    for c, listed in zip(few.classes.tolist(), few.listed, strict=True):
+        own = scores[:, c, None]
+        beats, meets = scores > own + _EQUAL, scores >= own - _EQUAL
+        missing = (~listed).nonzero()[:, 0]
+        over, upto = (some.sum(-1) - some[:, missing].sum(-1) for some in (beats, meets))
+        above.append(over.int())
+        ties.append((upto - over).int())
+    return torch.stack(above), torch.stack(ties)
+
+
+def _beaten_sorted(
+    base: Tensor, amount: Tensor, moves: Tensor, few: Asking
+) -> tuple[Tensor, Tensor]:
+    """The same of many classes, which share a sorted list."""
+    return against(rounded(base - amount @ moves.mT), few)[1:]
