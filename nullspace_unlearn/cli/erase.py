@@ -94,7 +94,7 @@ def erase(
 
     conditions = judge.conditions(measured=found is not None)
 
-    from nullspace_unlearn.data.source import apart
+    from nullspace_unlearn.data.source import apart, rows_apart
     from nullspace_unlearn.evaluate.compare import check_measurable
     from nullspace_unlearn.evaluate.outcome import carry_out
     from nullspace_unlearn.report.picture import check_picture
@@ -120,6 +120,9 @@ def erase(
         if left_out:
             check_measurable(plan.forget, found)
     prototypes = visual.make(clip, plan, drawn, data.batch_size, silent)
+    if found is not None and drawn is not None and prototypes is not None:
+        found, alike = rows_apart(found, prototypes.features)
+        left_out += alike
     made = time.perf_counter()
     outcome = carry_out(
         clip, plan, strength=request.strength, numbers=request.numbers, visual=prototypes,

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
@@ -27,6 +28,9 @@ NO_DOMAIN = "all"
 """The domain of images that have none."""
 NO_DOMAIN_WORD = "picture"
 """The word that prompts use for it."""
+
+_ALIKE = 1 - 1e-6  # cosine of two rows of one image
+_ROWS = 1 << 16  # of a file that may exceed the memory
 
 Preprocess = Callable[[Image.Image], Float[Tensor, "3 rows columns"]]
 
@@ -402,6 +406,38 @@ def apart(reported: Source, *learned: Source | None) -> tuple[Source, int]:
         )
     left = torch.tensor([i for i in range(len(reported)) if i not in out], dtype=torch.int64)
     return reported.subset(left), len(out)
+
+
+def rows_apart(reported: Source, learned: Features) -> tuple[Source, int]:
+    """Features to report on without those of images that something was learned from.
+
+    A feature file does not hold its images. Two rows are of one image where they point the same way
+    up to rounding: half precision and another machine move a row by some 1e-7, another image by far
+    more.
+
+    Args:
+        reported: What is reported on; images are left as they are, for `apart`.
+        learned: Features of the images learned from, by the same model.
+
+    Returns:
+        The others, and how many were left out.
+
+    Raises:
+        ValueError: If nothing is left.
+    """
+    if reported.features is None:
+        return reported, 0
+    given = F.normalize(learned.embeddings.double(), dim=-1)
+    blocks = reported.features.embeddings.split(_ROWS)
+    cosines = torch.cat([(F.normalize(b.double(), dim=-1) @ given.mT).amax(-1) for b in blocks])
+    kept = (cosines <= _ALIKE).nonzero()[:, 0]
+    if not len(kept):
+        raise ValueError(
+            f"all {len(reported)} images to report on are also what is learned from: no image is "
+            "left to report on"
+        )
+    out = len(reported) - len(kept)
+    return (reported.subset(kept), out) if out else (reported, 0)
 
 
 def _size(picture: Picture) -> int | None:

@@ -61,6 +61,23 @@ def test_erase_reports_on_nothing_that_it_learned_from(photos, tmp_path):
     assert not (tmp_path / "d").exists()
 
 
+def test_features_of_what_was_learned_from_are_left_out_too(photos, tmp_path):
+    assert nsu("embed", "--data", photos, "--output", "f", "--quiet").code == 0
+    given = ("erase", *CELL, *KNOWN, "--images", photos, "--json")
+    said = [
+        nsu(*given, "--shots", 1, "--data", data, "--output", name).json
+        for data, name in ((photos, "a"), ("f", "b"))
+    ]
+    assert [one["left_out"] for one in said] == [12, 12]
+    assert said[0]["before"] == said[1]["before"] and said[0]["after"] == said[1]["after"]
+    one_line(nsu(*given, "--data", "f", "--output", "c"), "all 24 images to report on are also")
+    apart = mini.write_images(tmp_path / "others", ["car", "truck", "dog", "tree"],
+                              ["photo", "sketch", "painting"], range(7002, 7004))  # fmt: skip
+    assert apart == 24  # control: other images of the same cells
+    given = ("erase", *CELL, *KNOWN, "--images", "others", "--data", "f", "--output", "d", "--json")
+    assert nsu(*given).json["left_out"] == 0
+
+
 def test_bundled_pictures_are_never_both(tmp_path):
     given = ("erase", *CELL, "--images", "nsu-mini", "--json")
     one_line(nsu(*given, "--output", "a"), "all 96 images to report on are also")
