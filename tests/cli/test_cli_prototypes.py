@@ -19,7 +19,7 @@ from nullspace_unlearn.features import Features
 from nullspace_unlearn.features.embed import embed
 from nullspace_unlearn.files import default_cache
 from nullspace_unlearn.prototypes import cell_prototypes, nearness, pixels
-from nullspace_unlearn.report import sheet
+from nullspace_unlearn.report import prototypes as writing
 
 CLASSES = ("car", "dog")
 TWO = ("prototypes", "--classes", ",".join(CLASSES), "--each", 2)
@@ -209,16 +209,19 @@ def test_a_folder_half_written_is_removed(no_ascent, tmp_path, monkeypatch, when
     def fail(*_):
         raise when
 
-    monkeypatch.setattr(sheet, "contact_sheet", fail)
+    monkeypatch.setattr(writing, "contact_sheet", fail)
     assert nsu(*TWO, "--output", "out", "--overwrite", "--quiet").code in (2, 130)
     assert tree(tmp_path / "out") == before
     assert nsu(*TWO, "--output", "new", "--quiet").code in (2, 130)
     assert {path.name for path in tmp_path.iterdir()} == {"out", "user"}
 
 
+LONG = " ".join(["photograph"] * 6)  # and yet no more tokens than the model reads
+
+
 def test_no_name_leaves_the_folder_and_none_collide(no_ascent, tmp_path):
-    names = ["../../up", "/abs", ".hidden", "a/b", "a_b", "A_B", "...", "x" * 300, "x" * 301, "é"]
-    names += ["日" * 300, "sheet.png", "nul\x01", "a_b-2"]
+    names = ["../../up", "/abs", ".hidden", "a/b", "a_b", "A b", "...", LONG, LONG + " a", "é"]
+    names += ["日" * 2, "sheet.png", "nul\x01", "a_b-2"]
     Path("names.txt").write_text("\n".join(names), encoding="utf-8")
     words = [f"--domain-word={name}={word}" for name, word in
              (("../d", "photo"), ("sheet.png", "sketch"), (".", "painting"))]  # fmt: skip
