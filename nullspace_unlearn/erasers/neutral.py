@@ -16,7 +16,9 @@ from nullspace_unlearn.linalg import Ridge, as_float64, group_means, unit
 RIDGES = (0.003, 0.03, 0.3)
 # Pictures are so alike that leaving them out says little of the ridge.
 _OF_PICTURES = (0.001,)
-BETAS = (0.5, 3.0)
+LEAST, MOST = 0.5, 3.0
+# Of pictures read before the last MLP, a higher beta costs what stays more than it forgets.
+_SHALLOW = 1.5
 # How far a shift falls short on images is this power of how far it does on pictures left out, since
 # these are more alike than images are. Chosen on pictures and training images nothing is reported
 # on; it is 1 for real images, which are what they stand for.
@@ -114,6 +116,7 @@ def choose(
     *,
     source: Float[Tensor, "n source"] | None = None,
     pictures: bool = False,
+    most: float = MOST,
 ) -> NeutralNumbers:
     """Ridge and beta with which prototypes that are left out end neutral.
 
@@ -131,6 +134,7 @@ def choose(
         source: `[n, source]`.
         pictures: Whether the prototypes are synthesised, those of a cell in the order of what they
             started from.
+        most: The highest beta.
 
     Returns:
         The numbers; the defaults where some cell has a single prototype, so that none can be left
@@ -153,7 +157,7 @@ def choose(
         given = request.weight * (shift * names).sum(-1)
         reached = float((given @ wanted) / (request.weight @ wanted.square()).clamp(min=1e-300))
         short = max(reached, 1e-3) ** (_PICTURES if pictures else 1)
-        beta = min(max(1 / short, BETAS[0]), BETAS[1])
+        beta = min(max(1 / short, LEAST), most)
         error = (request.weight[:, None] * (beta * shift - request.wanted).square()).sum()
         if float(error) < best:
             best, chosen = float(error), NeutralNumbers(ridge, beta)
@@ -276,6 +280,7 @@ def _choose(given: Given) -> NeutralNumbers:
         part.mask,
         source=None if part.space == "embedding" else seen.read(part.space),
         pictures=seen.made_of == "pictures",
+        most=_SHALLOW if seen.made_of == "pictures" and part.space != "mlp" else MOST,
     )
 
 

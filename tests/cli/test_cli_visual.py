@@ -48,8 +48,9 @@ def test_a_whole_domain_looks_at_pictures_unless_told_otherwise():
     assert text["prototypes"] == "prompts"
     closed = nsu(*DOMAIN, "--prototypes", "closed", "--output", "closed", "--json").json
     assert closed["prototypes"]["images"].startswith("closed form")
-    cell = nsu(*CELL, "--output", "cell", "--json").json  # text says enough of a cell
-    assert cell["prototypes"] == "prompts"
+    cell = nsu(*CELL, "--output", "cell", "--json").json
+    assert cell["prototypes"] == pixels["prototypes"]
+    assert (text["method"], pixels["method"], cell["method"]) == ("gated", "neutral", "neutral")
     for report in (pixels, text, closed):
         assert report["figures"]["before"]["forgotten"] > 0.9  # control: the untouched model
 
@@ -66,7 +67,7 @@ def test_real_images_are_read_and_named(images):
 @pytest.mark.slow
 def test_each_reading_changes_its_own_tensor_and_is_undone(images):
     for options, tensor in (
-        ((), "visual.proj"),
+        ((), "visual.transformer.resblocks.5.mlp.c_proj.weight"),
         (("--space", "hidden"), "visual.proj"),
         (("--space", "mlp"), "visual.transformer.resblocks.5.mlp.c_proj.weight"),
     ):
