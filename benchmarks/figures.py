@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import nullspace_unlearn as nsu
-from nullspace_unlearn import erasers, unlearn
+from nullspace_unlearn import unlearn
 from nullspace_unlearn.data import mini
 from nullspace_unlearn.data.bundled import bundled_to_report
 from nullspace_unlearn.data.folders import read_folder
@@ -111,30 +111,30 @@ def imagenet(data: Path) -> None:
     for size in names.SIZES:
         tasks = [names.named(rows, gone) for gone in names.choose(len(rows), size)]
         twins[size] = sum(task.left_out > 0 for task in tasks)
-        plain = [names.measure(images, tasks, *one) for one in names.ERASERS.items()]
-        peer = names.best([names.measure(images, tasks, *one) for one in names.CCUP.items()])
-        found[size] = [*names.bounds(images, tasks), *plain, peer]
+        untouched = names.bound(images, tasks)
+        edited = [names.measure(images, tasks, untouched, *one) for one in names.ERASERS.items()]
+        found[size] = [untouched, *edited]
         bar = tqdm(tasks, unit="choice", desc=f"certificates, {size} classes")
         proofs[size] = [names.prove(images, task) for task in bar]
-    targets = []
-    for size, limit in zip(names.SIZES, (0.1, 0.2, 2.5), strict=True):
-        row = next(row for row in found[size] if row.method == "hull")
-        worst = max(one.forgotten for one in row.outcomes)
-        broken = sum(not proof.holds for proof in proofs[size])
-        loss = names.losses(found[size], row).mean
+    targets = [
+        target(f"{size} forgotten, hull, choices without a certificate",
+               sum(not proof.holds for proof in some), 0)
+        for size, some in proofs.items()
+    ]  # fmt: skip
+    for size, limit in ((1, 0.02), (10, 0.5), (100, 4.0)):
+        row = next(row for row in found[size] if row.method == "level")
         targets += [
-            target(f"{size} forgotten, hull, forgotten accuracy of the worst choice", worst, 0),
-            target(f"{size} forgotten, hull, choices without a certificate", broken, 0),
-            target(f"{size} forgotten, hull, points below the ideal", loss, limit),
+            target(f"{size} forgotten, level, left", row.left, 0.05),
+            target(f"{size} forgotten, level, over", row.over, 0.05),
+            target(f"{size} forgotten, level, cost in points", row.cost.mean, limit),
         ]
-    curve = _curve(images, rows)
+    many = ", ".join(f"{n} of {size}" for size, n in names.CHOICES.items())
     what = (
-        f"OpenAI CLIP ViT-B/32, {len(images.features)} ImageNet images, {len(rows)} names, "
-        f"{names.CHOICES} random choices of what to forget (seeds 0 to {names.CHOICES - 1}). Every "
-        "class that is not forgotten counts as kept. ccup is shown at the best of "
-        f"{len(names.CCUP)} pairs of λ and μ, picked on these very images: most accuracy on kept "
-        "classes of those that leave at most .01 of the forgotten ones (else the best harmonic "
-        "mean). No other row has a number picked on any image."
+        f"OpenAI CLIP ViT-B/32, {len(images.features)} ImageNet images, {len(rows)} names, random "
+        f"choices of classes with an odd number ({many}, seeds from 0): the numbers of `level` "
+        "were picked on choices among the even ones. Left and over are of all choices together, "
+        "since a class has four images. Every class that is not forgotten counts as kept. ccup is "
+        "shown at numbers that were best on these very images. No other number was picked on them."
     )
     twin = (
         "Three pairs of names have the same text prototype (maillot, crane, cardigan): where one "
@@ -153,7 +153,6 @@ def imagenet(data: Path) -> None:
         "methods": names.to_json(found),
         "proofs": {str(size): [asdict(p) for p in some] for size, some in proofs.items()},
         "choices_with_a_twin": twins,
-        "strength": curve,
     }
     write("imagenet", "ImageNet, the class list given", parts, result)
 
@@ -171,17 +170,19 @@ def vocabulary(data: Path) -> None:
     for size in names.SIZES:
         tasks = [_unnamed(rows, further, gone) for gone in names.choose(len(rows), size)]
         left_out[size] = spread([task.left_out for task in tasks]).mean
-        plain = [
-            names.measure(images, tasks, name, names.ERASERS[name])
-            for name in ("hull", "nullspace", "leace")
+        untouched = names.bound(images, tasks)
+        edited = [
+            names.measure(images, tasks, untouched, name, names.ERASERS[name])
+            for name in ("hull", "level", "nullspace")
         ]
-        found[size] = [*names.bounds(images, tasks), *plain]
-    ten = next(row for row in found[10] if row.method == "hull")
-    targets = [
-        target("10 forgotten, hull, forgotten accuracy", ten.mean("forgotten"), 0.01),
-        target("10 forgotten, hull, points below the ideal",
-               names.losses(found[10], ten).mean, 0.5),
-    ]  # fmt: skip
+        found[size] = [untouched, *edited]
+    targets = []
+    for name in ("hull", "level"):
+        ten = next(row for row in found[10] if row.method == name)
+        targets += [
+            target(f"10 forgotten, {name}, left", ten.left, 0.05),
+            target(f"10 forgotten, {name}, cost in points", ten.cost.mean, 0.5),
+        ]
     what = (
         f"As in imagenet.md, but what must stay is {len(further)} names of LVIS and Open Images "
         "and the other ImageNet names, less near-synonyms of what is forgotten by the library's "
@@ -388,42 +389,6 @@ def _unnamed(rows: torch.Tensor, further: torch.Tensor, gone: torch.Tensor) -> n
     candidates = torch.cat([rows[~gone], further])
     near = near_synonyms(rows[gone], candidates)
     return names.Task(gone, rows[gone], candidates[~near], int(near.sum()))
-
-
-def _curve(images: names.Images, rows: torch.Tensor) -> Mapping[str, Any]:
-    """Accuracy against the strength of `hull`; draws docs/images/imagenet-strength.png."""
-    strengths = [step / 10 for step in range(11)]
-    curves: dict[str, list[dict[str, float]]] = {}
-    for size in (10, 100):
-        tasks = [names.named(rows, gone) for gone in names.choose(len(rows), size)]
-        edits = [erasers.hull(task.forget, task.keep) for task in tasks]
-        curves[str(size)] = []
-        for strength in strengths:
-            outcomes = [
-                names.outcome(images, task.gone, edit.scale(strength))
-                for task, edit in zip(tasks, edits, strict=True)
-            ]
-            row = names.Row("hull", tuple(outcomes))
-            curves[str(size)].append({k: row.mean(k) for k in ("forgotten", "kept")})
-    _draw(strengths, curves, IMAGES / "imagenet-strength.png")
-    return {"strength": strengths, **curves}
-
-
-def _draw(
-    strengths: Sequence[float], curves: Mapping[str, list[dict[str, float]]], path: Path
-) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 3.2), layout="constrained")
-    axes = figure.subplots()
-    for (size, points), style in zip(curves.items(), ("-", "--"), strict=True):
-        for key, colour in (("kept", "#0072B2"), ("forgotten", "#D55E00")):
-            axes.plot(strengths, [point[key] for point in points], style, color=colour,
-                      label=f"{key}, {size} classes forgotten")  # fmt: skip
-    axes.set(xlabel="strength of hull", ylabel="accuracy", ylim=(-0.02, 0.7))
-    axes.legend(frameon=False, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

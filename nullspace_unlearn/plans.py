@@ -23,6 +23,7 @@ from nullspace_unlearn.prototypes import (
     cell_prototypes,
     class_prototypes,
     imagenet_names,
+    moved_by_wording,
     names_that_fit,
     near_synonyms,
 )
@@ -283,7 +284,11 @@ def texts_of(clip: Clip, classes: Sequence[str], requests: Sequence[Forget], wor
 
 
 def given_for(
-    clip: Clip, made: Plan, visual: Visual | None = None, space: Space = "embedding"
+    clip: Clip,
+    made: Plan,
+    visual: Visual | None = None,
+    space: Space = "embedding",
+    wordings: bool = True,
 ) -> Given:
     """What a plan's eraser is given.
 
@@ -292,6 +297,7 @@ def given_for(
         made: The plan.
         visual: Visual prototypes, where images are shown.
         space: What the edit is to read.
+        wordings: Whether to look at other words for the forgotten names, where the method does.
 
     Returns:
         One request.
@@ -315,7 +321,13 @@ def given_for(
     texts = Texts(words.classes, aliases, made.rows_of(names), cells)
     shown_rows = [made.words.classes.index(name) for name in words.classes]
     mask = made.mask[shown_rows]
-    return texts.given([made.forget], tuple(words.domains), seen, space, mask[None])[0]
+    given = texts.given([made.forget], tuple(words.domains), seen, space, mask[None])[0]
+    if not (wordings and method.wordings):
+        return given
+    moves = moved_by_wording(clip, made.forget.names, made.forget_rows, made.keep, made.keep_rows)
+    place = [names.index(name) for name in made.forget.names]
+    owner = torch.tensor(place).repeat_interleave(moves.shape[1])
+    return replace(given, moves=moves.flatten(0, 1), moved_name=owner)
 
 
 def _cells_of(clip: Clip, names: Sequence[str], words: Words) -> Float[Tensor, "names domains dim"]:

@@ -42,6 +42,7 @@ def erase(
     strength: float = 1.0,
     numbers: Mapping[str, Any] | None = None,
     visual: Visual | None = None,
+    wordings: bool = True,
 ) -> Edit:
     """Make the edit that forgets what is asked: prompts, prototypes, eraser.
 
@@ -61,6 +62,8 @@ def erase(
         visual: What images of each cell look like to the model, for the methods that take it
             (`Method.images`); from `synthesise_for`, or `prototypes.from_images`. Absent: text
             alone, and a default method that makes do with it.
+        wordings: Whether methods that can (`Method.wordings`) look at other words for what is
+            forgotten everywhere, so that it does not come back in them.
 
     Returns:
         An edit, float64 on the CPU; its provenance tells how it came to be.
@@ -82,7 +85,7 @@ def erase(
         )  # fmt: skip
     space = space_for(clip, made, space)
     _check_images(made, visual, space)
-    edit = METHODS[made.method].edit(given_for(clip, made, visual, space), numbers)
+    edit = METHODS[made.method].edit(given_for(clip, made, visual, space, wordings), numbers)
     read, write = edit.read, edit.write
     if space == "mlp":
         write = clip.last_mlp().carry_back(write)

@@ -172,6 +172,12 @@ def _report(
             "Near-synonyms, which the model hardly tells apart and which go too: "
             + ", ".join(plan.synonyms)
         )
+    if wordings := result.get("wordings"):
+        took, there = wordings["directions"], wordings["of"]
+        lines.append(
+            f"In other words too: {took} of {there} directions in which wordings move the name"
+            + ("." if took == there else ", as many as the space bears.")
+        )
     if "certificate" in result:
         proof = result["certificate"]
         verdict = "holds" if proof["holds"] else "DOES NOT HOLD"

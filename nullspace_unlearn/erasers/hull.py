@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from nullspace_unlearn.edit import Edit
 from nullspace_unlearn.erasers.method import Given, Method, said
+from nullspace_unlearn.erasers.wording import borne, with_wordings
 from nullspace_unlearn.linalg import (
     HullPoint,
     Metric,
@@ -72,6 +74,7 @@ def hull(
     keep_mask: Bool[Tensor, "*batch n"] | None = None,
     ridge: float = RIDGE,
     depth: float = DEPTH,
+    wordings: Float[Tensor, "*batch p dim"] | None = None,
 ) -> Edit:
     """Move each forgotten prototype into the convex hull of the kept ones.
 
@@ -105,9 +108,13 @@ def hull(
         ridge: Relative ridge of the write metric, above 0.
         depth: Share of the way from the nearest point to the hull's middle, in [0, 1]: above 0,
             a forgotten class cannot tie with the best of several kept ones.
+        wordings: `[*batch, p, dim]`, how other words for the forgotten names move their prototypes,
+            beyond how they move any name's. The leading directions of these join `D`, as many as
+            the dimension bears (`erasers.wording.borne`), so that the names do not come back in
+            other words.
 
     Returns:
-        An edit of rank at most `min(m, dim - 1)`, float64.
+        An edit of rank at most `dim - 1`, and m without wordings, float64.
 
     Raises:
         ValueError: If prototypes are not finite, dimensions differ, a number is out of range,
@@ -136,6 +143,12 @@ def hull(
         raise ValueError("the edit would remove nothing: a forgotten name lies among the kept ones")
     if basis.shape[-1] == basis.shape[-2]:
         raise ValueError("the edit would remove everything: the displacements span the whole space")
+    told: dict[str, Any] = {}
+    if wordings is not None and wordings.shape[-2]:
+        names, most = basis.shape[-1], int(kept.sum(-1).amax())
+        most = borne(f.shape[-1], f.shape[-2], most)
+        basis, there = with_wordings(basis, as_float64("wordings", wordings), most)
+        told = {"wordings": {"directions": basis.shape[-1] - names, "of": there}}
     solved = solve_covariance_of_kept(r, kept, ridge, basis, spread)
     return Edit(
         read=basis,
@@ -143,6 +156,7 @@ def hull(
         provenance={
             **said("hull", numbers, basis.shape[-1]),
             "same_to_the_model": int(same.sum()),
+            **told,
         },
     )
 
@@ -153,7 +167,7 @@ def _derive(given: Given, numbers: Numbers) -> Edit:
     stays = told.kept.reshape(-1, len(told.rows)).any(0)  # other names have no part in it
     return hull(
         rows, told.rows[stays], keep_mask=told.kept[..., stays],
-        ridge=numbers.ridge, depth=numbers.depth,
+        ridge=numbers.ridge, depth=numbers.depth, wordings=given.moved(),
     )  # fmt: skip
 
 
@@ -163,6 +177,7 @@ METHOD = Method(
     paradigms=("global",),
     sides=("visual",),
     certified=True,
+    wordings=True,
     numbers=Numbers,
     derive=_derive,
 )

@@ -115,6 +115,9 @@ class Given:
             requests forget everywhere, or nothing needs them.
         seen: Visual prototypes, where images are shown.
         space: What the edit is to read.
+        moves: `[p, dim]` how other words for forgotten names move their prototypes, beyond how they
+            move any name's; None where nobody looked.
+        moved_name: `[p]` the name, a row of `names`, that each of these moves.
     """
 
     names: Float[Tensor, "names dim"]
@@ -125,6 +128,8 @@ class Given:
     cells: Float[Tensor, "names domains dim"] | None = None
     seen: Seen | None = None
     space: Space = "embedding"
+    moves: Float[Tensor, "p dim"] | None = None
+    moved_name: Int[Tensor, " p"] | None = None
 
     def __post_init__(self) -> None:
         n, batch = len(self.names), self.mask.shape[:-2]
@@ -191,6 +196,12 @@ class Given:
         cells = as_float64("cells", self.cells.flatten(0, 1))
         return Told(cells, (gone & used).flatten(-2), (~gone & used).flatten(-2))
 
+    def moved(self) -> Float[Tensor, "*batch p dim"] | None:
+        """How other words move what each request forgets; zeros for what it does not."""
+        if self.moves is None or self.moved_name is None:
+            return None
+        return self.moves * self.forgotten[..., self.moved_name, None]
+
     def forgets(
         self, labels: Int[Tensor, " n"], domains: Int[Tensor, " n"]
     ) -> Bool[Tensor, "*batch n"]:
@@ -250,8 +261,14 @@ class Given:
         if seen is not None:
             seen = seen[classes[seen.labels]]
             seen = replace(seen, labels=place[seen.labels])
+        moves, moved_name = self.moves, self.moved_name
+        if moves is not None and moved_name is not None:
+            some = used[moved_name]
+            moves, moved_name = moves[some], (used.cumsum(0) - 1)[moved_name[some]]
         return replace(
             self,
+            moves=moves,
+            moved_name=moved_name,
             names=self.names[used],
             owner=place[self.owner[used]],
             mask=self.mask[..., classes, :],
@@ -287,6 +304,7 @@ class Method(Generic[N]):
         spaces: What its edits can read; more than embeddings takes visual prototypes. Where the
             user does not say, it is the first that the model has.
         certified: Whether its edits carry a certificate.
+        wordings: Whether it looks at other words for the forgotten names, in global requests.
         paper: Where it comes from; absent: from here.
         choose: One request -> the numbers for it; absent: the defaults, whatever is given.
     """
@@ -302,6 +320,7 @@ class Method(Generic[N]):
     prompts_beside_images: bool = False
     spaces: tuple[Space, ...] = ("embedding",)
     certified: bool = False
+    wordings: bool = False
     paper: str = ""
     choose: Callable[[Given], N] | None = None
 

@@ -63,6 +63,7 @@ def two_sided(
     share: float = 1.0,
     name_weight: float = 0.6,
     depth: float = DEPTH,
+    wordings: Float[Tensor, "*batch p dim"] | None = None,
 ) -> Edit:
     """`hull` on the names, after an oblique projection that takes the class out of the images.
 
@@ -111,6 +112,7 @@ def two_sided(
         name_weight: Weight of the name in the displacement, at least 0; above 0 part of the visual
             displacement itself stays, and with it more kept accuracy.
         depth: As for `hull`.
+        wordings: As for `hull`.
 
     Returns:
         An edit of rank at most 2m, float64.
@@ -133,7 +135,7 @@ def two_sided(
             f"got {list(rows.shape)} beside {list(v.shape)}"
         )
     numbers = Numbers(share, name_weight, depth)
-    names = hull(forget, keep, keep_mask=keep_mask, depth=depth)
+    names = hull(forget, keep, keep_mask=keep_mask, depth=depth, wordings=wordings)
     kept = v.new_ones((*v.shape[:-2], rows.shape[-2]), dtype=torch.bool)
     kept = kept if visual_keep_mask is None else visual_keep_mask
     if not kept.any(-1).all():
@@ -158,7 +160,7 @@ def two_sided(
         images @ names,
         provenance={
             **said("two_sided", numbers, basis.shape[-1] + names.rank),
-            "same_to_the_model": names.provenance["same_to_the_model"],
+            **{k: v for k, v in names.provenance.items() if k in ("same_to_the_model", "wordings")},
         },
     )
 
@@ -182,6 +184,7 @@ def _derive(given: Given, numbers: Numbers) -> Edit:
             share=numbers.share,
             name_weight=numbers.name_weight,
             depth=numbers.depth,
+            wordings=request.moved(),
         )
 
     return given.one_by_one(one)
@@ -194,6 +197,7 @@ METHOD = Method(
     sides=("visual",),
     images="must",
     certified=True,
+    wordings=True,
     numbers=Numbers,
     derive=_derive,
 )

@@ -22,6 +22,7 @@ from nullspace_unlearn.prototypes.vocabulary import (
     near_synonyms,
     standard_templates,
 )
+from nullspace_unlearn.prototypes.wording import moved_by_wording, wordings
 
 __all__ = [
     "DOMAIN_WORDS",
@@ -36,10 +37,12 @@ __all__ = [
     "from_pictures",
     "from_text",
     "imagenet_names",
+    "moved_by_wording",
     "names_that_fit",
     "near_synonyms",
     "prompt_features",
     "standard_templates",
     "synthesise",
     "templates_that_fit",
+    "wordings",
 ]
