@@ -239,7 +239,7 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "rank 0": ((*SWEEP, "--class", "car", "--rank", "0"), "rank must be at least 1, got 0"),
     "rank no number": ((*SWEEP, "--class", "car", "--rank", "some"), "--rank takes numbers"),
-    "ridge 0": ((*SWEEP, "--class", "car", "--ridge", "0"), "ridge above 0, got 0.01 and 0.0"),
+    "ridge 0": ((*SWEEP, "--class", "car", "--ridge", "0"), "ridge above 0, got 1.0 and 0.0"),
     "unknown class": ((*SWEEP, "--class", "caar"), "unknown class 'caar' .did you mean 'car'"),
     "unknown domain": (
         ("sweep", "--method", "gated", "--output", "out", "--class", "car", "--domain", "clipart"),
