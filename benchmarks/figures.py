@@ -134,7 +134,7 @@ def imagenet(data: Path) -> None:
         f"choices of classes with an odd number ({many}, seeds from 0): the numbers of `level` "
         "were picked on choices among the even ones. Left and over are of all choices together, "
         "since a class has four images. Every class that is not forgotten counts as kept. ccup is "
-        "shown at numbers that were best on these very images. No other number was picked on them."
+        "shown at numbers that were best on these very images."
     )
     twin = (
         "Three pairs of names have the same text prototype (maillot, crane, cardigan): where one "
