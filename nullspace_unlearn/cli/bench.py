@@ -74,6 +74,7 @@ def bench(
 
     if pretrained and not model:
         raise ValueError("--pretrained goes with --model")
+    options.keep_contents(options.cache_folder(None, False))
     found = Benchmark.find(recipe, root, None if model is None else Model(model, pretrained))
     chosen = found.chosen(only)
     if dry_run:

@@ -83,6 +83,7 @@ def _images(
     """The images, looked at before any work is spent."""
     if processes.leads:
         options.claim(overwrite, output)
+    options.keep_contents(options.cache_folder(None, False))
     found = data.find({}, model, quiet or not processes.leads)
     if found is None:
         raise ValueError("give --data: a folder of images, shards, or nsu-mini")

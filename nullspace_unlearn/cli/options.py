@@ -178,6 +178,14 @@ def use_text_cache(cache: str | None, no_cache: bool) -> None:
 
     folder = cache_folder(cache, no_cache)
     click.get_current_context().with_resource(cached_text(folder))
+    keep_contents(folder)
+
+
+def keep_contents(folder: Path | None) -> None:
+    """Read no file twice to hash it while the command runs, nor one that the folder knows."""
+    from nullspace_unlearn.fingerprint import kept_contents
+
+    click.get_current_context().with_resource(kept_contents(folder))
 
 
 def pairs(option: str, values: tuple[str, ...]) -> dict[str, str]:

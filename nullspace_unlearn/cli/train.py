@@ -267,6 +267,7 @@ class OutputOptions:
         from nullspace_unlearn.report.picture import check_picture
         from nullspace_unlearn.train.measured import check_run
 
+        options.keep_contents(options.cache_folder(None, False))
         target = Path(self.output or default)
         if self.undo and method in listed() and listed()[method].adapter:
             raise ValueError(f"{method} changes no weights, so there is nothing to --undo")
