@@ -330,7 +330,7 @@ def test_as_a_process_of_its_own(photos, tmp_path):
 
 
 def test_a_pipeline_is_told_by_the_exit_status(tmp_path):
-    one = ("erase", "--class", "car", "--domain", "sketch", "--json")
+    one = ("erase", "--class", "car", "--domain", "sketch", "--method", "gated", "--json")
     kept = nsu(*one, "--output", "kept", "--fail-if", "left>0.1", "--fail-if", "cost>90")
     assert kept.code == 3 and kept.err.startswith("nsu: --fail-if left>0.1: left is ")
     assert "cost" not in kept.err and (tmp_path / "kept" / "recipe.yaml").exists()
@@ -369,7 +369,8 @@ def test_the_deployed_list_is_a_row_of_its_own():
 def test_without_images_prototypes_predict(tmp_path):
     shutil.copytree(mini.MODEL_FOLDER, tmp_path / "own")
     for request in REQUESTS.values():
-        result = nsu("erase", "--model", "own", *request, "--overwrite", "--output", "out")
+        method = ("--method", "hull" if request == REQUESTS["global"] else "gated")
+        result = nsu("erase", "--model", "own", *request, *method, "--overwrite", "--output", "out")
         assert result.code == 0
         assert "\nPredicted, no image seen: " in result.out and "\nPredicted: " in result.out
         report = json.loads((tmp_path / "out" / "report.json").read_text())
