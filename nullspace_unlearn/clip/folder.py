@@ -248,6 +248,11 @@ def check_outputs(source: Source, path: Path, undo: Path | None, overwrite: bool
     weights = source.weights
     if weights is not None and weights.resolve().is_relative_to(path.resolve()):
         raise ValueError(f"output {str(path)!r} holds the model that is being edited")
+    if path.exists() and any(path.iterdir()) and not _was_written(path):
+        raise ValueError(
+            f"output {str(path)!r} is a model folder that was not written by this tool, so it is "
+            "not replaced"
+        )
     if undo is None:
         return
     if undo.resolve().is_relative_to(path.resolve()):
@@ -266,6 +271,16 @@ def _check_replaceable(path: Path, overwrite: bool) -> None:
         return
     if not path.is_dir() or (any(path.iterdir()) and not _is_ours(path)):
         raise ValueError(f"output {str(path)!r} is not a model folder, so it is not replaced")
+    if links := [file.name for file in path.iterdir() if file.is_symlink()]:
+        raise ValueError(f"output {str(path)!r} holds a link, {links[0]!r}, so it is not replaced")
+
+
+def _was_written(folder: Path) -> bool:
+    """Whether a folder is one that erasing or training writes: its card says so."""
+    try:
+        return "nullspace-unlearn" in (folder / CARD_NAME).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return (folder / RECIPE_NAME).is_file() or (folder / ADAPTER_NAME).is_file()
 
 
 def _is_ours(folder: Path) -> bool:

@@ -352,6 +352,10 @@ def test_outputs_that_would_destroy_something_are_refused(folder_of, random_edit
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "mine.jpg").write_text("")
     clip.save(tmp_path / "first", undo=tmp_path / "undo")
+    shutil.copytree(source, tmp_path / "copy")
+    shutil.copytree(tmp_path / "first", tmp_path / "linked")
+    (tmp_path / "linked" / WEIGHTS).unlink()
+    (tmp_path / "linked" / WEIGHTS).symlink_to(source / WEIGHTS)
     before = sorted(tmp_path.rglob("*"))
     cases = [
         (("first",), {}, "exists; name another or pass --overwrite"),
@@ -359,6 +363,8 @@ def test_outputs_that_would_destroy_something_are_refused(folder_of, random_edit
         (("new",), {"undo": tmp_path / "new" / "undo"}, "inside the output folder"),
         (("photos",), {"overwrite": True}, "is not a model folder, so it is not replaced"),
         (("source",), {"overwrite": True}, "holds the model that is being edited"),
+        (("copy",), {"overwrite": True}, "not written by this tool, so it is not replaced"),
+        (("linked",), {"overwrite": True}, "holds a link, 'open_clip_model.safetensors'"),
         (
             ("new",),
             {"overwrite": True, "undo": source / WEIGHTS},
