@@ -31,7 +31,7 @@ def pool(without: tuple[int, int] | None = None) -> Pool:
 def pool_of(classes: Sequence[str], domains: Mapping[str, str], covered: Tensor) -> Pool:
     rows, columns = covered.nonzero().T
     source = Source("", "", tuple(classes), tuple(domains), tuple(domains.values()), rows, columns)
-    return Pool("", source, "")
+    return Pool("", source, source.fingerprint)
 
 
 def test_each_takes_every_choice_there_is() -> None:
