@@ -163,11 +163,19 @@ def claim(overwrite: bool, *outputs: str | Path | None, working: str | Path | No
 
 def cache_folder(cache: str | None, no_cache: bool) -> Path | None:
     """The folder that `cache_options` name; None for none."""
-    from nullspace_unlearn.files import clear_cache, default_cache
+    from nullspace_unlearn.files import clear_cache, default_cache, refuse_existing
 
     if no_cache:
         return None
-    folder = Path(cache) if cache else default_cache()
+    if cache:
+        folder = Path(cache)
+    else:
+        try:
+            folder = default_cache()
+            refuse_existing(folder / "picture", overwrite=True)
+        except (ValueError, OSError, RuntimeError) as error:  # no home, or one that is not ours
+            warnings.warn(f"nothing is cached: {error}", stacklevel=2)
+            return None
     clear_cache(folder)
     return folder
 

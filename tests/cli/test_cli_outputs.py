@@ -75,3 +75,13 @@ def test_what_a_dead_process_left_is_cleared_and_refuses_nothing(tmp_path: Path)
     (run / ".checkpoint.abcd1234.tmp").touch()
     assert nsu(*train).code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out"]
+
+
+def test_a_home_that_cannot_be_written_to_only_warns(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "file").touch()
+    command = ("erase", "--class", "car", "--quiet", "--output")
+    said = nsu(*command, "one")
+    assert said.code == 0 and "cached" not in said.err  # the control
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    said = nsu(*command, "two")
+    assert said.code == 0 and "nsu: warning: nothing is cached: " in said.err
