@@ -24,6 +24,8 @@ def write_csv(
 ) -> None:
     """Write rows as CSV, a header first; None is an empty field and numbers keep every digit.
 
+    Text that a spreadsheet would compute gets an apostrophe before it.
+
     Args:
         rows: The rows, read once and not kept.
         columns: Names of the columns, in order.
@@ -38,7 +40,12 @@ def write_csv(
         with temporary.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(columns)
-            writer.writerows(_checked(row, columns).values() for row in rows)
+            for row in rows:
+                writer.writerow([_no_formula(value) for value in _checked(row, columns).values()])
+
+
+def _no_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
 
 
 def write_parquet(

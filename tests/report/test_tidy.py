@@ -156,3 +156,11 @@ def test_a_damaged_line_is_refused(tmp_path: Path, line: bytes) -> None:
         file.write(line)
     with pytest.raises(ValueError, match="is damaged: remove it to begin anew"):
         Journal(path, RUN, NAMES)
+
+
+def test_names_that_a_spreadsheet_would_compute_are_text(tmp_path: Path) -> None:
+    names = ["=1+1", "@x", "-2 dogs", "+", "dog", "", "a=b"]
+    write_csv(({"name": n, "value": -1.5} for n in names), ("name", "value"), tmp_path / "a.csv")
+    lines = (tmp_path / "a.csv").read_text().splitlines()[1:]
+    assert lines == ["'=1+1,-1.5", "'@x,-1.5", "'-2 dogs,-1.5", "'+,-1.5", "dog,-1.5", ",-1.5",
+                     "a=b,-1.5"]  # fmt: skip
