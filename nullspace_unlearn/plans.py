@@ -322,7 +322,9 @@ def given_for(
     shown_rows = [made.words.classes.index(name) for name in words.classes]
     mask = made.mask[shown_rows]
     given = texts.given([made.forget], tuple(words.domains), seen, space, mask[None])[0]
-    if not (wordings and method.wordings):
+    # The directions that wordings take are few in all: what is left of them after an earlier edit
+    # tells names that stay apart.
+    if not (wordings and method.wordings) or made.earlier.edits:
         return given
     moves = moved_by_wording(clip, made.forget.names, made.forget_rows, made.keep, made.keep_rows)
     place = [names.index(name) for name in made.forget.names]
