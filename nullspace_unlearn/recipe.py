@@ -54,7 +54,7 @@ class Entry:
         numbers: Some of the method's numbers, by name.
         strength: Scales the edit.
         side: The tower to change.
-        space: What the edit reads.
+        space: What the edit reads; absent: by the method.
         classes: Names that stay, and those forgotten; absent: as for any request.
         domains: Domain key -> word in prompts; absent: as for any request.
         templates: Prompt templates; absent: the model's. Those of cells are always the model's.
@@ -66,14 +66,14 @@ class Entry:
     numbers: Mapping[str, float] = field(default_factory=dict)
     strength: float = 1.0
     side: Side = "visual"
-    space: Space = "embedding"
+    space: Space | None = None
     classes: tuple[str, ...] | None = None
     domains: Mapping[str, str] | None = None
     templates: Templates | None = None
     prototypes: Prototypes = "auto"
 
-    def plan(self, clip: Clip) -> Plan:
-        """Resolve the request against a model; see `plans.plan`."""
+    def plan(self, clip: Clip, images: bool = False) -> Plan:
+        """Resolve the request against a model; see `plans.plan`, of `images` too."""
         return plan(
             clip,
             self.request,
@@ -82,6 +82,7 @@ class Entry:
             templates=None if self.templates is None else self.templates.class_,
             method=self.method,
             side=self.side,
+            images=images,
         )
 
 

@@ -45,9 +45,10 @@ def erase_several(
         if entry.prototypes != "auto":
             own = replace(own, prototypes=entry.prototypes)
         try:
-            plan = entry.plan(clip)
+            plan = entry.plan(clip, own.shows)
+            own = own.reading(clip, plan, None)
             edit = erase(
-                clip, plan, strength=entry.strength, numbers=entry.numbers, space=entry.space,
+                clip, plan, strength=entry.strength, numbers=entry.numbers, space=own.space,
                 visual=own.make(clip, plan, None, batch_size, quiet),
             )  # fmt: skip
             clip = edit.fold(clip, plan.side)

@@ -10,6 +10,9 @@ import pytest
 import yaml
 from shell import nsu
 
+from nullspace_unlearn import Forget, load
+from nullspace_unlearn.recipe import Entry
+
 RECIPE = """
 edits:
   - request: {classes: [tree]}
@@ -85,3 +88,9 @@ def test_a_recipe_stands_alone(here):
     for more in (("--class", "car"), (), ("--output", "out", "--images", ".")):
         result = nsu("erase", "--recipe", "recipe.yaml", *more)
         assert result.code == 2 and "--recipe" in result.err
+
+
+def test_a_request_in_some_domains_has_the_default_of_nsu_erase():
+    mini, entry = load("nsu-mini"), Entry(Forget(classes=["car"], domains=["sketch"]))
+    assert entry.plan(mini, images=True).method == "neutral" and entry.space is None
+    assert entry.plan(mini).method == "gated"  # control: prompts alone
