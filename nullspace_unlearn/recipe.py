@@ -26,6 +26,8 @@ _TOLD = (
     "invertible",
     "paper",
     "same_to_the_model",
+    "wordings",
+    "side_of_prototypes",
     "near_synonyms_not_kept",
     "kept",
 )
