@@ -96,7 +96,7 @@ def test_labels_tell_methods_apart(tmp_path: Path) -> None:
         ("hull", "hul", "methods[0]: unknown method 'hul'; did you mean 'hull'?"),
         ("hull", "gated", "gated is run on requests of kind cell, domain, and there are none"),
         ("hull", "hull, side: text", "hull edits the visual side, not text"),
-        ("hull", "hull, prototypes: images", "hull takes text alone; gated, two_sided, nullspace"),
+        ("hull", "hull, prototypes: images", "hull takes text alone; neutral, gated, two_sided"),
         ("hull", "hull, space: mlp", "hull reads embedding, not mlp"),
         ("hull", "hull, strength: 3", "strength must lie in (0, 2], got 3"),
         ("hull", "hull, set: {lr: 1}", "hull has no number 'lr'"),
