@@ -1,4 +1,4 @@
-"""Make a CLIP model forget: closed form, no training, no data, in seconds.
+"""Make a CLIP model forget: in closed form, without training or data.
 
 Load a model, say what goes, fold the edit in, save a folder that stock open_clip loads:
 
@@ -6,6 +6,13 @@ Load a model, say what goes, fold the edit in, save a folder that stock open_cli
     >>> clip = nsu.load("nsu-mini")
     >>> edit = nsu.erase(clip, nsu.Forget(classes=["car"], domains=["sketch"]))
     >>> edit.fold(clip).save("out/")  # doctest: +SKIP
+
+This edit is made from prompts alone, by `gated`. Where a domain is named, `nsu erase` makes
+pictures from the model first, and from these the deeper edit of `neutral`:
+
+    >>> plan = nsu.plan(clip, nsu.Forget(classes=["car"], domains=["sketch"]), images=True)
+    >>> from nullspace_unlearn.unlearn import synthesise_for
+    >>> edit = nsu.erase(clip, plan, visual=synthesise_for(clip, plan))  # doctest: +SKIP
 """
 
 from __future__ import annotations
