@@ -89,7 +89,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class EditRecipe:
     """Several requests, met one after another.
 
     Attributes:
@@ -118,7 +118,7 @@ class Recipe:
             )
 
 
-def read_recipe(path: str | Path) -> Recipe:
+def read_recipe(path: str | Path) -> EditRecipe:
     """Read a recipe, a person's or that of an output folder.
 
     Args:
@@ -138,7 +138,7 @@ def read_recipe(path: str | Path) -> Recipe:
         if not given["edits"]:
             raise ValueError("edits: there is no request in it")
         entries = [_asked(edit, f"edits[{i}]") for i, edit in enumerate(given["edits"])]
-        recipe: Recipe = read(Recipe, {**given, "edits": entries})
+        recipe: EditRecipe = read(EditRecipe, {**given, "edits": entries})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return recipe

@@ -62,7 +62,7 @@ class Subject:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class TrialResult:
     """What a method made of a request.
 
     Attributes:
@@ -82,7 +82,7 @@ class Outcome:
 
 def run_method(
     entry: Entry, forget: Forget, own: Subject, others: Sequence[Subject], seed: int
-) -> Outcome:
+) -> TrialResult:
     """Run one method on one request and measure it.
 
     Args:
@@ -105,7 +105,7 @@ def run_method(
     return _erase(entry, forget, own, others, seed)
 
 
-def _on_rows(entry: Entry, forget: Forget, own: Subject) -> Outcome:
+def _on_rows(entry: Entry, forget: Forget, own: Subject) -> TrialResult:
     """A closed form from the text prototypes of a feature file."""
     text = own.features.text
     assert text is not None  # `datasets` has seen to it
@@ -118,12 +118,12 @@ def _on_rows(entry: Entry, forget: Forget, own: Subject) -> Outcome:
     edit, seconds = _timed(derive)
     shown = own.features.embeddings
     comparison = compared(own.features, forget, (shown, text), (edit.apply(shown), text))
-    return Outcome(comparison, {}, seconds, 0)
+    return TrialResult(comparison, {}, seconds, 0)
 
 
 def _erase(
     entry: Entry, forget: Forget, own: Subject, others: Sequence[Subject], seed: int
-) -> Outcome:
+) -> TrialResult:
     clip, words, side = own.clip, own.words, entry.side
     assert clip is not None and side is not None
     # Whoever forgets a class of one data set wants the names of the others to stay as well.
@@ -175,14 +175,14 @@ def _erase(
         for one in others
     }
     numbers = edit.provenance.get("numbers", {})
-    return Outcome(
+    return TrialResult(
         comparison, elsewhere, seconds, 0 if shots is None else len(shots), {"numbers": numbers}
     )
 
 
 def _train(
     entry: Entry, forget: Forget, own: Subject, others: Sequence[Subject], seed: int
-) -> Outcome:
+) -> TrialResult:
     assert own.clip is not None
     shots, validation = _shots(entry, own, entry.validation, seed)
     made = train.configure(entry.name, entry.texts(forget.paradigm))
@@ -197,7 +197,7 @@ def _train(
     }
     log = {"epochs": len(trained.log), "diverged": trained.diverged}
     given = (len(shots) + len(validation)) * made.sees_images
-    return Outcome(comparison, elsewhere, seconds, given, log)
+    return TrialResult(comparison, elsewhere, seconds, given, log)
 
 
 def _timed(work: Callable[[], _Result]) -> tuple[_Result, float]:

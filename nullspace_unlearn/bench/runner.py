@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from nullspace_unlearn.bench.choices import choices
 from nullspace_unlearn.bench.datasets import Pool
-from nullspace_unlearn.bench.methods import Outcome, Subject, run_method
+from nullspace_unlearn.bench.methods import Subject, TrialResult, run_method
 from nullspace_unlearn.bench.recipe import Entry, Model, Recipe
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.evaluate.zeroshot import grid_to_json
@@ -362,7 +362,7 @@ def _head(recipe: Recipe, trial: Trial, made_from: Fingerprint) -> dict[str, Any
     }
 
 
-def _result(outcome: Outcome) -> dict[str, Any]:
+def _result(outcome: TrialResult) -> dict[str, Any]:
     one = outcome.comparison
     return {
         "seconds": outcome.seconds,

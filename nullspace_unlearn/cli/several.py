@@ -16,11 +16,11 @@ from nullspace_unlearn.cli.visual import VisualOptions
 if TYPE_CHECKING:
     from nullspace_unlearn.clip import Clip
     from nullspace_unlearn.evaluate.compare import Comparison
-    from nullspace_unlearn.recipe import Recipe
+    from nullspace_unlearn.recipe import EditRecipe
 
 
 def erase_several(
-    clip: Clip, recipe: Recipe, visual: VisualOptions, batch_size: int, quiet: bool
+    clip: Clip, recipe: EditRecipe, visual: VisualOptions, batch_size: int, quiet: bool
 ) -> Clip:
     """Meet the requests of a recipe one after another.
 
