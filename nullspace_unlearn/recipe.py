@@ -6,19 +6,19 @@ The recipe.yaml of an output folder is such a file.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.edit import Side, Space
 from nullspace_unlearn.erasers import METHODS
 from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.looks import Looks, Prototypes
 from nullspace_unlearn.plans import Plan, plan
 from nullspace_unlearn.strict import plain_yaml, read
+from nullspace_unlearn.unlearn import erase
 from nullspace_unlearn.words import CELL_TEMPLATES, CLASS_TEMPLATES
-
-Prototypes = Literal["auto", "text", "closed", "pixels"]
 
 # What an edit says of itself beside what it was asked for.
 _TOLD = (
@@ -116,6 +116,37 @@ class EditRecipe:
                 f"the recipe is for {self.model or 'a model'} with weights of sha256 "
                 f"{self.weights_sha256}, and those of {clip.source.name} are {found}"
             )
+
+    def erase(self, clip: Clip, looks: Looks | None = None) -> Clip:
+        """Meet the requests one after another.
+
+        Args:
+            clip: The model; it is not changed.
+            looks: What prototypes are made of, where a request does not say.
+
+        Returns:
+            The edited model; its history holds every request.
+
+        Raises:
+            ValueError: If the recipe is for other weights, or a request cannot be met, which is
+                named.
+        """
+        self.check_made_for(clip)
+        for number, entry in enumerate(self.edits, 1):
+            own = replace(looks or Looks(), space=entry.space)
+            if entry.prototypes != "auto":
+                own = replace(own, prototypes=entry.prototypes)
+            try:
+                plan = entry.plan(clip, own.shows)
+                own = own.reading(clip, plan)
+                edit = erase(
+                    clip, plan, strength=entry.strength, numbers=entry.numbers, space=own.space,
+                    visual=own.make(clip, plan),
+                )  # fmt: skip
+                clip = edit.fold(clip, plan.side)
+            except ValueError as error:
+                raise ValueError(f"request {number} of the recipe: {error}") from None
+        return clip
 
 
 def read_recipe(path: str | Path) -> EditRecipe:

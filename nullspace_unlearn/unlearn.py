@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,14 +15,8 @@ from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.edit import Edit, Side, Space
 from nullspace_unlearn.erasers import METHODS
 from nullspace_unlearn.forget import Forget
-from nullspace_unlearn.plans import Plan, cells_needed, given_for, plan, space_for
-from nullspace_unlearn.prototypes import (
-    Synthesis,
-    Visual,
-    class_prototypes,
-    from_pictures,
-    synthesise,
-)
+from nullspace_unlearn.plans import Plan, given_for, plan, space_for
+from nullspace_unlearn.prototypes import Visual, class_prototypes
 
 MAX_STRENGTH = 2.0
 
@@ -60,7 +52,7 @@ def erase(
         strength: Scales the edit; 1 is the edit as derived, at most 2.
         numbers: Some of the method's numbers by name (`Method.numbers`) in place of its own.
         visual: What images of each cell look like to the model, for the methods that take it
-            (`Method.images`); from `synthesise_for`, or `prototypes.from_images`. Absent: text
+            (`Method.images`); from `looks.Looks`, or `prototypes.from_images`. Absent: text
             alone, and a default method that makes do with it.
         wordings: Whether methods that can (`Method.wordings`) look at other words for what is
             forgotten everywhere, so that it does not come back in them.
@@ -113,52 +105,6 @@ def _check_images(made: Plan, visual: Visual | None, space: Space) -> None:
         )
     if space != "embedding" and made.side != "visual":
         raise ValueError(f"the {space} feature is the image tower's: use the visual side")
-
-
-def synthesise_for(
-    clip: Clip,
-    made: Plan,
-    synthesis: Synthesis | None = None,
-    *,
-    cache: str | Path | None = None,
-    space: Space | None = None,
-    quiet: bool = False,
-) -> Visual:
-    """Visual prototypes of all cells that a request needs, made from the model alone.
-
-    Args:
-        clip: The model.
-        made: The plan.
-        synthesis: The numbers of the synthesis.
-        cache: As for `prototypes.synthesise`.
-        space: What an edit will read of them, as for `erase`; "mlp" looks at every picture once
-            more.
-        quiet: Whether to leave out the progress bar on stderr.
-
-    Returns:
-        The prototypes. A warning names cells that were not reached, if they are kept ones.
-
-    Raises:
-        ValueError: As `prototypes.synthesise`; and if no picture of some forgotten cell is one to
-            the model, since an edit made from it would forget something else.
-    """
-    classes, domains = cells_needed(made)
-    found = synthesise(
-        clip, classes, domains, made.words.cell_templates, synthesis, cache=cache, quiet=quiet
-    )
-    mask = made.forget.mask(classes, tuple(domains))
-    reached = found.reached.reshape(*mask.shape, -1).any(-1)
-    missed = (mask & ~reached).nonzero().tolist()
-    keys = tuple(domains)
-    if missed:
-        names = ", ".join(f"{classes[c]}/{keys[d]}" for c, d in missed[:5])
-        raise ValueError(
-            f"the model takes no synthesised picture for its own cell in {len(missed)} of the "
-            f"forgotten cells: {names}; give real images, or make do with text prototypes"
-        )
-    if (line := found.warning()) is not None:
-        warnings.warn(line, stacklevel=2)
-    return from_pictures(clip, found, space=space_for(clip, made, space))
 
 
 def certify(

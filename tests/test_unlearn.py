@@ -24,6 +24,7 @@ from nullspace_unlearn.evaluate.compare import compare
 from nullspace_unlearn.evaluate.zeroshot import predict
 from nullspace_unlearn.features.embed import embed
 from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.looks import synthesise_for
 from nullspace_unlearn.plans import cells_needed, plan, space_for
 from nullspace_unlearn.prototypes import (
     Synthesis,
@@ -32,7 +33,7 @@ from nullspace_unlearn.prototypes import (
     from_images,
     imagenet_names,
 )
-from nullspace_unlearn.unlearn import certify, certify_plan, erase, synthesise_for
+from nullspace_unlearn.unlearn import certify, certify_plan, erase
 from nullspace_unlearn.words import Words
 
 DIM = 64

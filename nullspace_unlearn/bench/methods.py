@@ -28,6 +28,7 @@ from nullspace_unlearn.evaluate.compare import (
 from nullspace_unlearn.features import Features
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.linalg import unit
+from nullspace_unlearn.looks import synthesise_for
 from nullspace_unlearn.plans import Plan, Texts
 from nullspace_unlearn.prototypes import Visual, from_batches, from_text
 from nullspace_unlearn.train import Settings, Shots, Task
@@ -148,7 +149,7 @@ def _erase(
         elif entry.prototypes == "closed":
             visual = from_text(clip, *plans.cells_needed(plan), plan.words.cell_templates)
         elif entry.prototypes == "pixels":
-            visual = unlearn.synthesise_for(clip, plan, space=entry.space, quiet=True)
+            visual = synthesise_for(clip, plan, space=entry.space, quiet=True)
         edit = unlearn.erase(
             clip, plan, strength=entry.strength, visual=visual, space=entry.space,
             numbers=entry.numbers(forget.paradigm),

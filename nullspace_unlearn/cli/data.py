@@ -135,9 +135,9 @@ def said(source: Source) -> Source:
     return source
 
 
-def say_skipped(features: Features) -> None:
+def say_skipped(features: Features | None) -> None:
     """Name on stderr the files that could not be read."""
-    skipped = features.provenance.get("skipped", ())
+    skipped = () if features is None else features.provenance.get("skipped", ())
     if skipped:
         named = ", ".join(f"{one['file']} ({one['reason']})" for one in skipped[:5])
         more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""

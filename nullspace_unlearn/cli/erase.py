@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from nullspace_unlearn.cli import options, several
-from nullspace_unlearn.cli.data import DataOptions, data_options
+from nullspace_unlearn.cli.data import DataOptions, data_options, say_skipped
 from nullspace_unlearn.cli.judge import JudgeOptions, failed, judge_options, stop_if
+from nullspace_unlearn.cli.options import ModelOptions
+from nullspace_unlearn.cli.outputs import OutputOptions, output_files
 from nullspace_unlearn.cli.request import (
     RequestOptions,
     default_name,
@@ -22,7 +22,9 @@ from nullspace_unlearn.cli.shown import comparison_lines, prediction_lines
 from nullspace_unlearn.cli.visual import VisualOptions, visual_options
 
 if TYPE_CHECKING:
+    from nullspace_unlearn.data.source import Source
     from nullspace_unlearn.evaluate.compare import Comparison
+    from nullspace_unlearn.evaluate.outcome import Outcome
     from nullspace_unlearn.plans import Plan
 
 
@@ -33,26 +35,18 @@ if TYPE_CHECKING:
 @data_options
 @judge_options
 @click.option("--recipe", metavar="FILE", help="Several requests (YAML) in place of one: one edit.")
-@click.option("--output", metavar="DIR", help="Folder to write; absent: named after the request.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
-@click.option("--undo", metavar="FILE", help="Also write what brings the original back, elsewhere.")
-@click.option("--heatmap", metavar="PNG", help="Also draw the grids before and after.")
+@output_files
 @options.device_options
 @options.output_options
+@options.which_model
 def erase(
-    model: str,
-    pretrained: str | None,
+    which: ModelOptions,
     request: RequestOptions,
     visual: VisualOptions,
     data: DataOptions,
     judge: JudgeOptions,
     recipe: str | None,
-    output: str | None,
-    overwrite: bool,
-    undo: str | None,
-    heatmap: str | None,
-    device: str,
-    precision: str,
+    files: OutputOptions,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -69,87 +63,66 @@ def erase(
     says nothing would score, and what that cost; without, what prototypes predict.
     """  # noqa: D301
     if recipe is not None:
-        if request.cells.class_ or request.cells.domain or request.cells.all_classes:
-            raise ValueError("--recipe says what to forget: leave out --class, --domain, or it")
-        if output is None or heatmap or judge.fail_if or visual.images:
-            raise ValueError(
-                "--recipe needs --output, and goes without --heatmap, --fail-if and --images"
-            )
-        options.claim(overwrite, Path(output), undo)
-        several.run(
-            recipe, model, pretrained, visual, data, Path(output), overwrite, undo, device,
-            precision, as_json, quiet,
-        )  # fmt: skip
+        several.run(recipe, which, request, visual, data, judge, files, as_json, quiet)
         return
-    request = visual.request(request)
-    target = Path(output) if output else Path(default_name(model, request.forget()))
-    options.claim(overwrite, target, undo, heatmap)
-    found = data.find(request.domain_words(), model, quiet)
+    request, silent = visual.request(request), quiet or as_json
+    target = files.target(default_name(which.model, request.forget()))
+    files.claim(target)
+    found = data.find(request.domain_words(), which.model, quiet)
     shown = visual.find(request.domain_words(), data.class_words, quiet)
-    if visual.space == "mlp" and found is not None and found.features is not None:
-        raise ValueError(
-            "--space mlp is measured on images encoded again, and --data is features: give images, "
-            "or --space hidden"
-        )
-
+    visual.check_shown_by(found)
     conditions = judge.conditions(measured=found is not None)
+    files.check_heatmap(measured=found is not None)
 
-    from nullspace_unlearn.data.source import apart, rows_apart
-    from nullspace_unlearn.evaluate.compare import check_measurable
-    from nullspace_unlearn.evaluate.outcome import carry_out
-    from nullspace_unlearn.report.picture import check_picture
-    from nullspace_unlearn.report.plots import grid_heatmap
-
-    if heatmap:
-        if found is None:
-            raise ValueError("--heatmap draws accuracies: give --data")
-        check_picture(heatmap)
-
-    options.use_text_cache(visual.cache, visual.no_cache)
-    started = time.perf_counter()
-    clip = options.load_model(model, pretrained, device, precision)
-    loaded = time.perf_counter()
-    plan = request.plan(clip, shown if found is None else found, visual.shows)
-    warn_of_domains(clip, plan)
-    visual = visual.reading(clip, plan, found)
-    silent = quiet or as_json
-    drawn = visual.draw(plan, shown)
-    left_out = 0
-    if found is not None:
-        found, left_out = apart(found, drawn)
-        if left_out:
-            check_measurable(plan.forget, found)
-    prototypes = visual.make(clip, plan, drawn, data.batch_size, silent)
-    if found is not None and drawn is not None and prototypes is not None:
-        found, alike = rows_apart(found, prototypes.features)
-        left_out += alike
-    made = time.perf_counter()
-    outcome = carry_out(
-        clip, plan, strength=request.strength, numbers=request.numbers, visual=prototypes,
-        space=visual.space, lists=judge.lists(plan.keep),
-        embed=None if found is None else partial(data.embed, source=found, quiet=silent),
-    )  # fmt: skip
-    comparison = outcome.measured
-    seconds = {"load": loaded - started, "prototypes": made - loaded, "erase": outcome.seconds}
-    result = {**outcome.to_json(), "seconds": seconds}
-    if comparison is not None:
-        result["left_out"] = left_out
-    refused = failed(conditions, comparison)
-    if not (refused and judge.discard):
-        # Without what differs from run to run: the same command twice gives the same folder.
-        report = {name: value for name, value in result.items() if name != "seconds"}
-        outcome.edited.save(target, overwrite, undo=undo, report=report)
-    if comparison is not None and heatmap:
-        grid_heatmap(
-            comparison.before, comparison.after, comparison.mask, comparison.classes,
-            comparison.domains, heatmap, overwrite,
-        )  # fmt: skip
-    result["output"] = None if refused and judge.discard else str(target)
-    if as_json:
-        options.print_json(result)
-    elif not quiet:
-        click.echo(_report(result, plan, comparison, outcome.predicted))
+    outcome, seconds = _carry_out(which, request, visual, data, judge, found, shown, silent)
+    say_skipped(outcome.features)
+    refused = failed(conditions, outcome.measured)
+    written = not (refused and judge.discard)
+    # Without what differs from run to run: the same command twice gives the same folder.
+    report = outcome.to_json()
+    if written:
+        outcome.edited.save(target, files.overwrite, undo=files.undo, report=report)
+    files.draw(outcome.measured)
+    said = {**report, "seconds": seconds, "output": str(target) if written else None}
+    _print(said, outcome, as_json, quiet)
     stop_if(refused)
+
+
+def _carry_out(
+    which: ModelOptions,
+    request: RequestOptions,
+    visual: VisualOptions,
+    data: DataOptions,
+    judge: JudgeOptions,
+    found: Source | None,
+    shown: Source | None,
+    quiet: bool,
+) -> tuple[Outcome, dict[str, float]]:
+    """What comes of the request, and how long each part took."""
+    from nullspace_unlearn.evaluate.outcome import carry_out
+
+    cache = options.use_text_cache(visual.cache, visual.no_cache)
+    started = time.perf_counter()
+    clip = which.load()
+    loaded = time.perf_counter()
+    looks = visual.looks(shown, data.batch_size, cache, quiet)
+    plan = request.plan(clip, shown if found is None else found, looks.shows)
+    warn_of_domains(clip, plan)
+    planned = time.perf_counter()
+    outcome = carry_out(
+        clip, plan, strength=request.strength, numbers=request.numbers, looks=looks,
+        reported=found, lists=judge.lists(plan.keep), batch_size=data.batch_size,
+        workers=data.num_workers, quiet=quiet,
+    )  # fmt: skip
+    seconds = {"load": loaded - started, **outcome.seconds}
+    return outcome, seconds | {"prototypes": seconds["prototypes"] + planned - loaded}
+
+
+def _print(said: dict[str, Any], outcome: Outcome, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        options.print_json(said)
+    elif not quiet:
+        click.echo(_report(said, outcome.plan, outcome.measured, outcome.predicted))
 
 
 def _report(

@@ -13,7 +13,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,7 @@ def gathered(name: str, into: type, *options: Decorator) -> Decorator:
     Args:
         name: The command's parameter.
         into: A dataclass whose fields are the options' names.
-        *options: The options, in this order.
+        *options: The options, in this order; none where others declare them.
 
     Returns:
         A decorator for the command.
@@ -180,13 +180,18 @@ def cache_folder(cache: str | None, no_cache: bool) -> Path | None:
     return folder
 
 
-def use_text_cache(cache: str | None, no_cache: bool) -> None:
-    """Encode no prompt twice while the command runs, nor again what `cache_options` say is kept."""
+def use_text_cache(cache: str | None, no_cache: bool) -> Path | None:
+    """Encode no prompt twice while the command runs, nor again what `cache_options` say is kept.
+
+    Returns:
+        As `cache_folder`.
+    """
     from nullspace_unlearn.prototypes.text_cache import cached_text
 
     folder = cache_folder(cache, no_cache)
     click.get_current_context().with_resource(cached_text(folder))
     keep_contents(folder)
+    return folder
 
 
 def keep_contents(folder: Path | None) -> None:
@@ -268,6 +273,31 @@ def load_model(
     from nullspace_unlearn.clip import load
 
     return load(model, pretrained, device=device, precision=precision, base=base)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The options of `model_options` and `device_options`, as given."""
+
+    model: str
+    pretrained: str | None
+    device: str
+    precision: str
+
+    def load(self, base: str | None = None) -> Clip:
+        """Load the model.
+
+        Args:
+            base: The model that a folder of visual prompts is for.
+
+        Raises:
+            ValueError: As `clip.load`.
+        """
+        return load_model(self.model, self.pretrained, self.device, self.precision, base)
+
+
+which_model: Decorator = gathered("which", ModelOptions)
+"""Gathers `model_options` and `device_options`, which keep their places in the help."""
 
 
 def print_json(value: Mapping[str, Any]) -> None:

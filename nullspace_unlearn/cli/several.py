@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,75 +10,46 @@ import click
 
 from nullspace_unlearn.cli import options
 from nullspace_unlearn.cli.data import DataOptions
+from nullspace_unlearn.cli.judge import JudgeOptions
+from nullspace_unlearn.cli.options import ModelOptions
+from nullspace_unlearn.cli.outputs import OutputOptions
+from nullspace_unlearn.cli.request import RequestOptions
 from nullspace_unlearn.cli.visual import VisualOptions
 
 if TYPE_CHECKING:
     from nullspace_unlearn.clip import Clip
     from nullspace_unlearn.evaluate.compare import Comparison
-    from nullspace_unlearn.recipe import EditRecipe
-
-
-def erase_several(
-    clip: Clip, recipe: EditRecipe, visual: VisualOptions, batch_size: int, quiet: bool
-) -> Clip:
-    """Meet the requests of a recipe one after another.
-
-    Args:
-        clip: The model.
-        recipe: The requests.
-        visual: What prototypes are made of, where the recipe does not say.
-        batch_size: Images per forward pass.
-        quiet: Whether to leave out progress bars.
-
-    Returns:
-        The edited model; its history holds every request.
-
-    Raises:
-        ValueError: If the recipe is for other weights, or a request cannot be met, which is named.
-    """
-    from nullspace_unlearn.unlearn import erase
-
-    recipe.check_made_for(clip)
-    for number, entry in enumerate(recipe.edits, 1):
-        own = replace(visual, space=entry.space)
-        if entry.prototypes != "auto":
-            own = replace(own, prototypes=entry.prototypes)
-        try:
-            plan = entry.plan(clip, own.shows)
-            own = own.reading(clip, plan, None)
-            edit = erase(
-                clip, plan, strength=entry.strength, numbers=entry.numbers, space=own.space,
-                visual=own.make(clip, plan, None, batch_size, quiet),
-            )  # fmt: skip
-            clip = edit.fold(clip, plan.side)
-        except ValueError as error:
-            raise ValueError(f"request {number} of the recipe: {error}") from None
-    return clip
 
 
 def run(
     file: str,
-    model: str,
-    pretrained: str | None,
+    which: ModelOptions,
+    request: RequestOptions,
     visual: VisualOptions,
     data: DataOptions,
-    target: Path,
-    overwrite: bool,
-    undo: str | None,
-    device: str,
-    precision: str,
+    judge: JudgeOptions,
+    files: OutputOptions,
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Carry a recipe out, show what it did, write the folder."""
+    if request.cells.class_ or request.cells.domain or request.cells.all_classes:
+        raise ValueError("--recipe says what to forget: leave out --class, --domain, or it")
+    if files.output is None or files.heatmap or judge.fail_if or visual.images:
+        raise ValueError(
+            "--recipe needs --output, and goes without --heatmap, --fail-if and --images"
+        )
+    target = Path(files.output)
+    files.claim(target)
+
     from nullspace_unlearn.recipe import read_recipe
 
     recipe = read_recipe(file)
-    found, silent = data.find({}, model), quiet or as_json
-    options.use_text_cache(visual.cache, visual.no_cache)
+    found, silent = data.find({}, which.model), quiet or as_json
+    cache = options.use_text_cache(visual.cache, visual.no_cache)
     started = time.perf_counter()
-    clip = options.load_model(model, pretrained, device, precision)
-    edited = erase_several(clip, recipe, visual, data.batch_size, silent)
+    clip = which.load()
+    edited = recipe.erase(clip, visual.looks(None, data.batch_size, cache, silent))
     seconds = time.perf_counter() - started
     result: dict[str, Any] = {
         "edits": [dict(edit) for edit in edited.edits],
@@ -89,7 +59,7 @@ def run(
     if found is not None:
         comparison = _compare(clip, edited, *(data.embed(c, found, silent) for c in (clip, edited)))
         result |= comparison.to_json()
-    edited.save(target, overwrite, undo=undo, report=result)
+    edited.save(target, files.overwrite, undo=files.undo, report=result)
     if as_json:
         options.print_json({**result, "seconds": seconds, "output": str(target)})
     elif not quiet:

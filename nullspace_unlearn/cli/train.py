@@ -14,6 +14,7 @@ import click
 from nullspace_unlearn.cli import options
 from nullspace_unlearn.cli.data import DataOptions, class_word_option, say_skipped
 from nullspace_unlearn.cli.options import BUNDLED, gathered, pairs
+from nullspace_unlearn.cli.outputs import OutputOptions, output_files
 from nullspace_unlearn.cli.request import CellOptions, cell_options, default_name
 from nullspace_unlearn.cli.shown import comparison_lines
 from nullspace_unlearn.trained import listed
@@ -241,13 +242,10 @@ method_options = gathered(
 
 
 @dataclass(frozen=True)
-class OutputOptions:
-    """The options of `output_files`, as given."""
+class RunOptions:
+    """The options of `run_files`, as given."""
 
-    output: str | None
-    overwrite: bool
-    undo: str | None
-    heatmap: str | None
+    files: OutputOptions
     curve: str | None
 
     def claim(self, default: str, method: str) -> tuple[Path, Path]:
@@ -268,41 +266,31 @@ class OutputOptions:
         from nullspace_unlearn.train.measured import check_run
 
         options.keep_contents(options.cache_folder(None, False))
-        target = Path(self.output or default)
-        if self.undo and method in listed() and listed()[method].adapter:
+        target = self.files.target(default)
+        if self.files.undo and method in listed() and listed()[method].adapter:
             raise ValueError(f"{method} changes no weights, so there is nothing to --undo")
         run = Path(f"{target}.run")
-        options.claim(self.overwrite, target, self.undo, self.heatmap, self.curve, working=run)
+        self.files.claim(target, self.curve, working=run)
         clear_leftovers(run)
         check_run(run)
-        for picture in (self.heatmap, self.curve):
+        for picture in (self.files.heatmap, self.curve):
             if picture:
                 check_picture(picture)
         return target, run
 
     def draw(self, measured: Measured) -> None:
         """Draw the pictures that are asked for."""
-        from nullspace_unlearn.report.plots import grid_heatmap, training_curve
+        from nullspace_unlearn.report.plots import training_curve
 
-        found = measured.comparison
-        if self.heatmap:
-            grids = (found.before, found.after, found.mask, found.classes, found.domains)
-            grid_heatmap(*grids, self.heatmap, self.overwrite)
+        self.files.draw(measured.comparison)
         if self.curve:
-            training_curve(measured.trained.log, self.curve, self.overwrite)
+            training_curve(measured.trained.log, self.curve, self.files.overwrite)
 
 
-output_files = gathered(
+run_files = gathered(
     "outputs",
-    OutputOptions,
-    click.option(
-        "--output", metavar="DIR", help="Folder to write; absent: named after the request."
-    ),
-    click.option("--overwrite", is_flag=True, help="Replace an existing output."),
-    click.option(
-        "--undo", metavar="FILE", help="Also write what brings the original back, elsewhere."
-    ),
-    click.option("--heatmap", metavar="PNG", help="Also draw the grids before and after."),
+    RunOptions,
+    output_files,
     click.option("--curve", metavar="PNG", help="Also draw losses and validation scores by epoch."),
 )
 
@@ -314,7 +302,7 @@ output_files = gathered(
 @options.model_options
 @cell_options
 @shot_options
-@output_files
+@run_files
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:i.")
 @options.output_options
 def train(
@@ -323,7 +311,7 @@ def train(
     pretrained: str | None,
     cells: CellOptions,
     images: ShotOptions,
-    outputs: OutputOptions,
+    outputs: RunOptions,
     device: str,
     as_json: bool,
     quiet: bool,
@@ -349,12 +337,12 @@ def train(
     loaded = time.perf_counter() - started
     try:
         measured = _measured(
-            method, task, found, settings, run, outputs.overwrite, quiet or as_json
+            method, task, found, settings, run, outputs.files.overwrite, quiet or as_json
         )
         said = measured.to_json()
         said["images"] |= {"shots": images.shots, "left_out_of_test": found.left_out}
         said["seconds"] |= {"load": loaded}
-        measured.save(target, outputs.overwrite, outputs.undo, said)
+        measured.save(target, outputs.files.overwrite, outputs.files.undo, said)
     except KeyboardInterrupt:
         if not run.exists():
             raise
@@ -376,16 +364,19 @@ def train(
         sys.exit(1)
 
 
-def _check(
-    task: Task, found: Found, how: MethodOptions, target: Path, outputs: OutputOptions
-) -> None:
+def _check(task: Task, found: Found, how: MethodOptions, target: Path, outputs: RunOptions) -> None:
     """Refuse what cannot be measured or written, before any work is spent."""
     from nullspace_unlearn.clip import check_outputs
     from nullspace_unlearn.train.measured import check_reported
 
     check_reported(task, found.reported)
     source = task.clip.source
-    check_outputs(source, target, Path(outputs.undo) if outputs.undo else None, outputs.overwrite)
+    check_outputs(
+        source,
+        target,
+        Path(outputs.files.undo) if outputs.files.undo else None,
+        outputs.files.overwrite,
+    )
     if listed()[how.method].adapter and source.sha256 is None:
         raise ValueError(
             f"{how.method} makes prompts for a model with weights, and these are random"

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from nullspace_unlearn.cli.data import said
-from nullspace_unlearn.cli.options import cache_folder, cache_options, gathered
+from nullspace_unlearn.cli.options import cache_options, gathered
 from nullspace_unlearn.cli.request import RequestOptions
 
 if TYPE_CHECKING:
-    from nullspace_unlearn.clip import Clip
     from nullspace_unlearn.data.source import Source
     from nullspace_unlearn.edit import Space
-    from nullspace_unlearn.plans import Plan
-    from nullspace_unlearn.prototypes import Visual
+    from nullspace_unlearn.looks import Looks, Prototypes
 
 
 @dataclass(frozen=True)
 class VisualOptions:
     """The options of `visual_options`, as given."""
 
-    prototypes: str
+    prototypes: Prototypes
     images: str | None
     shots: int
     space: Space | None
@@ -48,32 +47,6 @@ class VisualOptions:
             raise ValueError(f"--images-too is method two_sided, not {request.method}")
         return replace(request, method="two_sided")
 
-    def reading(self, clip: Clip, plan: Plan, measured: Source | None) -> VisualOptions:
-        """These options with the space settled.
-
-        Args:
-            clip: The model.
-            plan: The request.
-            measured: What the edit will be measured on: features do not show what lies before the
-                final projection.
-
-        Raises:
-            ValueError: As `plans.space_for`.
-        """
-        from nullspace_unlearn.erasers import METHODS
-        from nullspace_unlearn.plans import space_for
-
-        asked = self.space
-        if asked is None and measured is not None and measured.features is not None:
-            held = ("embedding",) if measured.features.hidden is None else ("hidden", "embedding")
-            asked = next(space for space in METHODS[plan.method].spaces if space in held)
-        return replace(self, space=space_for(clip, plan, asked))
-
-    @property
-    def shows(self) -> bool:
-        """Whether images, or pictures that stand for them, are shown where a method wants them."""
-        return self.prototypes in ("auto", "pixels")
-
     def find(
         self, domain_words: Mapping[str, str], class_words: Mapping[str, str], quiet: bool = False
     ) -> Source | None:
@@ -96,78 +69,35 @@ class VisualOptions:
             raise ValueError("--images are looked at, and a feature file shows none: give images")
         return source if quiet else said(source)
 
-    def draw(self, plan: Plan, found: Source | None) -> Source | None:
-        """The few of the images that prototypes are made of.
+    def check_shown_by(self, measured: Source | None) -> None:
+        """Refuse to measure on features what they do not show.
 
         Args:
-            plan: The request.
-            found: What `find` found.
+            measured: What the edit will be measured on.
 
         Raises:
-            ValueError: If a cell that the request needs has no image.
+            ValueError: If they do not show what --space reads.
         """
-        from nullspace_unlearn.plans import cells_of_images
-        from nullspace_unlearn.prototypes import draw
+        if self.space == "mlp" and measured is not None and measured.features is not None:
+            raise ValueError(
+                "--space mlp is measured on images encoded again, and --data is features: give "
+                "images, or --space hidden"
+            )
 
-        if found is None:
-            return None
-        cells = cells_of_images(plan, found.classes, found.domains)
-        return draw(found, *cells, shots=self.shots)
-
-    def make(
-        self, clip: Clip, plan: Plan, drawn: Source | None, batch_size: int, quiet: bool
-    ) -> Visual | None:
-        """The visual prototypes for a plan, or None for text alone.
+    def looks(
+        self, images: Source | None, batch_size: int, cache: Path | None, quiet: bool
+    ) -> Looks:
+        """What visual prototypes are made of.
 
         Args:
-            clip: The model.
-            plan: The request.
-            drawn: What `draw` drew.
+            images: What `find` found.
             batch_size: Images per forward pass.
+            cache: Where pictures are kept, as `options.use_text_cache` says.
             quiet: Whether to leave out progress bars.
-
-        Raises:
-            ValueError: If they cannot be made.
         """
-        from nullspace_unlearn.plans import cells_needed, cells_of_images
-        from nullspace_unlearn.prototypes import Synthesis, from_images, from_text
-        from nullspace_unlearn.unlearn import synthesise_for
+        from nullspace_unlearn.looks import Looks
 
-        space = self.space or "embedding"
-        if drawn is not None:
-            return from_images(
-                clip,
-                drawn,
-                *cells_of_images(plan, drawn.classes, drawn.domains),
-                shots=self.shots,
-                space=space,
-                batch_size=batch_size,
-                quiet=quiet,
-            )
-        kind = self._kind(plan)
-        if kind == "closed":
-            if space == "mlp":
-                raise ValueError("--space mlp is what only pictures show: --prototypes pixels")
-            return from_text(clip, *cells_needed(plan), plan.words.cell_templates)
-        if kind == "pixels":
-            return synthesise_for(
-                clip,
-                plan,
-                Synthesis(batch_size=batch_size),
-                cache=cache_folder(self.cache, self.no_cache),
-                space=space,
-                quiet=quiet,
-            )
-        return None
-
-    def _kind(self, plan: Plan) -> str:
-        from nullspace_unlearn.erasers import METHODS
-
-        if self.prototypes != "auto":
-            return self.prototypes
-        method = METHODS[plan.method]
-        seen = method.images == "must" or self.space not in (None, "embedding")
-        return "pixels" if seen or plan.forget.paradigm in method.pictures_for else "text"
+        return Looks(self.prototypes, images, self.shots, self.space, batch_size, cache, quiet)
 
 
 visual_options = gathered(

@@ -5,27 +5,28 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from functools import partial
+from typing import Any
 
 from nullspace_unlearn.certificate import Certificate
 from nullspace_unlearn.clip import Clip
-from nullspace_unlearn.edit import Edit, Space
+from nullspace_unlearn.data.source import Source, apart, rows_apart
+from nullspace_unlearn.edit import Edit
 from nullspace_unlearn.erasers import METHODS
-from nullspace_unlearn.evaluate.compare import Comparison, Lists, compare, predicted
+from nullspace_unlearn.evaluate.compare import (
+    Comparison,
+    Lists,
+    check_measurable,
+    compare,
+    predicted,
+)
 from nullspace_unlearn.evaluate.verdict import in_words
 from nullspace_unlearn.features import Features
+from nullspace_unlearn.features.embed import embed
+from nullspace_unlearn.looks import Looks
 from nullspace_unlearn.plans import Plan
 from nullspace_unlearn.prototypes import Visual
 from nullspace_unlearn.unlearn import certify_plan, erase
-
-
-@runtime_checkable
-class Embedding(Protocol):
-    """What shows a model the images that an edit is measured on."""
-
-    def __call__(self, clip: Clip, *, hidden: bool) -> Features:
-        """Features under a model, with the hidden ones where they are wanted."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +40,10 @@ class Outcome:
         certificate: The proof, where the method promises one.
         measured: The untouched and the edited model on images, where there are any.
         predicted: What prototypes say in their place, where there are none.
-        images: What the images are called.
-        seconds: Time to make the edit and fold it in.
+        features: Those of the images under the untouched model, where there are any.
+        left_out: How many images were left out of the figures, since the edit was made of them.
+        seconds: Time to look at what images look like ("prototypes"), and to make the edit and
+            fold it in ("erase").
     """
 
     plan: Plan
@@ -49,8 +52,9 @@ class Outcome:
     certificate: Certificate | None
     measured: Comparison | None
     predicted: Comparison | None
-    images: str | None
-    seconds: float
+    features: Features | None
+    left_out: int
+    seconds: Mapping[str, float]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: what the edit says of itself, the proof, the figures and their verdict."""
@@ -61,8 +65,10 @@ class Outcome:
         }
         if self.certificate is not None:
             said["certificate"] = _proof(self.certificate, self.plan.forget.names)
-        if self.measured is not None:
-            said |= {"data": self.images, **self.measured.to_json(), **in_words(self.measured)}
+        if self.measured is not None and self.features is not None:
+            said["data"] = self.features.provenance.get("images")
+            said |= {**self.measured.to_json(), **in_words(self.measured)}
+            said["left_out"] = self.left_out
         if self.predicted is not None:
             said["predicted"] = {**self.predicted.to_json(draws=0), **in_words(self.predicted)}
         return said
@@ -74,48 +80,73 @@ def carry_out(
     *,
     strength: float = 1.0,
     numbers: Mapping[str, Any] | None = None,
-    visual: Visual | None = None,
-    space: Space | None = None,
-    embed: Embedding | None = None,
+    looks: Looks | None = None,
+    reported: Source | None = None,
     lists: Lists | None = None,
+    batch_size: int = 64,
+    workers: int = 2,
+    quiet: bool = False,
 ) -> Outcome:
     """Make the edit of a plan, fold it in, prove what can be proven, measure what can be measured.
 
     Args:
         clip: The model; it is not changed.
         plan: The plan.
-        strength: As for `erase`, and so `numbers`, `visual` and `space`.
+        strength: As for `erase`, and so `numbers`.
         numbers: Some of the method's numbers.
-        visual: Visual prototypes.
-        space: What the edit reads.
-        embed: A model, and whether its hidden features are wanted -> features of the images to
-            measure on; asked again of the edited model where an edit does not show on embeddings.
-            Absent: no images, so that prototypes predict what they can.
+        looks: What visual prototypes are made of, and what the edit reads; absent: as the method
+            has them.
+        reported: Images or features to measure on, less those that prototypes are made of; they
+            are embedded by the edited model too where an edit does not show on embeddings. Absent:
+            prototypes predict what they can.
         lists: The names that images choose from; absent: as `compare` has them.
+        batch_size: Images per forward pass when measuring.
+        workers: Threads that read images ahead.
+        quiet: Whether to leave out progress bars when measuring.
 
     Returns:
         The outcome; nothing has been written.
 
     Raises:
-        ValueError: As `erase`, `Edit.fold` and `compare`.
+        ValueError: As `Looks.make`, `erase`, `Edit.fold` and `compare`; or if no image is left.
     """
     started = time.perf_counter()
-    edit = erase(clip, plan, strength=strength, numbers=numbers, visual=visual, space=space)
+    looks = (looks or Looks()).reading(clip, plan, reported)
+    visual, reported, left_out = _look(clip, plan, looks, reported)
+    looked = time.perf_counter()
+    edit = erase(clip, plan, strength=strength, numbers=numbers, visual=visual, space=looks.space)
     edited = edit.fold(clip, plan.side)
-    seconds = time.perf_counter() - started
+    seconds = {"prototypes": looked - started, "erase": time.perf_counter() - looked}
     proof = certify_plan(edited, plan) if METHODS[plan.method].certified else None
-    measured = foretold = images = None
-    if embed is not None:
-        features = embed(clip, hidden=edit.space == "hidden")
-        again = embed(edited, hidden=False) if edit.space == "mlp" else None
+    measured = foretold = features = None
+    if reported is not None:
+        show = partial(embed, source=reported, batch_size=batch_size, workers=workers, quiet=quiet)
+        features = show(clip, hidden=edit.space == "hidden")
+        again = show(edited) if edit.space == "mlp" else None
         measured = compare(
             clip, edited, edit, plan.side, features, plan.forget, plan.words.class_templates,
             again, lists,
         )  # fmt: skip
-        images = features.provenance.get("images")
     elif edit.space != "mlp":
         foretold = predicted(clip, edited, edit, plan.side, plan.forget, plan.words, visual, lists)
-    return Outcome(plan, edit, edited, proof, measured, foretold, images, seconds)
+    return Outcome(plan, edit, edited, proof, measured, foretold, features, left_out, seconds)
+
+
+def _look(
+    clip: Clip, plan: Plan, looks: Looks, reported: Source | None
+) -> tuple[Visual | None, Source | None, int]:
+    """Prototypes, and what to report on less what they are made of, with how many that are."""
+    drawn = looks.drawn(plan)
+    if reported is None:
+        return looks.make(clip, plan, drawn), None, 0
+    reported, left_out = apart(reported, drawn)
+    if left_out:
+        check_measurable(plan.forget, reported)
+    visual = looks.make(clip, plan, drawn)
+    if drawn is None or visual is None:
+        return visual, reported, left_out
+    reported, alike = rows_apart(reported, visual.features)
+    return visual, reported, left_out + alike
 
 
 def _proof(proof: Certificate, names: tuple[str, ...]) -> dict[str, Any]:
