@@ -36,7 +36,7 @@ _OURS = "nullspace_unlearn."
 def nsu(context: click.Context) -> None:
     """Make a CLIP model forget a class, a class in some domains, or whole domains.
 
-    erase does it in closed form: no training, no data, in seconds. train learns from a few images.
+    erase does it in closed form: no training, no data. train learns from a few images.
     The result loads in stock open_clip.
     """
     if context.invoked_subcommand is None:

@@ -112,7 +112,7 @@ grid_options = options.gathered(
         "--set",
         multiple=True,
         metavar="NAME=A,B,...",
-        help="Any other number of the methods that have it (docs/method.md).",
+        help="Any other number of the methods that have it (docs/sweeps.md).",
     ),
 )
 
