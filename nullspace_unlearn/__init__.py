@@ -11,7 +11,7 @@ This edit is made from prompts alone, by `gated`. Where a domain is named, `nsu 
 pictures from the model first, and from these the deeper edit of `neutral`:
 
     >>> plan = nsu.plan(clip, nsu.Forget(classes=["car"], domains=["sketch"]), images=True)
-    >>> from nullspace_unlearn.unlearn import synthesise_for
+    >>> from nullspace_unlearn.looks import synthesise_for
     >>> edit = nsu.erase(clip, plan, visual=synthesise_for(clip, plan))  # doctest: +SKIP
 """
 
