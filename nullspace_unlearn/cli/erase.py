@@ -66,9 +66,9 @@ def erase(
         several.run(recipe, which, request, visual, data, judge, files, as_json, quiet)
         return
     request, silent = visual.request(request), quiet or as_json
-    target = files.target(default_name(which.model, request.forget()))
+    target = files.target(default_name(which.name, request.forget()))
     files.claim(target)
-    found = data.find(request.domain_words(), which.model, quiet)
+    found = data.find(request.domain_words(), which.name, quiet)
     shown = visual.find(request.domain_words(), data.class_words, quiet)
     visual.check_shown_by(found)
     conditions = judge.conditions(measured=found is not None)

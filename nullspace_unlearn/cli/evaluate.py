@@ -8,9 +8,10 @@ import click
 
 from nullspace_unlearn.cli import options
 from nullspace_unlearn.cli.data import DataOptions, data_options
+from nullspace_unlearn.cli.options import ModelOptions
 
 if TYPE_CHECKING:
-    from nullspace_unlearn.features import Features
+    from nullspace_unlearn.evaluate.alone import Alone
 
 
 @click.command()
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
 @options.cache_options
 @options.device_options
 @options.output_options
+@options.which_model
 def evaluate(
-    model: str,
-    pretrained: str | None,
+    which: ModelOptions,
     base: str | None,
     data: DataOptions,
     classes: str | None,
@@ -40,8 +41,6 @@ def evaluate(
     phrasing: bool,
     cache: str | None,
     no_cache: bool,
-    device: str,
-    precision: str,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -52,83 +51,46 @@ def evaluate(
     embed wrote), or nsu-mini for the bundled pictures.
     """
     words = options.pairs("--domain-word", domain_word)
-    found = data.find(words, model, quiet)
+    found = data.find(words, which.name, quiet)
     if found is None:
         raise ValueError("give --data: images, shards, a feature file, or nsu-mini")
 
-    from dataclasses import asdict
-
-    from nullspace_unlearn.evaluate.compare import EVERYWHERE, accuracy, classifier, told_alone
-    from nullspace_unlearn.evaluate.phrasing import phrasings
-    from nullspace_unlearn.report.plots import grid_table
+    from nullspace_unlearn.evaluate.alone import measure_alone, named_by
     from nullspace_unlearn.words import Words
 
     options.use_text_cache(cache, no_cache)
-    clip = options.load_model(model, pretrained, device, precision, base)
+    clip = which.load(base)
     features = data.embed(clip, found, quiet or as_json)
-    features = _named_by(features, options.class_list(classes))
-    templates = (
-        Words(class_templates=template).class_templates
-        if template
-        else found.templates or (clip.words or Words()).class_templates
-    )
-    grid, result = accuracy(clip, features, templates)
-    domains = features.domain_names or EVERYWHERE
-    mask = clip.history.forgotten(features.class_names, domains)
-    told = None
-    if mask.any():
-        told = told_alone(features, mask, classifier(clip, features, templates))
-        result |= {"forgotten": mask.tolist(), "figures": told}
-        if phrasing:
-            result["phrasing"] = [asdict(one) for one in phrasings(clip, features, mask)]
-    elif phrasing:
-        raise ValueError("--phrasing asks for what a folder has forgotten, and this has not")
-    provenance: dict[str, Any] = dict(features.provenance)
-    result |= {
-        "model": model,
-        "pretrained": pretrained,
+    features = named_by(features, options.class_list(classes))
+    templates = Words(class_templates=template).class_templates if template else found.templates
+    alone = measure_alone(clip, features, templates, phrasing=phrasing)
+    result = {
+        **alone.to_json(),
+        "model": which.model,
+        "pretrained": which.pretrained,
         "task": "zeroshot_classification",
         "language": "en",
         "dataset": data.data or options.BUNDLED,
-        "templates": list(templates),
-        "skipped": provenance.get("skipped", []),
     }
     if as_json:
         options.print_json(result)
     elif not quiet:
-        marked = mask if told else None
-        click.echo(grid_table(grid, None, marked, features.class_names, domains))
-        metrics = ", ".join(f"{k} {v:.4f}" for k, v in result["metrics"].items() if v is not None)
-        click.echo(metrics)
-        if told:
-            click.echo("\n".join(["", *_told_lines(told), *_phrasing_lines(result)]))
+        click.echo(_report(alone, result))
 
 
-def _named_by(features: Features, names: list[str] | None) -> Features:
-    """The features with the classes of --classes to choose from.
+def _report(alone: Alone, result: dict[str, Any]) -> str:
+    from nullspace_unlearn.evaluate.compare import EVERYWHERE
+    from nullspace_unlearn.report.plots import grid_table
 
-    Raises:
-        ValueError: If these lack a class of the data, or there are none.
-    """
-    from dataclasses import replace
-
-    if names is None:
-        if not features.class_names:
-            raise ValueError("the feature file has no class names: give --classes")
-        return features
-    if not features.class_names:
-        if int(features.labels.max()) >= len(names):
-            raise ValueError(
-                f"the feature file has label {int(features.labels.max())} and no class names, and "
-                f"--classes names {len(names)}"
-            )
-        return replace(features, class_names=tuple(names))
-    unknown = [name for name in features.class_names if name not in names]
-    if unknown:
-        raise ValueError(f"--classes lacks classes of the data: {', '.join(unknown)}")
-    place = [names.index(name) for name in features.class_names]
-    labels = features.labels.new_tensor(place)[features.labels]
-    return replace(features, class_names=tuple(names), labels=labels, text=None)
+    names, domains = alone.features.class_names, alone.features.domain_names or EVERYWHERE
+    marked = alone.mask if alone.told else None
+    lines = [
+        grid_table(alone.grid, None, marked, names, domains),
+        ", ".join(f"{k} {v:.4f}" for k, v in result["metrics"].items() if v is not None),
+    ]
+    if alone.told:
+        lines += ["", *_told_lines(alone.told), *_phrasing_lines(result)]
+    return "\n".join(lines)
 
 
 def _told_lines(told: dict[str, dict[str, float | None]]) -> list[str]:

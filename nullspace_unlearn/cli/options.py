@@ -279,10 +279,15 @@ def load_model(
 class ModelOptions:
     """The options of `model_options` and `device_options`, as given."""
 
-    model: str
+    model: str | None
     pretrained: str | None
     device: str
     precision: str
+
+    @property
+    def name(self) -> str:
+        """What is loaded: the bundled model where none is named."""
+        return BUNDLED if self.model is None else self.model
 
     def load(self, base: str | None = None) -> Clip:
         """Load the model.
@@ -293,7 +298,7 @@ class ModelOptions:
         Raises:
             ValueError: As `clip.load`.
         """
-        return load_model(self.model, self.pretrained, self.device, self.precision, base)
+        return load_model(self.name, self.pretrained, self.device, self.precision, base)
 
 
 which_model: Decorator = gathered("which", ModelOptions)

@@ -45,7 +45,7 @@ def run(
     from nullspace_unlearn.recipe import read_recipe
 
     recipe = read_recipe(file)
-    found, silent = data.find({}, which.model), quiet or as_json
+    found, silent = data.find({}, which.name), quiet or as_json
     cache = options.use_text_cache(visual.cache, visual.no_cache)
     started = time.perf_counter()
     clip = which.load()

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from nullspace_unlearn import __version__
 from nullspace_unlearn.cli import options
 from nullspace_unlearn.cli.data import DataOptions, data_options
-from nullspace_unlearn.cli.options import pairs
+from nullspace_unlearn.cli.options import ModelOptions, pairs
 from nullspace_unlearn.cli.request import CellOptions, cell_options
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool
-    from torch import Tensor
-
     from nullspace_unlearn.clip import Clip
     from nullspace_unlearn.data.source import Source
     from nullspace_unlearn.evaluate.sweep import Sweep
-    from nullspace_unlearn.fingerprint import Fingerprint
     from nullspace_unlearn.forget import Forget
     from nullspace_unlearn.report.pareto import Kind, Means, Setting
-    from nullspace_unlearn.report.tidy import Journal
     from nullspace_unlearn.words import Words
 
-_EACH = re.compile(r"each(?::(.*))?")
-_TABLE, _RECIPE = "results.csv", "recipe.yaml"
 _MOST_SHOWN = 12
 _SHOWN = ("left", "over", "cost", "worst_kept", "balance", "named_all", "found")
 
@@ -136,9 +125,9 @@ grid_options = options.gathered(
 @options.cache_options
 @options.device_options
 @options.output_options
+@options.which_model
 def sweep(
-    model: str | None,
-    pretrained: str | None,
+    which: ModelOptions,
     cells: CellOptions,
     requests: str | None,
     grid: GridOptions,
@@ -147,8 +136,6 @@ def sweep(
     overwrite: bool,
     cache: str | None,
     no_cache: bool,
-    device: str,
-    precision: str,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -165,98 +152,68 @@ def sweep(
     against what was kept. Rows are kept in DIR.run until all are done: the same command again goes
     on from there.
     """  # noqa: D301
-    target = Path(output)
-    _check_replaceable(target, overwrite)
-    found = data.find(cells.domain_words(), options.BUNDLED if model is None else model, quiet)
+    from nullspace_unlearn.evaluate.requests import shown
+    from nullspace_unlearn.plans import resolved
+    from nullspace_unlearn.report.sweep import check_replaceable, write_sweep
+
+    target, silent = Path(output), quiet or as_json
+    options.claim(overwrite, target)
+    check_replaceable(target)
+    found = _found(which, cells, data, quiet)
+    asked = _asked(cells, requests, found, data.seed)
+    grid.sweep(asked)  # which refuses what is wrong before a model is loaded
+
+    options.use_text_cache(cache, no_cache)
+    started = time.perf_counter()
+    clip = _model(which, found)
+    words = _words(clip, cells, found)
+    known = [resolved(one, words) for one in asked] if requests else shown(asked, words, found)
+    made = grid.sweep(known)
+    features = found.features if clip is None else data.embed(clip, found, silent)
+    assert features is not None  # or there is a model
+    swept = write_sweep(made, clip, features, words, target, overwrite=overwrite, quiet=silent)
+    seconds = time.perf_counter() - started
+    result = {**swept.to_json(), "seconds": seconds, "output": output}
+    if as_json:
+        options.print_json(result)
+    elif not quiet:
+        click.echo(_report(result, swept.kinds))
+
+
+def _found(which: ModelOptions, cells: CellOptions, data: DataOptions, quiet: bool) -> Source:
+    """The data, whose classes requests name."""
+    found = data.find(cells.domain_words(), which.name, quiet)
     if found is None:
         raise ValueError("give --data: a folder, a feature file, or nsu-mini")
-    names, keys = found.classes, found.words
-    if not names:
+    if not found.classes:
         raise ValueError(
             "the feature file has no class names, so no request can name a class: give one with "
             "class_names, or with text_features"
         )
-    present = found.counts > 0
-    asked = (
-        _expanded(cells, names, tuple(keys), present, data.seed)
-        if requests is None
-        else _listed(requests, cells)
-    )
-    grid.sweep(asked)  # which refuses what is wrong before a model is loaded
+    return found
 
-    from nullspace_unlearn.evaluate.compare import EVERYWHERE, classifier
-    from nullspace_unlearn.evaluate.sweep import COLUMNS, Run
-    from nullspace_unlearn.fingerprint import Fingerprint, code_of, machine
-    from nullspace_unlearn.linalg import unit
-    from nullspace_unlearn.plans import Texts, resolved, texts_of
-    from nullspace_unlearn.report.pareto import summarise
 
-    options.use_text_cache(cache, no_cache)
-    started = time.perf_counter()
-    silent = quiet or as_json
-    clip = None
-    if model is not None or found.features is None:
-        clip = options.load_model(model or options.BUNDLED, pretrained, device, precision)
-    elif pretrained is not None:
+def _asked(cells: CellOptions, file: str | None, found: Source, seed: int) -> list[Forget]:
+    """The requests of --class and --domain, one or one of each, or those of a file."""
+    from nullspace_unlearn.evaluate.requests import each, read_requests
+
+    if file is None:
+        some = each(cells.class_, cells.domain, found, seed)
+        return [replace(cells, class_=names, domain=where).forget() for names, where in some]
+    if cells.class_ or cells.domain or cells.all_classes:
+        raise ValueError("--requests says what to forget: leave out --class, --domain, or it")
+    return read_requests(file)
+
+
+def _model(which: ModelOptions, found: Source) -> Clip | None:
+    """The model; none where features bring their text and none is named."""
+    if which.model is not None or found.features is None:
+        return which.load()
+    if which.pretrained is not None:
         raise ValueError("--pretrained goes with --model, and none is given")
-    elif found.features.text is None:
+    if found.features.text is None:
         raise ValueError("the feature file has no text features: give the --model it is of")
-    words = _words(clip, cells, found)
-    known = [resolved(request, words) for request in asked]
-    if requests is None and len(known) > 1:  # of each class in each domain, those there are
-        columns = tuple(keys) or EVERYWHERE
-        known = [one for one in known if (one.mask(names, columns) & present).any()]
-    made = grid.sweep(known)
-    if clip is None:
-        features = found.features
-        assert features is not None and features.text is not None  # checked above
-        texts = Texts(names, (), unit(features.text.double()))
-        named_by = features.text
-    else:
-        features = data.embed(clip, found, silent)
-        texts = texts_of(clip, names, made.requests, words)
-        named_by = classifier(clip, features, words.class_templates)
-    run = Run(made, features, named_by, texts)
-    made_from = Fingerprint(
-        {
-            "model": None if clip is None else clip.fingerprint,
-            "features": features.fingerprint,
-            "words": None if clip is None else words.to_json(),
-            "sweep": made.to_json(),
-            "machine": machine("cpu" if clip is None else clip.device),
-            "code": code_of("evaluate.sweep"),
-        }
-    )
-    recipe = {
-        "version": __version__,
-        "model": None if clip is None else clip.source.name,
-        "data": features.provenance.get("images") or features.provenance.get("file"),
-        "words": None if clip is None else words.to_json(),
-        **made.to_json(),
-        "made_from": dict(made_from.only("model", "features", "machine", "code").facts),
-    }
-    with _journal(target, made_from, overwrite) as journal:
-        before = journal.chunks
-        for rows in run.measure(skip=before, quiet=silent):
-            journal.append([_plain(row) for row in rows])
-        kinds = summarise(journal.rows())
-        files = _write(target, overwrite, journal, recipe, kinds)
-        journal.path.unlink()
-    result = {
-        "requests": len(made.requests),
-        "rows": len(made),
-        "images": len(features),
-        "resumed": before > 0,
-        "seconds": time.perf_counter() - started,
-        "columns": list(COLUMNS),
-        "kinds": [kind.to_json() for kind in kinds],
-        "output": str(target),
-        "files": files,
-    }
-    if as_json:
-        options.print_json(result)
-    elif not quiet:
-        click.echo(_report(result, kinds))
+    return None
 
 
 def _numbers(option: str, text: str, kind: Callable[[str], _Number]) -> tuple[_Number, ...]:
@@ -264,70 +221,6 @@ def _numbers(option: str, text: str, kind: Callable[[str], _Number]) -> tuple[_N
         return tuple(kind(part.strip()) for part in text.split(","))
     except ValueError:
         raise ValueError(f"{option} takes numbers parted by commas, got {text!r}") from None
-
-
-def _expanded(
-    cells: CellOptions,
-    names: tuple[str, ...],
-    keys: tuple[str, ...],
-    present: Bool[Tensor, "classes domains"],
-    seed: int,
-) -> list[Forget]:
-    """The requests of --class and --domain: one, or one of each."""
-    classes = _each("--class", cells.class_, names, present.any(1).tolist(), seed)
-    domains = _each("--domain", cells.domain, keys, present.any(0).tolist(), seed)
-    return [replace(cells, class_=c, domain=d).forget() for c in classes for d in domains]
-
-
-def _each(
-    option: str, given: tuple[str, ...], names: tuple[str, ...], seen: list[bool], seed: int
-) -> list[tuple[str, ...]]:
-    """What one request names, or what each of several does."""
-    import torch
-
-    matches = [_EACH.fullmatch(name) for name in given]
-    if not any(matches):
-        return [given]
-    if len(given) > 1:
-        raise ValueError(f"{option} each stands for every one: leave out the other {option}")
-    # Two classes of one name go together; without domains there is a column of no name.
-    pool = list(dict.fromkeys(name for name, here in zip(names, seen, strict=False) if here))
-    if not pool:
-        raise ValueError(f"{option} each: the data names none")
-    match = matches[0]
-    if match is None or match[1] is None:
-        return [(name,) for name in pool]
-    number = int(match[1]) if match[1].isdecimal() else 0
-    if not 1 <= number <= len(pool):
-        raise ValueError(f"{option} each:N takes N from 1 to {len(pool)}, got {match[1]!r}")
-    drawn = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))[:number]
-    return [(pool[i],) for i in drawn.sort().values.tolist()]
-
-
-def _listed(file: str, cells: CellOptions) -> list[Forget]:
-    """The requests of a --requests file."""
-    from nullspace_unlearn.forget import Forget
-    from nullspace_unlearn.strict import plain_yaml
-
-    if cells.class_ or cells.domain or cells.all_classes:
-        raise ValueError("--requests says what to forget: leave out --class, --domain, or it")
-    listed = plain_yaml(file)
-    if not isinstance(listed, list) or not listed:
-        raise ValueError(f"requests {file!r} must be a list of requests with classes or domains")
-    requests = []
-    for number, one in enumerate(listed, 1):
-        if not isinstance(one, dict) or not set(one) <= {"classes", "domains"}:
-            raise ValueError(
-                f"request {number} of {file!r} must have classes, domains or both, and nothing else"
-            )
-        for what, value in one.items():
-            if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-                raise ValueError(f"{what} of request {number} of {file!r} must be a list of names")
-        try:
-            requests.append(Forget(**one))
-        except ValueError as error:
-            raise ValueError(f"request {number} of {file!r}: {error}") from None
-    return requests
 
 
 def _words(clip: Clip | None, cells: CellOptions, found: Source) -> Words:
@@ -349,79 +242,6 @@ def _words(clip: Clip | None, cells: CellOptions, found: Source) -> Words:
         cell_templates=own.cell_templates,
         aliases=own.aliases,
     )
-
-
-def _check_replaceable(target: Path, overwrite: bool) -> None:
-    options.claim(overwrite, target)
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    if not all((target / name).is_file() for name in (_TABLE, _RECIPE)):
-        raise ValueError(f"output {str(target)!r} is no folder of a sweep, so it is not replaced")
-
-
-@contextlib.contextmanager
-def _journal(target: Path, made_from: Fingerprint, overwrite: bool) -> Iterator[Journal]:
-    """The rows so far; one without any is not left behind."""
-    from nullspace_unlearn.evaluate.sweep import COLUMNS
-    from nullspace_unlearn.fingerprint import OtherRun
-    from nullspace_unlearn.report.tidy import Journal
-
-    path = target.with_name(target.name + ".run")
-    try:
-        journal = Journal(path, made_from, tuple(COLUMNS))
-    except OtherRun as error:
-        if not overwrite or not path.is_file():
-            raise ValueError(f"{error}; name another --output, or pass --overwrite") from None
-        path.unlink()
-        journal = Journal(path, made_from, tuple(COLUMNS))
-    try:
-        yield journal
-    finally:
-        if not journal.chunks:
-            path.unlink(missing_ok=True)
-
-
-def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row as a journal takes it, refusals on one line."""
-    why = row["refused"]
-    return {**row, "refused": why and " ".join(why.split())}
-
-
-def _write(
-    target: Path,
-    overwrite: bool,
-    journal: Journal,
-    recipe: Mapping[str, Any],
-    kinds: Sequence[Kind],
-) -> list[str]:
-    """The output folder; what it takes an absent library to write is left out, with a warning."""
-    from nullspace_unlearn.clip.folder import plain_texts
-    from nullspace_unlearn.evaluate.sweep import COLUMNS
-    from nullspace_unlearn.files import new_folder
-    from nullspace_unlearn.report.pareto import named_plot, pareto_plot
-    from nullspace_unlearn.report.picture import check_picture
-    from nullspace_unlearn.report.tidy import check_parquet, write_csv, write_parquet
-
-    with new_folder(target, overwrite) as folder:
-        write_csv(journal.rows(), tuple(COLUMNS), folder / _TABLE)
-        (folder / _RECIPE).write_text(plain_texts(recipe, None)[_RECIPE], encoding="utf-8")
-        if _available(check_parquet):
-            write_parquet(journal.rows(), COLUMNS, folder / "results.parquet")
-        picture = folder / "pareto.png"
-        if _available(check_picture, picture):
-            pareto_plot(kinds, picture)
-            named_plot(kinds, folder / "named.png")
-        return sorted(file.name for file in folder.iterdir())
-
-
-def _available(check: Callable[..., None], *given: Any) -> bool:
-    """Whether a check passes; where it does not, a warning says why."""
-    try:
-        check(*given)
-    except ValueError as error:
-        warnings.warn(str(error), stacklevel=2)
-        return False
-    return True
 
 
 def _report(result: Mapping[str, Any], kinds: Sequence[Kind]) -> str:

@@ -22,7 +22,7 @@ from nullspace_unlearn.evaluate.compare import (
 )
 from nullspace_unlearn.evaluate.verdict import in_words
 from nullspace_unlearn.features import Features
-from nullspace_unlearn.features.embed import embed
+from nullspace_unlearn.features import embed as embedding
 from nullspace_unlearn.looks import Looks
 from nullspace_unlearn.plans import Plan
 from nullspace_unlearn.prototypes import Visual
@@ -120,7 +120,9 @@ def carry_out(
     proof = certify_plan(edited, plan) if METHODS[plan.method].certified else None
     measured = foretold = features = None
     if reported is not None:
-        show = partial(embed, source=reported, batch_size=batch_size, workers=workers, quiet=quiet)
+        show = partial(
+            embedding.embed, source=reported, batch_size=batch_size, workers=workers, quiet=quiet
+        )
         features = show(clip, hidden=edit.space == "hidden")
         again = show(edited) if edit.space == "mlp" else None
         measured = compare(

@@ -248,7 +248,7 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "nothing asked": (SWEEP, "nothing to forget"),
     "a method that takes none": (
         (*SWEEP, "--class", "car", "--domain", "sketch"),
-        r"'hull' takes none of the requests \(cell\); allowed here: neutral, gated",
+        r"'hull' takes none of the requests \(cell\); allowed here: gated, nullspace",
     ),
     "each and another": (
         (*SWEEP, "--class", "each", "--class", "car"),
