@@ -20,10 +20,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from shell import ROOT, Result, nsu, nsu_process, tree
 
-from nullspace_unlearn import unlearn
 from nullspace_unlearn.cli.request import default_name
 from nullspace_unlearn.clip import folder, tensors
 from nullspace_unlearn.data import mini
+from nullspace_unlearn.evaluate import outcome
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.words import check_names
 
@@ -384,7 +384,7 @@ def raising(error: BaseException) -> None:
 def test_a_failure_is_one_line_too(kind, as_json, tmp_path, monkeypatch):
     """Bad input is a sentence; a bug has its kind, so that nobody takes it for bad input."""
     work, code, line = FAILURES[kind]
-    monkeypatch.setattr(unlearn, "erase", lambda *_, **__: work())
+    monkeypatch.setattr(outcome, "erase", lambda *_, **__: work())
     result = nsu(*ERASE, *as_json)
     assert (result.code, result.out) == (code, "")
     assert re.match("\n?nsu: " + line.replace(BUG, re.escape(BUG)), result.err)
