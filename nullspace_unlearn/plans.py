@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.edit import Side, Space
@@ -52,6 +53,7 @@ class Plan:
         forget_rows: `[m, dim]` text prototypes of the forgotten names, float64.
         keep_rows: `[n, dim]` text prototypes of the kept names.
         earlier: What the model was made to forget before; it stays forgotten.
+        wordings: Whether the names are to go in other words too.
     """
 
     forget: Forget
@@ -63,6 +65,7 @@ class Plan:
     forget_rows: Float[Tensor, "m dim"]
     keep_rows: Float[Tensor, "n dim"]
     earlier: History
+    wordings: bool = False
 
     def __repr__(self) -> str:
         def some(names: Sequence[str]) -> str:
@@ -106,6 +109,7 @@ def plan(
     method: str | None = None,
     side: Side = "visual",
     images: bool = False,
+    wordings: bool = False,
 ) -> Plan:
     """Resolve a request: vocabulary, aliases, near-synonyms, domain words, method.
 
@@ -125,6 +129,9 @@ def plan(
         side: The tower whose projection the edit will be folded into.
         images: Whether images, or pictures that stand for them, will be shown, so that a method
             that must have them may be the default.
+        wordings: Whether names forgotten everywhere are not to come back in other words either: the
+            directions in which templates move them go too, by a method that can
+            (`Method.wordings`). Where the space is small this spoils searches by names that stay.
 
     Returns:
         The plan; nothing has been edited.
@@ -147,6 +154,12 @@ def plan(
     earlier = clip.history
     words = _still_there(words, forget, earlier)
     method = _method(method, forget, side, images)
+    if wordings and not METHODS[method].wordings:
+        able = [name for name, other in METHODS.items() if other.wordings]
+        raise ValueError(
+            f"{method} does not look at other words for a name; those that do, for classes "
+            f"forgotten everywhere: {', '.join(able)}"
+        )
     if bundled and not forget.classes:
         raise ValueError(
             "to forget a whole domain, say which classes the model must go on telling apart in the "
@@ -188,6 +201,7 @@ def plan(
         forget_rows=forget_rows,
         keep_rows=keep_rows[stays],
         earlier=earlier,
+        wordings=wordings,
     )
 
 
@@ -201,12 +215,15 @@ class Texts:
         rows: `[names, dim]` float64 unit prototypes of the classes, then of the aliases.
         cells: `[names, domains, dim]` prototypes from prompts that name the domain; None where
             there is no text tower to make them, or no request needs them.
+        moves: What a request forgets everywhere (`Forget.names`) -> `[p, dim]` how other words
+            move these names; empty where nobody looked.
     """
 
     classes: tuple[str, ...]
     aliases: tuple[tuple[str, str], ...]
     rows: Float[Tensor, "names dim"]
     cells: Float[Tensor, "names domains dim"] | None = None
+    moves: Mapping[tuple[str, ...], Float[Tensor, "p dim"]] = field(default_factory=dict)
 
     def given(
         self,
@@ -245,6 +262,9 @@ class Texts:
                 if pair[1] in place:  # then it is no class of its own to this request
                     stays[b, place[pair[1]]] = False
         nobody = torch.zeros_like(further)
+        moves = None
+        if self.moves and not requests[0].domains:
+            moves = pad_sequence([self.moves[one.names] for one in requests], batch_first=True)
         return Given(
             names=self.rows,
             owner=torch.tensor(owner),
@@ -254,7 +274,29 @@ class Texts:
             cells=self.cells,
             seen=seen,
             space=space,
+            moves=moves,
         )
+
+    def with_wordings(self, clip: Clip, requests: Sequence[Forget]) -> Texts:
+        """The same, and how other words move what some requests forget everywhere.
+
+        Args:
+            clip: The model. Of one that was edited before nothing is looked at: the directions that
+                wordings take are few in all, and what is left of them tells names that stay apart.
+            requests: The requests; those in some domains have no part in it.
+        """
+        if clip.history.edits:
+            return self
+        names = (*self.classes, *(alias for _, alias in self.aliases))
+        moves = {}
+        for one in requests:
+            if one.domains or one.names in moves:
+                continue
+            given = replace(self, cells=None).given([one], ("everywhere",))[0]
+            both = [some.nonzero()[:, 0] for some in (given.forgotten, given.kept)]
+            told = [([names[i] for i in some.tolist()], self.rows[some]) for some in both]
+            moves[one.names] = moved_by_wording(clip, *told[0], *told[1]).flatten(0, 1)
+        return replace(self, moves=moves)
 
 
 def alias_pairs(request: Forget) -> tuple[tuple[str, str], ...]:
@@ -262,7 +304,12 @@ def alias_pairs(request: Forget) -> tuple[tuple[str, str], ...]:
     return tuple((name, alias) for name, others in request.aliases.items() for alias in others)
 
 
-def texts_of(clip: Clip, classes: Sequence[str], requests: Sequence[Forget], words: Words) -> Texts:
+def texts_of(
+    clip: Clip,
+    classes: Sequence[str],
+    requests: Sequence[Forget],
+    words: Words,
+) -> Texts:
     """The prototypes that some requests need.
 
     Args:
@@ -288,7 +335,6 @@ def given_for(
     made: Plan,
     visual: Visual | None = None,
     space: Space = "embedding",
-    wordings: bool = True,
 ) -> Given:
     """What a plan's eraser is given.
 
@@ -297,7 +343,6 @@ def given_for(
         made: The plan.
         visual: Visual prototypes, where images are shown.
         space: What the edit is to read.
-        wordings: Whether to look at other words for the forgotten names, where the method does.
 
     Returns:
         One request.
@@ -319,17 +364,11 @@ def given_for(
     if made.forget.domains and (seen is None or method.prompts_beside_images):
         cells = _cells_of(clip, names, words)
     texts = Texts(words.classes, aliases, made.rows_of(names), cells)
+    if made.wordings:
+        texts = texts.with_wordings(clip, [made.forget])
     shown_rows = [made.words.classes.index(name) for name in words.classes]
     mask = made.mask[shown_rows]
-    given = texts.given([made.forget], tuple(words.domains), seen, space, mask[None])[0]
-    # The directions that wordings take are few in all: what is left of them after an earlier edit
-    # tells names that stay apart.
-    if not (wordings and method.wordings) or made.earlier.edits:
-        return given
-    moves = moved_by_wording(clip, made.forget.names, made.forget_rows, made.keep, made.keep_rows)
-    place = [names.index(name) for name in made.forget.names]
-    owner = torch.tensor(place).repeat_interleave(moves.shape[1])
-    return replace(given, moves=moves.flatten(0, 1), moved_name=owner)
+    return texts.given([made.forget], tuple(words.domains), seen, space, mask[None])[0]
 
 
 def _cells_of(clip: Clip, names: Sequence[str], words: Words) -> Float[Tensor, "names domains dim"]:

@@ -26,7 +26,7 @@ _TOLD = (
     "invertible",
     "paper",
     "same_to_the_model",
-    "wordings",
+    "in_other_words",
     "side_of_prototypes",
     "near_synonyms_not_kept",
     "kept",
@@ -61,6 +61,7 @@ class Entry:
         domains: Domain key -> word in prompts; absent: as for any request.
         templates: Prompt templates; absent: the model's. Those of cells are always the model's.
         prototypes: What says how images of a cell look.
+        wordings: Whether the names are to go in other words too.
     """
 
     request: Forget
@@ -73,6 +74,7 @@ class Entry:
     domains: Mapping[str, str] | None = None
     templates: Templates | None = None
     prototypes: Prototypes = "auto"
+    wordings: bool = False
 
     def plan(self, clip: Clip, images: bool = False) -> Plan:
         """Resolve the request against a model; see `plans.plan`, of `images` too."""
@@ -85,6 +87,7 @@ class Entry:
             method=self.method,
             side=self.side,
             images=images,
+            wordings=self.wordings,
         )
 
 

@@ -34,13 +34,14 @@ def erase(
     strength: float = 1.0,
     numbers: Mapping[str, Any] | None = None,
     visual: Visual | None = None,
-    wordings: bool = True,
+    wordings: bool = False,
 ) -> Edit:
     """Make the edit that forgets what is asked: prompts, prototypes, eraser.
 
     Args:
         clip: The model; it is not changed (see `Edit.fold`).
-        request: What to forget, or a plan made from it; a plan has settled all of the next five.
+        request: What to forget, or a plan made from it; a plan has settled all of the next five
+            and wordings.
         classes: As for `plan`.
         domains: As for `plan`.
         templates: As for `plan`.
@@ -54,8 +55,7 @@ def erase(
         visual: What images of each cell look like to the model, for the methods that take it
             (`Method.images`); from `looks.Looks`, or `prototypes.from_images`. Absent: text
             alone, and a default method that makes do with it.
-        wordings: Whether methods that can (`Method.wordings`) look at other words for what is
-            forgotten everywhere, so that it does not come back in them.
+        wordings: As for `plan`.
 
     Returns:
         An edit, float64 on the CPU; its provenance tells how it came to be.
@@ -66,18 +66,19 @@ def erase(
     if not 0 < strength <= MAX_STRENGTH:
         raise ValueError(f"strength must lie in (0, {MAX_STRENGTH:g}], got {strength}")
     if isinstance(request, Plan):
-        settled = {"classes": classes, "domains": domains, "templates": templates, "method": method}
+        settled = {"classes": classes, "domains": domains, "templates": templates, "method": method,
+                   "wordings": wordings or None}  # fmt: skip
         if given := [name for name, value in settled.items() if value is not None]:
             raise ValueError(f"a plan is already made; {', '.join(given)} go to plan()")
         made = request
     else:
         made = plan(
             clip, request, classes=classes, domains=domains, templates=templates,
-            method=method, side=side, images=visual is not None,
+            method=method, side=side, images=visual is not None, wordings=wordings,
         )  # fmt: skip
     space = space_for(clip, made, space)
     _check_images(made, visual, space)
-    edit = METHODS[made.method].edit(given_for(clip, made, visual, space, wordings), numbers)
+    edit = METHODS[made.method].edit(given_for(clip, made, visual, space), numbers)
     read, write = edit.read, edit.write
     if space == "mlp":
         write = clip.last_mlp().carry_back(write)
@@ -91,6 +92,7 @@ def erase(
         "templates": made.words.to_json()["templates"],
         "prototypes": "prompts" if visual is None else dict(visual.features.provenance),
         "space": space,
+        "wordings": made.wordings,
     }
     made_edit = Edit(read, write, space, provenance)
     return made_edit if strength == 1 else made_edit.scale(strength)

@@ -60,8 +60,8 @@ def test_another_edit_shows(monkeypatch) -> None:
     hulls = {case: made for case, made in kept.items() if case.startswith("hull, ")}
     assert not differences(hulls, golden.edits("hull"))
     module = importlib.import_module("nullspace_unlearn.erasers.hull")
-    solve = module.solve_covariance_of_kept
+    solve = module.solve_moment_of_kept
     monkeypatch.setattr(
-        module, "solve_covariance_of_kept", lambda r, k, ridge, *rest: solve(r, k, 2 * ridge, *rest)
+        module, "solve_moment_of_kept", lambda r, k, ridge, *rest: solve(r, k, 2 * ridge, *rest)
     )
     assert differences(hulls, golden.edits("hull"))

@@ -145,7 +145,7 @@ def _report(
             "Near-synonyms, which the model hardly tells apart and which go too: "
             + ", ".join(plan.synonyms)
         )
-    if wordings := result.get("wordings"):
+    if wordings := result.get("in_other_words"):
         took, there = wordings["directions"], wordings["of"]
         lines.append(
             f"In other words too: {took} of {there} directions in which wordings move the name"

@@ -104,6 +104,7 @@ class RequestOptions:
     strength: float
     depth: float | None
     side: Side
+    wordings: bool
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -159,6 +160,7 @@ class RequestOptions:
             method=self.method,
             side=self.side,
             images=images,
+            wordings=self.wordings,
         )
 
 
@@ -216,6 +218,12 @@ request_options = gathered(
         default="visual",
         show_default=True,
         help="The tower whose final projection changes.",
+    ),
+    click.option(
+        "--wordings",
+        is_flag=True,
+        help="A class everywhere: in other words too (80 templates, plurals). On a small model "
+        "searches by names that stay find less.",
     ),
 )
 

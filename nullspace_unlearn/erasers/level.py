@@ -141,14 +141,17 @@ def _solve(
     ridge: float,
     right: Float[Tensor, "*batch m dim"],
 ) -> Float[Tensor, "*batch m dim"]:
-    """`(C + ridge · tr(C)/dim · I)⁻¹ right`, C the covariance of the rows in each weighting."""
+    """`(C + ridge · tr(cov)/dim · I)⁻¹ right`, C the rows' second moment in each weighting."""
     flat, sides = weight.flatten(0, -2), right.flatten(0, -2)
     size = max(1, _CHUNK // rows[..., 0, :, :].numel() if rows.ndim > 2 else _CHUNK // rows.numel())
     solved = []
     for start in range(0, len(flat), size):
         some = slice(start, start + size)
         of = rows if rows.ndim == 2 else rows.flatten(0, -3)[_owner(rows, right)[some]]
-        metric = regularised(covariance(of, flat[some]), ridge)
+        share = flat[some] / flat[some].sum(-1, keepdim=True)
+        mean = share[..., None, :] @ of
+        # About the origin, as in `hull`: what is written must not shift all names together.
+        metric = regularised(covariance(of, share), ridge) + mean.mT @ mean
         solved.append(solve_definite(metric, sides[some, :, None])[..., 0])
     return torch.cat(solved).reshape(right.shape)
 

@@ -115,9 +115,9 @@ class Given:
             requests forget everywhere, or nothing needs them.
         seen: Visual prototypes, where images are shown.
         space: What the edit is to read.
-        moves: `[p, dim]` how other words for forgotten names move their prototypes, beyond how they
-            move any name's; None where nobody looked.
-        moved_name: `[p]` the name, a row of `names`, that each of these moves.
+        moves: `[*batch, p, dim]` how other words for its forgotten names move their prototypes,
+            beyond how they move any name's, rows of zeros behind a shorter list; None where nobody
+            looked.
     """
 
     names: Float[Tensor, "names dim"]
@@ -128,8 +128,7 @@ class Given:
     cells: Float[Tensor, "names domains dim"] | None = None
     seen: Seen | None = None
     space: Space = "embedding"
-    moves: Float[Tensor, "p dim"] | None = None
-    moved_name: Int[Tensor, " p"] | None = None
+    moves: Float[Tensor, "*batch p dim"] | None = None
 
     def __post_init__(self) -> None:
         n, batch = len(self.names), self.mask.shape[:-2]
@@ -162,8 +161,8 @@ class Given:
 
     def __getitem__(self, index: Any) -> Given:
         """One request, or some of them."""
-        masks = {name: getattr(self, name)[index] for name in ("mask", "forgotten", "kept")}
-        return replace(self, **masks)
+        own = {name: getattr(self, name)[index] for name in ("mask", "forgotten", "kept")}
+        return replace(self, **own, moves=None if self.moves is None else self.moves[index])
 
     def flat(self) -> Given:
         """The same requests with one batch dimension."""
@@ -172,6 +171,7 @@ class Given:
             mask=self.mask.reshape(-1, *self.mask.shape[-2:]),
             forgotten=self.forgotten.reshape(-1, len(self.names)),
             kept=self.kept.reshape(-1, len(self.names)),
+            moves=None if self.moves is None else self.moves.reshape(-1, *self.moves.shape[-2:]),
         )
 
     def __iter__(self) -> Iterator[Given]:
@@ -195,12 +195,6 @@ class Given:
         gone = self.mask[..., self.owner, :]
         cells = as_float64("cells", self.cells.flatten(0, 1))
         return Told(cells, (gone & used).flatten(-2), (~gone & used).flatten(-2))
-
-    def moved(self) -> Float[Tensor, "*batch p dim"] | None:
-        """How other words move what each request forgets; zeros for what it does not."""
-        if self.moves is None or self.moved_name is None:
-            return None
-        return self.moves * self.forgotten[..., self.moved_name, None]
 
     def forgets(
         self, labels: Int[Tensor, " n"], domains: Int[Tensor, " n"]
@@ -261,14 +255,8 @@ class Given:
         if seen is not None:
             seen = seen[classes[seen.labels]]
             seen = replace(seen, labels=place[seen.labels])
-        moves, moved_name = self.moves, self.moved_name
-        if moves is not None and moved_name is not None:
-            some = used[moved_name]
-            moves, moved_name = moves[some], (used.cumsum(0) - 1)[moved_name[some]]
         return replace(
             self,
-            moves=moves,
-            moved_name=moved_name,
             names=self.names[used],
             owner=place[self.owner[used]],
             mask=self.mask[..., classes, :],

@@ -24,6 +24,8 @@ RIDGE = 0.01
 """Relative ridge of the visual metric. Without the name ImageNet figures hardly change from 0.001
 to 0.03; with it, a larger ridge trades as a smaller name_weight does."""
 
+# What hull tells of its half.
+_OF_HULL = ("same_to_the_model", "in_other_words")
 # A displacement shorter than this, beside its prototype, is rounding.
 _NOWHERE = 1e-6
 
@@ -160,7 +162,7 @@ def two_sided(
         images @ names,
         provenance={
             **said("two_sided", numbers, basis.shape[-1] + names.rank),
-            **{k: v for k, v in names.provenance.items() if k in ("same_to_the_model", "wordings")},
+            **{key: names.provenance[key] for key in _OF_HULL if key in names.provenance},
         },
     )
 
@@ -184,7 +186,7 @@ def _derive(given: Given, numbers: Numbers) -> Edit:
             share=numbers.share,
             name_weight=numbers.name_weight,
             depth=numbers.depth,
-            wordings=request.moved(),
+            wordings=request.moves,
         )
 
     return given.one_by_one(one)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from nullspace_unlearn.linalg import leading_basis
@@ -12,7 +12,9 @@ from nullspace_unlearn.linalg import leading_basis
 _HARDLY = 0.003
 
 
-def borne(dim: int, names: int, kept: int) -> int:
+def borne(
+    dim: int, names: Int[Tensor, "*batch"], kept: Int[Tensor, "*batch"]
+) -> Int[Tensor, "*batch"]:
     """How many further directions an edit may take out of a space.
 
     A direction in which kept names do not differ costs them nothing. There are at least as many of
@@ -22,32 +24,35 @@ def borne(dim: int, names: int, kept: int) -> int:
 
     Args:
         dim: Of the space.
-        names: How many names are forgotten.
+        names: How many names each request forgets.
         kept: How many stay.
 
     Returns:
-        The number.
+        The number, of each request.
     """
-    return max((dim - kept) // 4, min(names, dim // 64))
+    return torch.maximum((dim - kept) // 4, names.clamp(max=dim // 64))
 
 
 def with_wordings(
     basis: Float[Tensor, "*batch dim rank"],
     moves: Float[Tensor, "*batch p dim"],
-    most: int,
-) -> tuple[Float[Tensor, "*batch dim more"], int]:
+    most: Int[Tensor, "*batch"],
+) -> tuple[Float[Tensor, "*batch dim more"], Int[Tensor, "*batch"], Int[Tensor, "*batch"]]:
     """A basis, and the leading directions in which wordings move names outside of it.
 
     Args:
         basis: Orthonormal columns; those a member of the batch does not need are zero.
         moves: How wordings move the names, a row each; rows of zeros count for nothing.
-        most: How many directions may join, in all.
+        most: How many directions may join.
 
     Returns:
-        The wider basis, and how many directions there would have been.
+        The wider basis, how many directions joined, and how many there would have been.
     """
     rest = moves - (moves @ basis) @ basis.mT
     further, _ = leading_basis(rest, rtol=_HARDLY)
-    there = further.shape[-1]
-    room = basis.shape[-2] - 1 - basis.shape[-1]
-    return torch.cat([basis, further[..., : max(0, min(most, room))]], -1), there
+    there, taken = ((columns != 0).any(-2) for columns in (further, basis))
+    room = basis.shape[-2] - 1 - taken.sum(-1)
+    joins = there & (there.cumsum(-1) <= torch.minimum(most, room)[..., None])
+    count = joins.sum(-1)
+    wider = further[..., : int(count.max())] * joins[..., None, : int(count.max())]
+    return torch.cat([basis, wider], -1), count, there.sum(-1)

@@ -21,6 +21,7 @@ from nullspace_unlearn.linalg.ridge import (
     regularised,
     solve_covariance_of_kept,
     solve_definite,
+    solve_moment_of_kept,
     weighted_ridge,
 )
 
@@ -40,6 +41,7 @@ __all__ = [
     "regularised",
     "solve_covariance_of_kept",
     "solve_definite",
+    "solve_moment_of_kept",
     "stacked",
     "unit",
     "weighted_ridge",

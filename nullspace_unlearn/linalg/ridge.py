@@ -174,6 +174,36 @@ def solve_covariance_of_kept(
     return back
 
 
+def solve_moment_of_kept(
+    rows: Float[Tensor, "*batch_or_none n dim"],
+    kept: Bool[Tensor, "*batch n"],
+    ridge: float,
+    right: Float[Tensor, "*batch dim k"],
+    spread: Spread | None = None,
+) -> Float[Tensor, "*batch dim k"]:
+    """`solve_covariance_of_kept` about the origin: with `C + mean meanᵀ` in place of C.
+
+    The mean is one direction more, by the formula of Sherman and Morrison.
+
+    Args:
+        rows: As for `solve_covariance_of_kept`, and so all others.
+        kept: `[*batch, n]`.
+        ridge: Relative to the covariance, above 0.
+        right: `[*batch, dim, k]`.
+        spread: That of the rows.
+
+    Returns:
+        `[*batch, dim, k]`.
+    """
+    count = kept.sum(-1).to(rows.dtype)[..., None, None]
+    mean = (kept.to(rows.dtype)[..., None, :] @ rows).mT / count
+    solved = solve_covariance_of_kept(rows, kept, ridge, torch.cat([right, mean], -1), spread)
+    of_right, of_mean = solved[..., :-1], solved[..., -1:]
+    # Where all kept rows are one row, the solution is not divided by their number.
+    count = torch.where((of_mean == mean).all(-2, keepdim=True), 1, count)
+    return of_right - of_mean @ (mean.mT @ of_right) / (1 / count + mean.mT @ of_mean)
+
+
 def _solve_directly(rows: Tensor, kept: Tensor, ridge: float, right: Tensor) -> Tensor:
     """`solve_covariance_of_kept` by the covariances themselves: `[m, dim, k]` of `[m, n]` kept."""
     n, dim = rows.shape[-2:]

@@ -231,7 +231,7 @@ def test_what_it_refuses(method: Method[Any], given: Given) -> None:
         with pytest.raises(ValueError, match=f"{method.name} reads .*, not {space}"):
             method.edit(replace(one, space=space))
     if method.images == "must":
-        with pytest.raises(ValueError, match="needs visual prototypes"):
+        with pytest.raises(ValueError, match="give visual prototypes"):
             method.edit(replace(one, seen=None))
     everything = replace(
         one, mask=torch.ones_like(one.mask), kept=torch.zeros_like(one.kept),

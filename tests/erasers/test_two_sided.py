@@ -242,4 +242,4 @@ def test_on_real_embeddings(imagenet: tuple[Tensor, Tensor, Tensor]) -> None:
     ours = measure(two_sided(text[chosen], text[keep], seen[chosen], seen[keep]))
     assert gone == 0 == ours[0]
     assert neighbours > 0.2 and ours[2] < 0.8 * neighbours
-    assert ours[1] > kept - 0.05
+    assert ours[1] > kept - 0.06

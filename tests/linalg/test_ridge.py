@@ -20,6 +20,7 @@ from nullspace_unlearn.linalg import (
     regularised,
     solve_covariance_of_kept,
     solve_definite,
+    solve_moment_of_kept,
     weighted_ridge,
 )
 from nullspace_unlearn.linalg import ridge as ridges
@@ -329,3 +330,21 @@ def test_rows_without_weight_cost_nothing_and_count_for_nothing(n: int, dim: int
             assert np.allclose(weighted_ridge(*given, gram), expected, rtol=1e-9, atol=1e-12)
     kept = weighted_ridge(rows, torch.ones_like(weight), target, ridge)
     assert not np.allclose(kept[:1], expected[0])  # the control
+
+
+@pytest.mark.parametrize("kept_all", [True, False])
+def test_a_moment_is_a_covariance_and_a_mean(kept_all: bool) -> None:
+    """Oracle: the second moment itself, solved in float64."""
+    random = torch.Generator().manual_seed(3)
+    rows = torch.randn(40, 6, generator=random, dtype=torch.float64) + 2
+    right = torch.randn(3, 6, 2, generator=random, dtype=torch.float64)
+    kept = torch.rand(3, 40, generator=random) > (-1 if kept_all else 0.4)
+    ours = solve_moment_of_kept(rows, kept, 0.01, right)
+    about_mean = solve_covariance_of_kept(rows, kept, 0.01, right)
+    for i in range(3):
+        some = rows[kept[i]]
+        spread = torch.cov(some.T, correction=0)
+        moment = some.T @ some / len(some) + 0.01 * spread.trace() / 6 * torch.eye(6).double()
+        oracle = torch.linalg.solve(moment, right[i]) / len(some)
+        torch.testing.assert_close(ours[i], oracle, rtol=1e-9, atol=1e-12)
+        assert not torch.allclose(about_mean[i], oracle, rtol=0.1)  # the control

@@ -40,7 +40,7 @@ def test_what_every_name_is_moved_by_is_no_move():
 @pytest.mark.parametrize("name", ["horse", "tree"])
 def test_a_forgotten_name_does_not_come_back_in_other_words(name):
     clip = load("nsu-mini")
-    made = plan(clip, Forget([name]))
+    made = plan(clip, Forget([name]), wordings=True)
     pictures = embed(clip, bundled_to_report(4), quiet=True)
     classes = list(pictures.class_names)
     own = pictures.labels == classes.index(name)
