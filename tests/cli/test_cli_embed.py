@@ -297,4 +297,4 @@ embedding._embed_part = fail
 """
     request = ("embed", "--data", photos, "--output", "a", "--quiet")
     done = torchrun(*request, code=script, cwd=tmp_path)
-    assert done.returncode != 0 and "nsu: it failed here" in ours(done)[0]
+    assert done.returncode != 0 and "it failed here" in ours(done)[0]

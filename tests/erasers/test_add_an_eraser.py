@@ -97,7 +97,7 @@ def test_it_inherits_the_contract(checkout: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-k", "centre",
          str(ROOT / "tests" / "erasers" / "test_contract.py")],
-        env=environment, capture_output=True, text=True, timeout=600,
+        cwd=checkout, env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert re.search(r"\d\d passed", done.stdout)

@@ -129,7 +129,7 @@ def test_gradients_reach_what_trains_and_nothing_else(task: Task) -> None:
         ({"lam": 0.0}, {"mem", "for", "domain"}, True),
         ({"gamma": 0.0, "lam": 0.0}, {"mem", "for"}, False),
     ],
-    ids=str,
+    ids=["both", "no classifier", "no MMD", "neither"],
 )
 def test_a_part_left_out_is_not_felt(
     task: Task, numbers: dict[str, float], terms: set[str], sees_domains: bool
