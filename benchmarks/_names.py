@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -88,11 +88,14 @@ class Outcome:
         forgotten: Accuracy on those of forgotten classes.
         told: For each way of asking, how far what it finds exceeds what a name that says nothing
             finds, mean over the forgotten classes.
+        searched: Mean average precision of searches for the names that stay, among all images;
+            None where it was not asked for.
     """
 
     kept: float
     forgotten: float
     told: Mapping[str, float]
+    searched: float | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,11 @@ class Row:
     def over(self) -> float:
         """`over` of all choices together."""
         return max(0.0, *(-value for value in self.remaining().values()))
+
+    @property
+    def searched(self) -> float:
+        """Mean average precision of searches for names that stay, over the choices."""
+        return spread([one.searched or 0.0 for one in self.outcomes]).mean
 
     @property
     def cost(self) -> Spread:
@@ -188,7 +196,17 @@ def outcome(data: Images, gone: Bool[Tensor, " classes"], edit: Edit | None) -> 
     told = Answers.of(asking, shown, data.text).told()
     excess = (told.value - told.blind).mean(0)
     ways = {way: float(excess[told.ways.index(way)]) for way in judged_ways(told)}
-    return _outcome(data, gone, predict(shown, data.text), ways)
+    found = _outcome(data, gone, predict(shown, data.text), ways)
+    return replace(found, searched=searched(data, gone, shown))
+
+
+def searched(data: Images, gone: Bool[Tensor, " classes"], shown: Float[Tensor, "n dim"]) -> float:
+    """How well images of names that stay are found by these: what a list's winner does not tell."""
+    kept = (~gone).nonzero()[:, 0]
+    order = (unit(shown.double()) @ data.text[kept].mT).argsort(0, descending=True)
+    hits = (data.features.labels[order] == kept).double()
+    precision = hits.cumsum(0) / torch.arange(1, len(order) + 1)[:, None]
+    return float(((hits * precision).sum(0) / hits.sum(0)).mean())
 
 
 def measure(data: Images, tasks: Sequence[Task], untouched: Row, name: str, eraser: Eraser) -> Row:
@@ -220,7 +238,7 @@ def prove(data: Images, task: Task) -> Proof:
 def table(found: dict[int, list[Row]]) -> str:
     """Every method at every size, as Markdown."""
     header = ["forgotten", "method", "left", "over", "left by lists of 2", "of all", "by search",
-              "cost, points ± sd (worst)", "certificate"]  # fmt: skip
+              "cost, points ± sd (worst)", "search by kept names", "certificate"]  # fmt: skip
     lines = []
     for size, rows in found.items():
         for row in rows:
@@ -234,6 +252,7 @@ def table(found: dict[int, list[Row]]) -> str:
                     f"{row.over:.2f}",
                     *(f"{ways[way]:.2f}" for way in (way_of(2), ALL, FOUND)),
                     f"{cost.mean:.2f} ± {cost.sd:.2f} ({cost.worst:.2f})",
+                    f"{row.searched:.3f}",
                     "yes" if proven and proven.certified else "",
                 ]
             )

@@ -133,7 +133,8 @@ def imagenet(data: Path) -> None:
         f"OpenAI CLIP ViT-B/32, {len(images.features)} ImageNet images, {len(rows)} names, random "
         f"choices of classes with an odd number ({many}, seeds from 0): the numbers of `level` "
         "were picked on choices among the even ones. Left and over are of all choices together, "
-        "since a class has four images. Every class that is not forgotten counts as kept. ccup is "
+        "since a class has four images. Every class that is not forgotten counts as kept. Search "
+        "by kept names: mean average precision of searches for them among all images. ccup is "
         "shown at numbers that were best on these very images."
     )
     twin = (

@@ -22,7 +22,7 @@ READ_RIDGE = 15.0
 """Ridge of what is read, relative to the variance of kept names in a direction. Large: only the few
 directions in which names, and so images, vary most are read less."""
 
-WRITE_RIDGE = 1e-4
+WRITE_RIDGE = 0.01
 """Relative ridge of what is written."""
 
 NEAR = 0.25
