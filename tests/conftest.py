@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 # Before the package is imported: in these modules every annotated shape is checked on every call.
 SHAPED = (
-    "bench", "certificate", "clip", "edit", "erasers", "evaluate", "linalg", "prototypes", "train",
-    "unlearn",
+    "audit", "bench", "certificate", "clip", "edit", "erasers", "evaluate", "linalg", "prototypes",
+    "train", "unlearn",
 )  # fmt: skip
 jaxtyping.install_import_hook([f"nullspace_unlearn.{name}" for name in SHAPED], "typecheck.check")
 

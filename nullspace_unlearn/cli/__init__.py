@@ -10,6 +10,7 @@ import warnings
 import click
 
 from nullspace_unlearn import __version__
+from nullspace_unlearn.cli.audit import audit
 from nullspace_unlearn.cli.bench import bench
 from nullspace_unlearn.cli.certify import certify
 from nullspace_unlearn.cli.embed import embed
@@ -48,6 +49,7 @@ for command in (
     train,
     embed,
     evaluate,
+    audit,
     sweep,
     inspect,
     certify,

@@ -51,7 +51,9 @@ def test_without_a_command_it_explains_itself():
 
 def test_the_commands_are_those_of_the_specification():
     expected = {"erase", "train", "evaluate", "inspect", "certify", "revert", "models"}
-    assert set(group.commands) == expected | {"prototypes", "embed", "sweep", "bench", "recipes"}
+    assert set(group.commands) == expected | {
+        *("prototypes", "embed", "sweep", "bench", "recipes", "audit")
+    }
     for name in set(group.commands) - {"recipes"}:  # which print a line or two, nothing to silence
         command = group.commands[name]
         options = {option for parameter in command.params for option in parameter.opts}

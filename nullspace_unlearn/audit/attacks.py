@@ -1,0 +1,25 @@
+"""Every question of an audit, in the order in which they are asked."""
+
+from __future__ import annotations
+
+from nullspace_unlearn.audit.names import NAMES
+from nullspace_unlearn.audit.question import Question
+
+QUESTIONS: tuple[Question, ...] = (NAMES,)
+
+
+def chosen(only: tuple[str, ...] = (), quick: bool = False) -> tuple[Question, ...]:
+    """Some of the questions.
+
+    Args:
+        only: Their names; empty: all.
+        quick: Whether those that take long are left out; a question that is named is asked.
+
+    Raises:
+        ValueError: If there is no question of a name.
+    """
+    known = [question.name for question in QUESTIONS]
+    for name in only:
+        if name not in known:
+            raise ValueError(f"there is no question {name!r}; allowed: {', '.join(known)}")
+    return tuple(one for one in QUESTIONS if (one.name in only if only else one.quick or not quick))
