@@ -102,7 +102,7 @@ def _told_lines(told: dict[str, dict[str, float | None]]) -> list[str]:
         value, chance = told["after"][name], told["chance"][name]
         if value is None or (chance is None and figure.good == "chance"):
             continue
-        if figure.good == "chance" or name in ("forgotten", "kept", "worst_kept"):
+        if figure.good == "chance" or name in ("forgotten", "kept", "worst_kept", "kept_search"):
             cells = f"{figure.written(value):>9}{figure.written(chance):>9}"
             lines.append(f"{figure.title:28}{cells}")
     return lines

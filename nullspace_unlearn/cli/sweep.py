@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nullspace_unlearn.words import Words
 
 _MOST_SHOWN = 12
-_SHOWN = ("left", "over", "cost", "worst_kept", "balance", "named_all", "found")
+_SHOWN = ("left", "over", "cost", "worst_kept", "kept_search", "balance", "named_all", "found")
 
 _Number = TypeVar("_Number", int, float)
 

@@ -125,7 +125,7 @@ Whoever leaves the prompts out has the original model. Stock open_clip does not 
 
 _TASK = "zero-shot-image-classification"
 _OWN_LICENCE = "apache-2.0"  # of the bundled model
-_ON_THE_HUB = ("left", "over", "cost", "named_2", "named_all", "found", "kept")
+_ON_THE_HUB = ("left", "over", "cost", "named_2", "named_all", "found", "kept", "kept_search")
 
 _LIMITS = """\
 Only the very end of a tower is edited; the features before it are not. A probe on those hidden

@@ -100,7 +100,7 @@ class Search:
 
 def search(
     score: Float[Tensor, "*#any n"],
-    positive: Bool[Tensor, " n"],
+    positive: Bool[Tensor, "*#any n"],
     weight: Float[Tensor, "*#any n"] | None = None,
     k: int | None = None,
 ) -> Search:
@@ -108,7 +108,7 @@ def search(
 
     Args:
         score: `[*any, n]`, the highest first.
-        positive: `[n]`, what is looked for.
+        positive: `[*any, n]`, what is looked for.
         weight: How often each image is there; once if None.
         k: How many are taken for the recall; as many as are looked for if None.
 
@@ -117,14 +117,15 @@ def search(
     """
     falling, order = (-score).sort(-1)
     falling = falling.contiguous()
-    shape = score.shape if weight is None else torch.broadcast_shapes(score.shape, weight.shape)
+    shapes = [score.shape, positive.shape, *([] if weight is None else [weight.shape])]
+    shape = torch.broadcast_shapes(*shapes)
     first = torch.searchsorted(falling, falling).expand(shape)
     last = (torch.searchsorted(falling, falling, right=True) - 1).expand(shape)
     order = order.expand(shape)
     every = torch.ones(shape, dtype=torch.float64, device=score.device)
     if weight is not None:
         every = weight.double().expand(shape).gather(-1, order)
-    sought = every * positive[order]
+    sought = every * positive.expand(shape).gather(-1, order)
     down, hits = every.cumsum(-1), sought.cumsum(-1)
     n, total = down[..., -1:], hits[..., -1:]
     rank = down.gather(-1, last).clamp(min=1)
@@ -136,7 +137,10 @@ def search(
     taken = total if k is None else torch.full_like(total, k).minimum(n)
     end = torch.searchsorted(down, taken.contiguous()).clamp(max=shape[-1] - 1)
     start, stop = first.gather(-1, end), last.gather(-1, end)
-    above = [(sums - part).gather(-1, start) for sums, part in ((down, every), (hits, sought))]
+    above = [
+        sums.gather(-1, start) - part.gather(-1, start)
+        for sums, part in ((down, every), (hits, sought))
+    ]
     group = down.gather(-1, stop) - above[0]
     share = (taken - above[0]) / group.clamp(min=1)
     hit = above[1] + (hits.gather(-1, stop) - above[1]) * share

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nullspace_unlearn.evaluate.asking import Answers
 from nullspace_unlearn.evaluate.figures import FIGURES, Evidence, figures
+from nullspace_unlearn.evaluate.kept_search import Searched
 
 # Numbers held at once for draws x images.
 _TILE = 1 << 22
@@ -49,6 +50,7 @@ def intervals(
     domains: Int[Tensor, " n"] | None,
     right: tuple[Bool[Tensor, " n"], Bool[Tensor, " n"]],
     answers: tuple[Answers, Answers],
+    search: Callable[[Float[Tensor, "some n"]], tuple[Searched, Searched]] | None = None,
     draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
@@ -65,6 +67,8 @@ def intervals(
         domains: `[n]` their domains, or None for a single one.
         right: Which images the untouched model and the edited one name right.
         answers: What the two answer.
+        search: Weights of the images -> what searches by names that stay find with the two; absent:
+            that is too much to do so often, and their figure has no interval.
         draws: How many samples.
         seed: Of the draws.
 
@@ -85,21 +89,22 @@ def intervals(
         )
         before, after = (hit / count.clamp(min=1) for hit in hits)
         told = [one.told(weight[:, one.asking.images]) for one in answers]
+        found = (None, None) if search is None else search(weight)
         sample = replace(
             evidence, count=count.long(), accuracy=after, before=before, told_before=told[0],
-            told=told[1],
+            told=told[1], searched_before=found[0], searched=found[1],
         )  # fmt: skip
         for name, value in _several(sample).items():
             values.setdefault(name, []).append(value.expand(len(weight), -1))
     ends = torch.tensor([(1 + _LEVEL) / 2, (1 - _LEVEL) / 2], dtype=torch.float64)
-    found = {}
+    said = {}
     for name, several in _several(evidence).items():
         low, high = 2 * several - torch.nanquantile(torch.cat(values[name]), ends, dim=0)
         told = ~(low + high).isnan()
         if told.any():
             least = 0.0 if FIGURES[name].unit == "share" else -math.inf
-            found[name] = (max(float(low[told].max()), least), max(float(high[told].max()), least))
-    return found
+            said[name] = (max(float(low[told].max()), least), max(float(high[told].max()), least))
+    return said
 
 
 def _several(evidence: Evidence) -> dict[str, Float[Tensor, "*edits ways"]]:

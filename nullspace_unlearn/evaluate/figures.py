@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nullspace_unlearn.evaluate.asking import ALL, DEPLOYED, FOUND, LISTS, RECALL, Told, way_of
+from nullspace_unlearn.evaluate.kept_search import Searched
 from nullspace_unlearn.evaluate.zeroshot import Grid
 from nullspace_unlearn.forget import groups
 
@@ -38,6 +39,8 @@ class Evidence:
         before: The same of the untouched model, or None.
         told: What the model tells of each forgotten class, or None.
         told_before: What the untouched model tells, or None.
+        searched: What searches by names that stay find, or None.
+        searched_before: What they find with the untouched model, or None.
         others: `[*edits, sets, 2]` accuracy before and after on other data sets.
         seconds: What the edit took.
     """
@@ -48,6 +51,8 @@ class Evidence:
     before: Float[Tensor, "*#edits classes domains"] | None = None
     told: Told | None = None
     told_before: Told | None = None
+    searched: Searched | None = None
+    searched_before: Searched | None = None
     others: Float[Tensor, "*#edits sets 2"] | None = None
     seconds: float | None = None
 
@@ -58,7 +63,8 @@ class Evidence:
         given += [] if self.before is None else [self.before]
         shapes = [one.shape[:-2] for one in given]
         told = [one.value.shape[:-2] for one in (self.told, self.told_before) if one is not None]
-        return torch.broadcast_shapes(*shapes, *told)
+        found = [] if self.searched is None else [self.searched.value.shape]
+        return torch.broadcast_shapes(*shapes, *told, *found)
 
     def nothing(self) -> Float[Tensor, "*edits"]:
         """The value of a figure that cannot be told."""
@@ -349,6 +355,14 @@ def _worst_kept(e: Evidence) -> Tensor:
     return worst.masked_fill(worst == torch.inf, torch.nan)
 
 
+def _kept_search(e: Evidence) -> Tensor:
+    return e.nothing() if e.searched is None else e.searched.value.expand(e.shape)
+
+
+def _kept_search_blind(e: Evidence) -> Tensor:
+    return e.nothing() if e.searched is None else e.searched.blind.expand(e.shape)
+
+
 def _h4(e: Evidence) -> Tensor:
     parts = torch.stack([1 - e.group(0), *(e.group(i) for i in (1, 2, 3))])
     return harmonic(parts).masked_fill(parts[0].isnan() | parts[1:].isnan().all(0), torch.nan)
@@ -457,6 +471,12 @@ FIGURES: Mapping[str, Figure] = {
                "share", _kept, "kept"),
         Figure("worst_kept", "worst kept", "the lowest accuracy of a cell that stays", "high",
                "share", _worst_kept, "kept"),
+        Figure(
+            "kept_search", "kept search",
+            "average precision of searches by the names that stay, each counting once, among all "
+            "images but those it was forgotten in: accuracy does not see what they lose",
+            "high", "share", _kept_search, "kept", _kept_search_blind,
+        ),
         Figure(
             "h4", "H4",
             "harmonic mean of 1 - forgotten, same class, same domain and rest, where they are",

@@ -11,7 +11,11 @@ from torch import Tensor
 from nullspace_unlearn.evaluate.asking import Answers, Asking
 from nullspace_unlearn.evaluate.bootstrap import intervals
 from nullspace_unlearn.evaluate.figures import Evidence, blind_figures, figures
+from nullspace_unlearn.evaluate.kept_search import Searched, Searching
 from nullspace_unlearn.evaluate.zeroshot import predict
+
+# Images x names x samples, up to which searches by names that stay get an interval.
+_MOST_SEARCHED = 1 << 28
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +51,8 @@ class Measured:
         domains: `[n]` their domains, or None for a single one.
         right: Which images the untouched model and the other name right.
         answers: What the two answer when asked for the forgotten names.
+        searching: Who looks for what by the names that stay.
+        models: The two.
     """
 
     evidence: Evidence
@@ -54,6 +60,8 @@ class Measured:
     domains: Int[Tensor, " n"] | None
     right: tuple[Bool[Tensor, " n"], Bool[Tensor, "*edits n"]]
     answers: tuple[Answers, Answers]
+    searching: Searching
+    models: tuple[Model, Model]
 
     def figures(self) -> dict[str, Float[Tensor, "*edits"]]:
         """Every figure of the model, `[*edits]`."""
@@ -74,14 +82,26 @@ class Measured:
             draws: How many samples.
             seed: Of the draws.
         """
+        often = self.searching.ranked.numel() * draws
         return intervals(
-            self.evidence, self.labels, self.domains, self.right, self.answers, draws, seed
+            self.evidence, self.labels, self.domains, self.right, self.answers,
+            None if often > _MOST_SEARCHED else self._search, draws, seed,
+        )  # fmt: skip
+
+    def _search(self, weight: Float[Tensor, "draws n"]) -> tuple[Searched, Searched]:
+        """What the two find in each sample of the images."""
+        before, after = (
+            self.searching.find(one.embeddings, one.classifier, weight) for one in self.models
         )
+        return before, after
 
     def _untouched(self) -> Evidence:
         e = self.evidence
         assert e.before is not None  # `measure` has put it there
-        return replace(e, accuracy=e.before, told=e.told_before, seconds=None, others=None)
+        return replace(
+            e, accuracy=e.before, told=e.told_before, searched=e.searched_before, seconds=None,
+            others=None,
+        )  # fmt: skip
 
 
 def measure(
@@ -136,6 +156,8 @@ def measure(
             for one, model in zip(answers, models, strict=True)
         ]
     told = [one.told() for one in answers]
+    searching = Searching.of(mask, labels, domains)
+    found = [searching.find(one.embeddings, one.classifier) for one in models]
     some = [replace(one, classifier=one.classifier[..., :names, :]) for one in models]
     right = [one.right(labels) for one in some]
     column = torch.zeros_like(labels) if domains is None else domains
@@ -153,5 +175,9 @@ def measure(
         before=was / count.clamp(min=1),
         told=told[1],
         told_before=told[0],
+        searched=found[1],
+        searched_before=found[0],
     )
-    return Measured(evidence, labels, domains, (right[0], right[1]), (answers[0], answers[1]))
+    return Measured(
+        evidence, labels, domains, (right[0], right[1]), (answers[0], answers[1]), searching, models
+    )

@@ -21,6 +21,7 @@ from nullspace_unlearn.evaluate.compare import EVERYWHERE
 from nullspace_unlearn.evaluate.figures import FIGURES, figures
 from nullspace_unlearn.evaluate.fused import count_right
 from nullspace_unlearn.evaluate.ideal import Untouched
+from nullspace_unlearn.evaluate.kept_search import Searched
 from nullspace_unlearn.evaluate.told import Shared
 from nullspace_unlearn.features import Features
 from nullspace_unlearn.forget import Forget
@@ -248,7 +249,7 @@ class Run:
                 "a request in some domains needs prompts that name the domain, and there is no "
                 "model to make them with: give --model"
             )
-        self.told: dict[int, Told] = {}
+        self.told: dict[int, tuple[Told, Searched]] = {}
         self.shared = Shared.of(self.embeddings, self.classifier, self.labels, self.domains)
         struck = self.masks.all(-1).sum(-1)
         self.untouched = Untouched.of(
@@ -349,17 +350,21 @@ class Run:
         told = [
             self.shared.told(self.masks[i], scaled[b::many]).averaged() for b, i in enumerate(taken)
         ]
+        found = [self.shared.searched(self.masks[i], scaled[b::many]) for b, i in enumerate(taken)]
         evidence = replace(
             self.untouched.evidence(right, self.masks[torch.tensor(taken)]),
             told=Told.together(told),
-            told_before=Told.together([self._told(i) for i in taken]),
+            told_before=Told.together([self._told(i)[0] for i in taken]),
+            searched=Searched.together(found),
         )
         return {name: v.expand(right.shape[:2]) for name, v in figures(evidence).items()}
 
-    def _told(self, i: int) -> Told:
-        """What the untouched model tells of a request."""
+    def _told(self, i: int) -> tuple[Told, Searched]:
+        """What the untouched model tells under a request, and finds by names that stay."""
         if i not in self.told:
-            self.told[i] = self.shared.told(self.masks[i], None).averaged()
+            mask = self.masks[i]
+            told = self.shared.told(mask, None).averaged()
+            self.told[i] = told, self.shared.searched(mask, None)
         return self.told[i]
 
     def _bases(self, chunk: _Chunk) -> dict[int, Row]:
@@ -367,11 +372,14 @@ class Run:
         masks = self.masks[torch.tensor(chunk.requests)]
         before = self.untouched.right.expand(masks.shape)
         ideal = torch.stack([self.untouched.ideal(mask) for mask in masks])
-        told = Told.together([self._told(i) for i in chunk.requests])
+        told = Told.together([self._told(i)[0] for i in chunk.requests])
+        searched = Searched.together([self._told(i)[1] for i in chunk.requests])
         found: dict[str, Tensor] = {}
-        for model, right, says in (("before", before, told), ("ideal", ideal, None)):
+        for model, right, says, finds in (
+            ("before", before, told, searched), ("ideal", ideal, None, None),
+        ):  # fmt: skip
             evidence = self.untouched.evidence(right, masks)
-            values = figures(replace(evidence, told=says, told_before=says))
+            values = figures(replace(evidence, told=says, told_before=says, searched=finds))
             found |= {f"{model}_{name}": v.expand(len(masks)) for name, v in values.items()}
         return {
             i: self._base(i, chunk, {name: _value(value[b]) for name, value in found.items()})

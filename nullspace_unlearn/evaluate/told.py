@@ -19,10 +19,14 @@ from nullspace_unlearn.evaluate.asking import (
     rounded,
     search,
 )
+from nullspace_unlearn.evaluate.kept_search import Searched, Searching, mean_of
 from nullspace_unlearn.linalg import unit
 
 MOST_OTHERS = 512
 """Images that the blind values of `named` are taken of, at most; a search ranks all of them."""
+
+MOST_NAMES = 16
+"""Names that stay which are searched for, at most, among the sample's images."""
 
 # Classes that are compared with every name one by one, in float32.
 _FEW = 8
@@ -110,6 +114,28 @@ class Shared:
                 named.blind[..., j, named.ways.index(way)] = blind
         return named
 
+    def searched(self, mask: Bool[Tensor, "classes domains"], edit: Edit | None) -> Searched:
+        """What searches by names that stay find, some names among the sample's images.
+
+        Args:
+            mask: True where a cell is forgotten.
+            edit: As for `told`.
+
+        Returns:
+            `[edits]`; without edits, a single one.
+        """
+        at = self.sample
+        searching = Searching.of(mask, self.labels[at], self.domains[at], most=MOST_NAMES)
+        score = self.scores[:, searching.classes]
+        if edit is not None:
+            read, write = edit.read.double(), edit.write.double()
+            rows = self.embeddings[at]
+            amount, written = rows @ read, rows @ write
+            score = score - amount @ (self.texts[searching.classes] @ write).mT
+            score = score / _length(amount, written, write)
+        every = torch.arange(len(searching.classes))
+        return mean_of(searching.precision(rounded(score).mT, every))
+
     def _thinned(self, asking: Asking) -> tuple[Asking, Tensor]:
         """The asking with the sample's images for the others, and where its images stand."""
         there = torch.zeros(len(self.labels), dtype=torch.bool)
@@ -138,10 +164,15 @@ class Shared:
         many = [len(names), read.shape[-1], write.shape[-1]]
         told, amount, written = (rows @ columns).split(many, -1)
         score = told - amount @ moves[:, names].mT
-        square = 1 - 2 * (amount * written).sum(-1)
-        square = square + ((amount @ (write.mT @ write)) * amount).sum(-1)
-        length = square.clamp(min=0).sqrt()[..., None]
-        return rounded(score / length.masked_fill(length == 0, 1)).mT
+        return rounded(score / _length(amount, written, write)).mT
+
+
+def _length(amount: Tensor, written: Tensor, write: Tensor) -> Tensor:
+    """Lengths `[edits, n, 1]` of edited unit rows; 1 where nothing is left of one."""
+    square = 1 - 2 * (amount * written).sum(-1)
+    square = square + ((amount @ (write.mT @ write)) * amount).sum(-1)
+    length = square.clamp(min=0).sqrt()[..., None]
+    return length.masked_fill(length == 0, 1)
 
 
 def _beaten(base: Tensor, amount: Tensor, moves: Tensor, few: Asking) -> tuple[Tensor, Tensor]:

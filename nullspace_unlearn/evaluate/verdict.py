@@ -15,6 +15,9 @@ from nullspace_unlearn.spelling import instead
 COSTLY = 1.0
 """Points of kept accuracy from which a cost is called high, and what would lower it is said."""
 
+SEARCH_COSTLY = 0.02
+"""Average precision that searches by names that stay lose before the sentence says so."""
+
 _CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*(\S+)\s*")
 _COMPARE: Mapping[str, Callable[[float, float], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
@@ -118,12 +121,17 @@ def cost_sentence(found: Comparison) -> str:
         return ""
     said = f"Cost: {FIGURES['cost'].written(cost)} points"
     if paid is None or paid["before"] <= paid["after"]:
-        return f"{said}; no cell lost."
-    where = "" if found.domains == EVERYWHERE else f" in {paid['domain']}"
-    return (
-        f"{said}; worst: {paid['class']}{where}, {_short(paid['before'])} -> "
-        f"{_short(paid['after'])}."
-    )
+        said = f"{said}; no cell lost."
+    else:
+        where = "" if found.domains == EVERYWHERE else f" in {paid['domain']}"
+        said = (
+            f"{said}; worst: {paid['class']}{where}, {_short(paid['before'])} -> "
+            f"{_short(paid['after'])}."
+        )
+    was, now = (found.figures[which]["kept_search"] for which in ("before", "after"))
+    if was is None or now is None or was - now < SEARCH_COSTLY:
+        return said
+    return f"{said} Searches by names that stay: {_short(was)} -> {_short(now)}."
 
 
 def advice(found: Comparison, method: str) -> str | None:

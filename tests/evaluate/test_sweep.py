@@ -87,8 +87,10 @@ def bundled() -> tuple[Clip, Features]:
     return clip, embed(clip, bundled_to_report(2), quiet=True)
 
 
-ASKED = {"left", "over", "balance", "found", "recall"} | {n for n in FIGURES if "named" in n}
-"""Figures that accuracies do not tell; `test_told` has them."""
+ASKED = {"left", "over", "balance", "found", "recall", "kept_search"} | {
+    n for n in FIGURES if "named" in n
+}
+"""Figures that accuracies do not tell; `test_told` and `test_kept_search` have them."""
 
 
 def test_rows_are_what_erase_and_compare_say(bundled: tuple[Clip, Features]) -> None:
