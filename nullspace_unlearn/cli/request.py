@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -236,8 +237,16 @@ def default_name(model: str, forget: Forget, *behind: str) -> str:
         forget: The request.
         *behind: What else the name says.
     """
-    name = re.split(r"[/:]", model.rstrip("/"))[-1]
-    parts = [name, "without", *(forget.classes or ("all",)), *forget.domains, *behind]
+    folder = Path(model.removeprefix("local-dir:"))
+    # "." says nothing of a folder, and a leading dot would hide the output.
+    name = folder.resolve().name if folder.is_dir() else re.split(r"[/:]", model.rstrip("/"))[-1]
+    parts = [
+        name.lstrip(".") or "model",
+        "without",
+        *(forget.classes or ("all",)),
+        *forget.domains,
+        *behind,
+    ]
     full = "-".join(re.sub(r"[^\w.-]+", "_", part) for part in parts)
     return full.encode()[:100].decode(errors="ignore")  # file systems limit the bytes of a name
 

@@ -18,7 +18,6 @@ import torch
 from open_clip.factory import _find_checkpoint_in_dir
 from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from nullspace_unlearn import words as vocabulary
@@ -34,7 +33,8 @@ from nullspace_unlearn.clip.source import (
     config_text,
     one_line,
 )
-from nullspace_unlearn.clip.trust import refuse_remote_code, weights_only
+from nullspace_unlearn.clip.trust import refuse_remote_code
+from nullspace_unlearn.clip.weights import check_weights, load_weights, warn_of_resized
 from nullspace_unlearn.files import read_text
 from nullspace_unlearn.fingerprint import file_sha256
 from nullspace_unlearn.history import History
@@ -104,7 +104,7 @@ def load(
     _check_trust(name, found, cache_dir)
     sha256 = None
     if found.weights is not None:
-        _check_readable(found.weights)
+        check_weights(found.weights, found.config["model_cfg"])
         sha256 = file_sha256(found.weights)
     model = _build(name, found, where, precision)
     network: Any = model
@@ -324,16 +324,6 @@ def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
     return text, config
 
 
-def _check_readable(path: Path) -> None:
-    """Refuse a damaged safetensors file, before the model is built."""
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                file.keys()
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"weights file {path} is damaged: {one_line(error)}") from None
-
-
 def _build(name: str, found: _Found, device: torch.device, precision: str) -> nn.Module:
     """Build the network as stock open_clip would from a folder, then load the weights."""
     with _quiet(), tempfile.TemporaryDirectory() as folder:
@@ -353,7 +343,9 @@ def _build(name: str, found: _Found, device: torch.device, precision: str) -> nn
                 f"cannot build {name} from its configuration: {one_line(error)}"
             ) from None
         if found.weights is not None:
-            _load_weights(model, found.weights)
+            load_weights(model, found.weights)
+    if found.weights is not None:
+        warn_of_resized(model, found.weights)
     # Random weights are not checked: open_clip leaves some of CoCa's decoder uninitialised.
     for key, value in model.state_dict().items() if found.weights else ():
         if value.is_floating_point() and not torch.isfinite(value).all():
@@ -362,19 +354,6 @@ def _build(name: str, found: _Found, device: torch.device, precision: str) -> nn
                 + ("" if precision == "fp32" else f" at precision {precision}")
             )
     return model.to(device).eval().requires_grad_(False)
-
-
-def _load_weights(model: nn.Module, path: Path) -> None:
-    try:
-        with weights_only():
-            open_clip.load_checkpoint(model, str(path), strict=True, weights_only=True)
-    except Exception as error:
-        message = one_line(error)
-        if "weights_only" in str(error) or "Weights only" in str(error):
-            message = "it holds pickled code rather than weights only; save its state_dict instead"
-        elif "Missing key" in str(error) or "size mismatch" in str(error):
-            message = f"it does not fit the model: {message}"
-        raise ValueError(f"cannot load weights file {path}: {message}") from None
 
 
 def _tokenizer(name: str, found: _Found, cache_dir: str | None) -> Any:

@@ -433,6 +433,17 @@ def test_long_names_are_refused_and_would_have_made_no_long_folder(name, tmp_pat
     assert 90 < len(os.fsencode(folder)) <= 100
 
 
+@pytest.mark.parametrize("spelt", [".", "local-dir:.", "./", "../.hidden/", ".."])
+def test_an_output_is_named_after_the_model_folder_and_not_hidden(spelt, tmp_path, monkeypatch):
+    inside = tmp_path / ".hidden" / "model"
+    inside.mkdir(parents=True)
+    monkeypatch.chdir(inside.parent if "hidden" in spelt else inside)
+    named = default_name(spelt, Forget(("car",)))
+    assert named == (
+        "model-without-car" if "hidden" not in spelt and spelt != ".." else "hidden-without-car"
+    )
+
+
 def nasty(root: Path) -> None:
     """A folder of 2 classes in which most files are odd; 3 of them cannot be read."""
     mini.write_images(root, ["car", "dog"], ["photo"], [1])

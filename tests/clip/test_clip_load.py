@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ import shutil
 import sys
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import open_clip
@@ -205,7 +207,60 @@ def trust_code(folder: Path) -> None:
     edit_config(folder, text_cfg={**text, "tokenizer_kwargs": {"trust_remote_code": True}})
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+PAGE = b"\n<!DOCTYPE html><html><body>404</body></html>"
+
+
+def instead(folder: Path, weights: bytes, name: str = "open_clip_pytorch_model.bin") -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / name).write_bytes(weights)
+
+
+def torchscript(folder: Path) -> None:
+    made = io.BytesIO()
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), made)
+    instead(folder, made.getvalue())
+
+
+def wrapped(prefix: str) -> Callable[[Path], None]:
+    def wrap(folder: Path) -> None:
+        state, made = load_file(folder / WEIGHTS), io.BytesIO()
+        torch.save({prefix + name: value for name, value in state.items()}, made)
+        instead(folder, made.getvalue())
+
+    return wrap
+
+
+def edit_tower(folder: Path, tower: str, **changes: object) -> None:
+    said = json.loads((folder / CONFIG).read_text())["model_cfg"][tower]
+    edit_config(folder, **{tower: {**said, **changes}})
+
+
+def other_size(folder: Path) -> None:
+    state = {name: value.half() for name, value in load_file(folder / WEIGHTS).items()}
+    save_file(state, folder / WEIGHTS)
+    edit_tower(folder, "vision_cfg", image_size=64)
+
+
 BAD_FOLDERS = {
+    "a pointer": (lambda f: instead(f, LFS, WEIGHTS), r"pointer of Git LFS .*git lfs pull"),
+    "a pointer as .bin": (lambda f: instead(f, LFS), r"pointer of Git LFS"),
+    "a web page": (lambda f: instead(f, PAGE, WEIGHTS), r"it is a web page"),
+    "a web page as .bin": (lambda f: instead(f, PAGE), r"it is a web page"),
+    "empty": (lambda f: instead(f, b"", WEIGHTS), r"it is empty"),
+    "TorchScript": (torchscript, r"it is a TorchScript archive"),
+    "compiled": (wrapped("_orig_mod."), r"begin with '_orig_mod\.'.*save the state_dict without"),
+    "wrapped": (wrapped("model."), r"begin with 'model\.'"),
+    "half, of another size": (other_size, r"another size than the configuration's image_size"),
+    "a million layers": (
+        lambda f: edit_tower(f, "vision_cfg", layers=10**6, width=1),
+        r"asks for a model of at least [\d,]+ bytes, and weights file .* has",
+    ),
+    "a million layers of text": (
+        lambda f: edit_tower(f, "text_cfg", layers=10**6),
+        r"asks for a model of at least",
+    ),
+    "a wide tower": (lambda f: edit_tower(f, "vision_cfg", width=10**6), r"asks for a model of"),
     "truncated": (truncate, r"weights file .*safetensors is damaged"),
     "scrambled": (scramble, r"weights file .*safetensors is damaged"),
     "NaN": (poison, r"holds NaN or Inf in visual\.proj"),
@@ -242,6 +297,24 @@ class Payload:
 
     def __reduce__(self) -> tuple[object, ...]:
         return (eval, (f"open({str(self.path)!r}, 'w').close()",))
+
+
+def test_a_pipe_in_the_place_of_weights_is_not_read(folder):
+    (folder / WEIGHTS).unlink()
+    os.mkfifo(folder / WEIGHTS)
+    for given in ((folder,), ("ViT-B-32", folder / WEIGHTS)):
+        with pytest.raises(ValueError, match="weights file .* is a pipe or a device, and no file"):
+            load(*given, device="cpu")
+
+
+def test_embeddings_that_are_resized_are_said(folder):
+    edit_tower(folder, "vision_cfg", image_size=64)
+    edit_tower(folder, "text_cfg", context_length=16)
+    with pytest.warns(UserWarning, match="resized") as said:
+        load(str(folder), device="cpu")
+    told = " ".join(str(one.message) for one in said)
+    assert "5 position embeddings, and the configuration's image_size asks for 17" in told
+    assert "8 position embeddings, and the configuration's context_length asks for 16" in told
 
 
 def test_a_crafted_weights_file_runs_nothing(folder, tmp_path, monkeypatch):
