@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from nullspace_unlearn.audit.collateral import COLLATERAL
 from nullspace_unlearn.audit.names import NAMES
+from nullspace_unlearn.audit.over_forgetting import OVER_FORGETTING
 from nullspace_unlearn.audit.question import Question
+from nullspace_unlearn.audit.search import SEARCH
+from nullspace_unlearn.audit.several import SEVERAL
+from nullspace_unlearn.audit.yardstick import YARDSTICK
 
-QUESTIONS: tuple[Question, ...] = (NAMES,)
+QUESTIONS: tuple[Question, ...] = (
+    YARDSTICK,
+    NAMES,
+    SEARCH,
+    OVER_FORGETTING,
+    SEVERAL,
+    COLLATERAL,
+)
 
 
 def chosen(only: tuple[str, ...] = (), quick: bool = False) -> tuple[Question, ...]:

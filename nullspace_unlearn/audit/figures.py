@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from nullspace_unlearn.audit.case import Case
 from nullspace_unlearn.audit.question import Finding
+from nullspace_unlearn.evaluate.bootstrap import resampled
 from nullspace_unlearn.evaluate.compare import Comparison
 from nullspace_unlearn.evaluate.figures import FIGURES
 
@@ -35,6 +40,7 @@ def findings(
     edited = models["edited"]
     ends = edited.measured.intervals(draws) if draws else {}
     images = edited.images
+    counts = {**images, "both": images["forgotten"] + images["others"]}
     found = []
     for name in names:
         figure = FIGURES[name]
@@ -43,12 +49,29 @@ def findings(
             continue
         if (blind := edited.figures["chance"][name]) is not None:
             values["chance"] = blind
-        number = {
-            "forgotten": images["forgotten"],
-            "kept": images["kept"],
-            "both": images["forgotten"] + images["others"],
-        }[figure.images]
-        found.append(
-            Finding(name, figure.title, figure.good, values, ends.get(name), number)  # fmt: skip
-        )
+        ended = ends.get(name)
+        found.append(Finding(name, figure.title, figure.good, values, ended, counts[figure.images]))
     return tuple(found)
+
+
+def interval_of_mean(
+    values: Float[Tensor, " n"], draws: int, seed: int = 0
+) -> tuple[float, float] | None:
+    """Basic bootstrap interval (95 %) of a mean of shares over images.
+
+    Args:
+        values: `[n]` from 0 to 1, one an image.
+        draws: How many samples.
+        seed: Of the draws.
+
+    Returns:
+        Its ends; None without draws, or of fewer than 2 images.
+    """
+    if not draws or len(values) < 2:
+        return None
+    rows = values.double()
+    strata = torch.zeros(len(rows), dtype=torch.int64)
+    means = torch.cat([some @ rows / len(rows) for some in resampled(strata, draws, seed)])
+    ends = torch.tensor([0.975, 0.025], dtype=torch.float64)
+    low, high = (2 * rows.mean() - torch.quantile(means, ends)).clamp(0, 1).tolist()
+    return low, high

@@ -135,11 +135,6 @@ class Row:
     original: float | None = None
     chance: float | None = None
 
-    @property
-    def leaks(self) -> float:
-        """How far the value lies above chance; 0 where it is not told."""
-        return (self.value or 0.0) - (self.chance or 0.0)
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -234,5 +229,4 @@ class Question:
         if missing := sorted(self.needs - case.has):
             return Answer.unmeasured(f"It needs {' and '.join(missing)}, which are not at hand.")
         found = self.ask(case)
-        rows = sorted(found.rows, key=lambda row: -row.leaks)  # stable: as found where equal
-        return replace(found, rows=tuple(rows[:SHOWN]))
+        return replace(found, rows=found.rows[:SHOWN])

@@ -62,6 +62,6 @@ def test_verdicts_are_ordered():
 def test_questions_are_chosen_by_name():
     assert chosen() == QUESTIONS
     assert [one.name for one in chosen(("names",))] == ["names"]
-    with pytest.raises(ValueError, match="no question 'name'; allowed: names"):
+    with pytest.raises(ValueError, match="no question 'name'; allowed: .*names"):
         chosen(("name",))
     assert len({one.name for one in QUESTIONS}) == len(QUESTIONS)
