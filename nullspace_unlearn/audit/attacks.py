@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from nullspace_unlearn.audit.adversary import ADVERSARY
 from nullspace_unlearn.audit.collateral import COLLATERAL
+from nullspace_unlearn.audit.finetuning import FINETUNING
+from nullspace_unlearn.audit.membership import MEMBERSHIP
 from nullspace_unlearn.audit.names import NAMES
 from nullspace_unlearn.audit.over_forgetting import OVER_FORGETTING
 from nullspace_unlearn.audit.question import Question
+from nullspace_unlearn.audit.relearning import RELEARNING
+from nullspace_unlearn.audit.restoring import RESTORING
+from nullspace_unlearn.audit.retention import RETENTION
 from nullspace_unlearn.audit.search import SEARCH
 from nullspace_unlearn.audit.several import SEVERAL
+from nullspace_unlearn.audit.storage import STORAGE
 from nullspace_unlearn.audit.yardstick import YARDSTICK
 
 QUESTIONS: tuple[Question, ...] = (
@@ -15,6 +22,13 @@ QUESTIONS: tuple[Question, ...] = (
     NAMES,
     SEARCH,
     OVER_FORGETTING,
+    RETENTION,
+    RELEARNING,
+    FINETUNING,
+    ADVERSARY,
+    STORAGE,
+    MEMBERSHIP,
+    RESTORING,
     SEVERAL,
     COLLATERAL,
 )
