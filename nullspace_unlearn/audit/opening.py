@@ -19,7 +19,7 @@ from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.data.source import Source
 from nullspace_unlearn.evaluate.compare import EVERYWHERE, Lists, cells_of, classifier
 from nullspace_unlearn.features import Features
-from nullspace_unlearn.features.embed import embed, made_with
+from nullspace_unlearn.features import embed as embedding
 from nullspace_unlearn.features.file import has_projection
 from nullspace_unlearn.fingerprint import Fingerprint, code_of, machine
 from nullspace_unlearn.forget import Forget
@@ -166,7 +166,7 @@ class Subject:
             except ValueError:
                 pass  # damaged: made again
         choices = self.choices
-        features = embed(
+        features = embedding.embed(
             clip, self.source, batch_size=choices.batch_size, workers=choices.workers,
             quiet=choices.quiet, hidden=hidden,
         )  # fmt: skip
@@ -188,7 +188,9 @@ class Subject:
                 "of the original do not tell what it gives: give the images"
             )
         if held.hidden is not None:
-            return replace(held, embeddings=now.apply(held.hidden), provenance=made_with(clip))
+            return replace(
+                held, embeddings=now.apply(held.hidden), provenance=embedding.made_with(clip)
+            )
         # z' = (z - b) X + b' where W X = W', if there is such an X.
         turn = torch.linalg.lstsq(was.matrix(), now.matrix(), driver="gelsd").solution
         off = (was.matrix() @ turn - now.matrix()).norm() / now.matrix().norm()
@@ -201,7 +203,7 @@ class Subject:
         rows = rows if (b := was.bias()) is None else rows - b
         rows = rows @ turn
         rows = rows if (b := now.bias()) is None else rows + b
-        return replace(held, embeddings=rows.float(), provenance=made_with(clip))
+        return replace(held, embeddings=rows.float(), provenance=embedding.made_with(clip))
 
     def _read(self, features: Features) -> Source:
         """The images that could be read, a row of the features each."""
