@@ -167,8 +167,6 @@ def _report(
             )
     if prediction is not None:
         lines += ["", *prediction_lines(prediction, plan.method)]
-    if comparison is None and prediction is None:
-        lines += ["", "Not measured: what an edit of the last MLP does takes images; give --data."]
     if result["output"] is None:
         return "\n".join([*lines, "", "Wrote nothing, as --discard asks"])
     lines += ["", f"Wrote {result['output']} (load it as local-dir:{result['output']})"]

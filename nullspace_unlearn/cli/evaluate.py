@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,6 +10,7 @@ import click
 from nullspace_unlearn.cli import options
 from nullspace_unlearn.cli.data import DataOptions, data_options
 from nullspace_unlearn.cli.options import ModelOptions
+from nullspace_unlearn.cli.shown import comparison_lines
 
 if TYPE_CHECKING:
     from nullspace_unlearn.evaluate.alone import Alone
@@ -16,7 +18,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model")
-@click.option("--pretrained", help="Tag or weights file, for an open_clip name.")
+@click.option(
+    "--pretrained", help="Tag or weights file, for an open_clip name; ORIGINAL's with --against."
+)
+@click.option(
+    "--against",
+    metavar="ORIGINAL",
+    help="Of an edited folder: the untouched model, to say what is left and what that cost.",
+)
 @click.option("--base", metavar="MODEL", help="The model that a folder of visual prompts is for.")
 @data_options
 @click.option("--classes", metavar="A,B,C|FILE", help="Names to choose from; absent: the data's.")
@@ -25,7 +34,8 @@ if TYPE_CHECKING:
 @click.option(
     "--phrasing",
     is_flag=True,
-    help="Of an edited folder: ask for what was forgotten by each of the 80 standard templates.",
+    help="Of an edited folder: ask for what was forgotten by each --template alone; without any, "
+    "by each of the 80 standard templates.",
 )
 @options.cache_options
 @options.device_options
@@ -33,6 +43,7 @@ if TYPE_CHECKING:
 @options.which_model
 def evaluate(
     which: ModelOptions,
+    against: str | None,
     base: str | None,
     data: DataOptions,
     classes: str | None,
@@ -49,6 +60,9 @@ def evaluate(
     MODEL is anything that erase takes, and the folder that it or train wrote. DATA is a folder
     root/<domain>/<class>/*, webdataset shards, a feature file of that model (.npz, or one that
     embed wrote), or nsu-mini for the bundled pictures.
+
+    Of a folder that has forgotten something it says what is still told of it, beside chance; with
+    --against, whether it is forgotten and what that cost, as erase does.
     """
     words = options.pairs("--domain-word", domain_word)
     found = data.find(words, which.name, quiet)
@@ -59,11 +73,17 @@ def evaluate(
     from nullspace_unlearn.words import Words
 
     options.use_text_cache(cache, no_cache)
-    clip = which.load(base)
+    clip = (which if against is None else replace(which, pretrained=None)).load(base)
     features = data.embed(clip, found, quiet or as_json)
     features = named_by(features, options.class_list(classes))
     templates = Words(class_templates=template).class_templates if template else found.templates
-    alone = measure_alone(clip, features, templates, phrasing=phrasing)
+    beside = None
+    if against is not None:
+        original = replace(which, model=against).load()
+        untouched = data.embed(original, found, quiet or as_json)
+        beside = original, named_by(untouched, options.class_list(classes))
+    asked = template if phrasing else None
+    alone = measure_alone(clip, features, templates, phrasing=asked, against=beside)
     result = {
         **alone.to_json(),
         "model": which.model,
@@ -82,6 +102,8 @@ def _report(alone: Alone, result: dict[str, Any]) -> str:
     from nullspace_unlearn.evaluate.compare import EVERYWHERE
     from nullspace_unlearn.report.plots import grid_table
 
+    if alone.comparison is not None:
+        return "\n".join([*comparison_lines(alone.comparison), *_phrasing_lines(result)])
     names, domains = alone.features.class_names, alone.features.domain_names or EVERYWHERE
     marked = alone.mask if alone.told else None
     lines = [

@@ -8,18 +8,18 @@ if TYPE_CHECKING:
     from nullspace_unlearn.evaluate.compare import Comparison
 
 
-def comparison_lines(comparison: Comparison, method: str) -> list[str]:
+def comparison_lines(comparison: Comparison, method: str | None = None) -> list[str]:
     """Lines for a terminal.
 
     Args:
         comparison: What was measured.
-        method: What was done, for what would lower a high cost.
+        method: What was done, for what would lower a high cost; absent: nothing is said of it.
     """
     from nullspace_unlearn.evaluate.verdict import advice, sentence
     from nullspace_unlearn.report.plots import grid_table
 
     c = comparison
-    lower = advice(c, method)
+    lower = None if method is None else advice(c, method)
     return [
         grid_table(c.before, c.after, c.mask, c.classes, c.domains),
         "",
@@ -41,7 +41,8 @@ def prediction_lines(prediction: Comparison, method: str) -> list[str]:
 
     lower = advice(prediction, method)
     return [
-        "Predicted, no image seen: what the edit makes of the prototypes in place of images.",
+        "Predicted, no image seen: what the edit makes of the prototypes that it was made from.\n"
+        "Of images more is left, and they cost more: give --data to see it.",
         "",
         *figure_lines(prediction),
         "",

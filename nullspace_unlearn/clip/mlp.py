@@ -148,6 +148,27 @@ class LastMlp:
         )
         return self.projection.apply(hidden)
 
+    def in_units_of_deviation(
+        self, mlp: Float[Tensor, "n mlp_width"], hidden: Float[Tensor, "n width"]
+    ) -> MlpFeatures:
+        """What `apply` needs of images, from k/σ and h alone: both in units of σ, centred.
+
+        The layer norm gives the same for `(x - mean x)/σ` as for x, but for its eps; and that is
+        `(h - β)/γ`. Where γ is 0 nothing of it passes on, and it is taken to be 0.
+
+        Args:
+            mlp: `[n, mlp_width]` k/σ, as `embed_spaces` gives it.
+            hidden: `[n, width]` h.
+
+        Returns:
+            The features, float64, on the CPU, of deviation 1.
+        """
+        gain, offset = (one.detach().to("cpu", torch.float64) for one in (self.gain, self.offset))
+        mlp, hidden = (one.to("cpu", torch.float64) for one in (mlp, hidden))
+        residual = (hidden - offset) / gain.masked_fill(gain == 0, torch.inf)
+        ones = torch.ones(len(mlp), dtype=torch.float64)
+        return MlpFeatures(mlp, residual, ones, hidden, self.projection.apply(hidden))
+
     def check_fits(self, edit: Edit) -> None:
         """Refuse an edit of another space or of other dimensions; see `folding.Place`."""
         if edit.space != "mlp":

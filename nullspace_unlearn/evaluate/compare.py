@@ -256,18 +256,24 @@ def predicted(
     Args:
         clip: The untouched model.
         edited: The model with the edit folded in.
-        edit: The edit, not of the last MLP.
+        edit: The edit.
         side: Which tower it went to.
         forget: The request, its domains by key.
         words: Classes, domains and templates.
-        visual: The visual prototypes that the edit was made from; text prototypes if None.
+        visual: The visual prototypes that the edit was made from; text prototypes if None. An edit
+            of the last MLP needs them, read there.
         lists: As for `compare`.
 
     Returns:
         The comparison, of as many "images" as there are prototypes.
     """
+    again = None
     if visual is not None:
         features = visual.features
+        if edit.space == "mlp" and visual.mlp is not None and features.hidden is not None:
+            last = clip.last_mlp()
+            seen = last.in_units_of_deviation(visual.mlp, features.hidden)
+            again = replace(features, embeddings=last.apply(edit, seen).float())
     elif forget.domains:
         cells = cell_prototypes(
             clip, words.classes, tuple(words.domains.values()), words.cell_templates
@@ -282,7 +288,7 @@ def predicted(
         rows = class_prototypes(clip, words.classes, words.class_templates)
         rows = in_place_of_images(clip, rows, words)
         features = Features(rows, torch.arange(len(rows)), words.classes)
-    return compare(clip, edited, edit, side, features, forget, words.class_templates, lists=lists)
+    return compare(clip, edited, edit, side, features, forget, words.class_templates, again, lists)
 
 
 def compare_models(
@@ -290,7 +296,7 @@ def compare_models(
     changed: Clip,
     features: Features,
     again: Features,
-    forget: Forget,
+    forget: Forget | None,
     templates: Sequence[str],
     lists: Lists | None = None,
 ) -> Comparison:
@@ -301,7 +307,8 @@ def compare_models(
         changed: The changed one, whatever changed in it.
         features: Embeddings under the untouched model.
         again: Embeddings of the same images, in the same order, under the changed one.
-        forget: The request, its domains by key.
+        forget: The request, its domains by key; None for all that the changed model's history says
+            it has forgotten.
         templates: Class templates.
         lists: The names that images choose from; the data's classes if None.
 
@@ -310,7 +317,7 @@ def compare_models(
 
     Raises:
         ValueError: If the two are of other images, or the data has not the classes or domains of
-            the request.
+            the request, or none of what the history says.
     """
     names = [(f.class_names, f.domain_names, len(f)) for f in (features, again)]
     same = [_same(getattr(features, name), getattr(again, name)) for name in ("labels", "domains")]
@@ -318,9 +325,16 @@ def compare_models(
         raise ValueError("the features of the two models are not of the same images")
     lists = lists or Lists()
     rows, _, _ = lists.rows(features)
+    if forget is None:
+        domains = features.domain_names or EVERYWHERE
+        mask = changed.history.forgotten(features.class_names, domains)
+        if not mask.any():
+            raise ValueError("the images show nothing of what the model says it has forgotten")
+    else:
+        mask = all_cells(clip, forget, features)
     return compared(
         features,
-        all_cells(clip, forget, features),
+        mask,
         (features.embeddings, classifier(clip, features, templates, rows)),
         (again.embeddings, classifier(changed, again, templates, rows)),
         lists,

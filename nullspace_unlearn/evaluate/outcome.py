@@ -129,7 +129,7 @@ def carry_out(
             clip, edited, edit, plan.side, features, plan.forget, plan.words.class_templates,
             again, lists,
         )  # fmt: skip
-    elif edit.space != "mlp":
+    else:
         foretold = predicted(clip, edited, edit, plan.side, plan.forget, plan.words, visual, lists)
     return Outcome(plan, edit, edited, proof, measured, foretold, features, left_out, seconds)
 

@@ -367,5 +367,23 @@ def test_evaluate_marks_what_a_folder_has_forgotten(made):
     assert "figures" not in control and "forgotten" not in control
     asked = nsu("evaluate", folder, "--data", "nsu-mini", "--phrasing")
     assert asked.out.splitlines()[-4] == "named(all) by single templates, those that tell most"
-    refused = nsu("evaluate", "nsu-mini", "--data", "nsu-mini", "--phrasing")
-    assert refused.code == 2 and "has not" in refused.err
+    own = ("--template", "a {class}.", "--template", "{class}")
+    mine = nsu("evaluate", folder, "--data", "nsu-mini", "--phrasing", *own, "--json").json
+    assert {one["template"] for one in mine["phrasing"]} == set(own[1::2])
+    for option in (["--phrasing"], ["--against", "nsu-mini"]):
+        refused = nsu("evaluate", "nsu-mini", "--data", "nsu-mini", *option)
+        assert refused.code == 2 and "has not" in refused.err
+
+
+def test_evaluate_against_the_original_says_what_erase_does(tmp_path):
+    one = ("--class", "car", "--domain", "sketch", "--method", "gated", "--space", "embedding")
+    text = ("--prototypes", "text", "--output", "out", "--json")
+    first = nsu("erase", *one, *text).json
+    asked = ("evaluate", "out", "--data", "nsu-mini", "--against", "nsu-mini")
+    found = nsu(*asked, "--json").json
+    for which in ("before", "after", "chance"):
+        assert found["figures"][which] == pytest.approx(first["figures"][which], abs=1e-4)
+    assert found["sentence"] == first["sentence"] and found["verdict"] == first["verdict"]
+    shown = nsu(*asked).out
+    assert first["sentence"] in shown and re.search(r"\nleft \(low is good\) +1.000 +", shown)
+    assert found["figures"]["before"] != found["figures"]["after"]  # the control

@@ -276,6 +276,18 @@ def test_a_shift_of_q_times_sigma_moves_scores_by_q(name, clip_of):
     assert distance(moved[2], target[2]) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-32 layer scale", "EVA02-B-16", "CLIPA"])
+def test_what_is_kept_of_images_is_enough_to_apply_an_edit(name, clip_of):
+    """Oracle: the folded model; k/σ and h are all that prototypes hold."""
+    clip = clip_of(name)
+    found, seen = clip.last_mlp(), clip.mlp_image(pico.images())
+    few = found.in_units_of_deviation(seen.mlp / seen.deviation[:, None], seen.hidden)
+    edit = edit_of(found)
+    after = clip.fold(edit).encode_image(pico.images())
+    assert distance(found.apply(edit, few), after) < 1e-4
+    assert distance(clip.encode_image(pico.images()), after) > 0.05  # control
+
+
 def test_a_batch_is_applied_one_by_one(clip_of):
     clip = clip_of("ViT-B-32")
     found, seen = clip.last_mlp(), clip.mlp_image(pico.images())

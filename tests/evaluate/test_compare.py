@@ -16,9 +16,10 @@ from nullspace_unlearn.evaluate.compare import (
     compare,
     compare_models,
     compared,
+    predicted,
 )
 from nullspace_unlearn.features.embed import embed
-from nullspace_unlearn.prototypes import class_prototypes
+from nullspace_unlearn.prototypes import class_prototypes, from_images
 from nullspace_unlearn.words import Words
 
 TEMPLATES = Words().class_templates
@@ -48,6 +49,22 @@ def test_an_edit_and_the_model_it_makes_compare_alike(clip, pictures):
     assert second.figures["after"]["forgotten"] < second.figures["before"]["forgotten"]
     same = compare_models(clip, clip, pictures, pictures, CELL, TEMPLATES)  # control
     assert same.figures["after"] == same.figures["before"] != second.figures["after"]
+
+
+def test_what_prototypes_predict_is_what_the_edited_model_makes_of_them(clip):
+    """Of an edit of the last MLP too, which shows on no embedding: oracle, the folded model."""
+    source = bundled_to_report(2, 78)
+    visual = from_images(clip, source, shots=2, space="mlp", quiet=True)
+    plan = nsu.plan(clip, CELL, method="neutral", images=True)
+    edit = nsu.erase(clip, plan, visual=visual, space="mlp")
+    edited = edit.fold(clip)
+    found = predicted(clip, edited, edit, "visual", plan.forget, plan.words, visual)
+    again = embed(edited, source, quiet=True)
+    truth = compare_models(clip, edited, visual.features, again, plan.forget, TEMPLATES)
+    assert found.figures["after"] == pytest.approx(truth.figures["after"], abs=0.02)
+    assert found.figures["after"]["forgotten"] < found.figures["before"]["forgotten"]
+    with pytest.raises(ValueError, match="encoded again"):
+        predicted(clip, edited, edit, "visual", plan.forget, plan.words)
 
 
 def test_each_model_has_its_own_text_tower(clip, pictures):
