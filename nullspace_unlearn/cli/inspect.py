@@ -9,44 +9,59 @@ import click
 
 from nullspace_unlearn.cli import options
 from nullspace_unlearn.cli.request import RequestOptions, request_options
+from nullspace_unlearn.cli.visual import VisualOptions, visual_options
 
 
 @click.command()
 @options.model_options
 @request_options
+@visual_options
 @click.option("--top", default=10, show_default=True, type=click.IntRange(1), help="Names to show.")
-@options.cache_options
 @options.device_options
 @options.output_options
 def inspect(
     model: str,
     pretrained: str | None,
     request: RequestOptions,
+    visual: VisualOptions,
     top: int,
-    cache: str | None,
-    no_cache: bool,
     device: str,
     precision: str,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Show the nearest names, what the edit would change, its spectrum, rank and parameter."""
+    """Show the nearest names, what the edit would change, its spectrum, rank and parameter.
+
+    Where a domain is named, pictures are made for it as `nsu erase` makes them (and kept for it);
+    --prototypes text shows what prompts alone would do.
+    """
     from nullspace_unlearn import unlearn
     from nullspace_unlearn.inspection import inspection
 
+    request = visual.request(request)
     request.forget()  # what contradicts itself need not wait for the model
-    request.domain_words()
-    options.use_text_cache(cache, no_cache)
+    shown = visual.find(request.domain_words(), {}, quiet or as_json)
+    kept = options.use_text_cache(visual.cache, visual.no_cache)
     clip = options.load_model(model, pretrained, device, precision)
-    parameter = clip.projection(request.side)
-    plan = request.plan(clip, None)
-    edit = unlearn.erase(clip, plan, strength=request.strength, numbers=request.numbers)
+    projection = clip.projection(request.side)
+    looks = visual.looks(shown, 64, kept, quiet or as_json)
+    plan = request.plan(clip, shown, looks.shows)
+    looks = looks.reading(clip, plan)
+    seen = looks.make(clip, plan, looks.drawn(plan))
+    edit = unlearn.erase(
+        clip, plan, strength=request.strength, numbers=request.numbers, visual=seen,
+        space=looks.space,
+    )  # fmt: skip
+    parameter, shape = projection.key, [projection.width, projection.dim]
+    if edit.space == "mlp":
+        deep = clip.last_mlp()
+        parameter, shape = deep.key, [deep.mlp_width, deep.width]
     result = {
         **edit.provenance,
         "side": plan.side,
-        "parameter": parameter.key,
-        "shape": [parameter.width, parameter.dim],
-        **inspection(plan, edit, top),
+        "parameter": parameter,
+        "shape": shape,
+        **inspection(clip, plan, edit, seen, top),
     }
     if as_json:
         options.print_json(result)
@@ -69,8 +84,9 @@ def _report(result: Mapping[str, Any], top: int) -> str:
         lines.append(
             "near-synonyms that would go too: " + ", ".join(result["near_synonyms_not_kept"])
         )
+    what = "|t' - t|" if result["space"] == "embedding" else "of images, |z' - z|/|z|"
     lines.append(
-        f"change |t' - t|: forgotten {result['change_of_forgotten']:.3f}, kept on average "
+        f"change {what}: forgotten {result['change_of_forgotten']:.3f}, kept on average "
         f"{result['mean_change_of_kept']:.4f}, most: "
         + ", ".join(f"{one['name']} {one['change']:.3f}" for one in result["most_changed"])
     )

@@ -163,9 +163,10 @@ def test_inspect_says_what_would_happen_and_writes_nothing(tmp_path, made):
 
 
 def test_inspect_takes_every_request():
-    cell = nsu("inspect", "--class", "car", "--domain", "sketch", "--json").json
+    text = ("--prototypes", "text", "--json")
+    cell = nsu("inspect", "--class", "car", "--domain", "sketch", *text).json
     assert cell["method"] == "gated" and cell["numbers"]["rank"] == 1
-    domain = nsu("inspect", "--all-classes", "--domain", "sketch", "--json").json
+    domain = nsu("inspect", "--all-classes", "--domain", "sketch", *text).json
     assert domain["nearest"] == [] and domain["numbers"]["rank"] == 2
     text = nsu("inspect", "--class", "car", "--side", "text", "--json").json
     assert text["parameter"] == "text_projection"

@@ -55,6 +55,21 @@ def test_a_whole_domain_looks_at_pictures_unless_told_otherwise():
         assert report["figures"]["before"]["forgotten"] > 0.9  # control: the untouched model
 
 
+def test_inspect_shows_the_edit_that_erase_makes_of_cells(images):
+    given = ("--images", images, "--shots", "2")
+    said = nsu("inspect", *CELL[1:], *given, "--json").json
+    made = nsu(*CELL, *given, "--output", "out", "--json").json
+    assert (said["method"], said["space"]) == ("neutral", "mlp")
+    assert said["numbers"] == made["numbers"] and [said["parameter"]] == made["parameter"]
+    assert said["shape"] == [512, 128]
+    assert said["change_of_forgotten"] > 3 * said["mean_change_of_kept"] > 0
+    changes = [one["change"] for one in said["most_changed"]]
+    assert changes == sorted(changes, reverse=True)
+    assert "car/sketch" not in [one["name"] for one in said["most_changed"]]
+    text = nsu("inspect", *CELL[1:], *given).out
+    assert "neutral on visual.transformer" in text and "|z' - z|/|z|: forgotten" in text
+
+
 def test_real_images_are_read_and_named(images):
     report = nsu(*DOMAIN, "--images", images, "--shots", "2", "--output", "out", "--json").json
     assert after(report)["forgotten"] < 0.25 and after(report)["kept"] > 0.75
