@@ -24,6 +24,7 @@ from nullspace_unlearn.version import __version__
 
 if TYPE_CHECKING:
     from nullspace_unlearn import erasers
+    from nullspace_unlearn.audit.door import audit
     from nullspace_unlearn.clip.load import load
     from nullspace_unlearn.clip.model import Clip
     from nullspace_unlearn.edit import Edit
@@ -31,7 +32,18 @@ if TYPE_CHECKING:
     from nullspace_unlearn.plans import Plan, plan
     from nullspace_unlearn.unlearn import erase
 
-__all__ = ["Clip", "Edit", "Forget", "Plan", "__version__", "erase", "erasers", "load", "plan"]
+__all__ = [
+    "Clip",
+    "Edit",
+    "Forget",
+    "Plan",
+    "__version__",
+    "audit",
+    "erase",
+    "erasers",
+    "load",
+    "plan",
+]
 
 # torch and open_clip take seconds to import; each name brings what it needs when first used, so
 # that `nsu --help` need not wait.
@@ -45,14 +57,17 @@ _HOME = {
     "plan": "plans",
 }
 
+# These are packages; some can be called.
+_PACKAGES = ("audit", "erasers")
+
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:
-    if name == "erasers":
-        return importlib.import_module("nullspace_unlearn.erasers")
+    if name in _PACKAGES:
+        return importlib.import_module(f"nullspace_unlearn.{name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"nullspace_unlearn.{_HOME[name]}"), name)
