@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from nullspace_unlearn.forget import Forget
-from nullspace_unlearn.words import CLASS_TEMPLATES, same_name
+from nullspace_unlearn.words import CLASS_TEMPLATES, check_printable, same_name
 
 
 @dataclass(frozen=True)
@@ -190,6 +190,8 @@ def _texts(what: str, value: Any) -> tuple[str, ...]:
         return ()
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
         raise ValueError(f"{what} must be a list of texts, got {str(value)[:60]!r}")
+    for one in value:
+        check_printable(what, one)
     return tuple(value)
 
 

@@ -1,9 +1,12 @@
-"""What a message says to someone who got a name wrong."""
+"""How messages spell names, and what they say to someone who got one wrong."""
 
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
+
+_TURNS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
@@ -48,6 +51,23 @@ def listed(names: Iterable[str], most: int = 20) -> str:
     names = list(names)
     more = f", ... ({len(names)} in all)" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def printable(text: str) -> str:
+    """A text with what would steer a terminal, or break a line, spelt out.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The text, control characters, line breaks, half characters and marks that turn the direction
+        of what follows as Python escapes; what shows, and what joins emoji, as it is.
+    """
+
+    def steers(c: str) -> bool:
+        return c in _TURNS or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")
+
+    return "".join(c.encode("unicode_escape").decode() if steers(c) else c for c in text)
 
 
 def _nearest(given: str, known: Iterable[str]) -> str | None:

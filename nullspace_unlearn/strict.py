@@ -57,8 +57,10 @@ def plain_yaml(path: str | Path) -> Any:
     """
     try:
         return yaml.load(read_text(path), _PlainLoader)
-    except (yaml.YAMLError, RecursionError) as error:
-        said = " ".join(str(error).split()) or "it is nested too deep"
+    except RecursionError:
+        raise ValueError(f"{str(path)!r} cannot be read: it is nested too deep") from None
+    except yaml.YAMLError as error:
+        said = " ".join(str(error).split())
         raise ValueError(f"{str(path)!r} cannot be read: {said}") from None
 
 

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from nullspace_unlearn.files import read_text
+from nullspace_unlearn.spelling import printable
 
 FILE_NAME = "vocabulary.json"
 
@@ -85,7 +86,7 @@ def same_name(name: str) -> str:
 
 
 def check_names(what: str, names: tuple[str, ...]) -> None:
-    """Refuse empty names and names given twice, also in two spellings (`same_name`).
+    """Refuse names that are empty, unprintable or given twice, also in two spellings (`same_name`).
 
     Args:
         what: What the names name, for the message: "class", "domain".
@@ -98,10 +99,25 @@ def check_names(what: str, names: tuple[str, ...]) -> None:
     for name in names:
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"empty {what} name: {name!r}")
+        check_printable(what, name)
         key = same_name(name)
         if key in seen:
             raise ValueError(f"{what} named twice: {seen[key]!r} and {name!r}")
         seen[key] = name
+
+
+def check_printable(what: str, name: str) -> None:
+    """Refuse a name that would steer a terminal or break a line of a table.
+
+    Args:
+        what: What it names, for the message.
+        name: The name.
+
+    Raises:
+        ValueError: Showing it.
+    """
+    if printable(name) != name:
+        raise ValueError(f"{what} name {name!r} holds control characters")
 
 
 def check_template(template: str, fields: tuple[str, ...]) -> str:

@@ -23,6 +23,7 @@ from nullspace_unlearn.cli.recipes import recipes
 from nullspace_unlearn.cli.revert import revert
 from nullspace_unlearn.cli.sweep import sweep
 from nullspace_unlearn.cli.train import train
+from nullspace_unlearn.spelling import printable
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 _OURS = "nullspace_unlearn."
@@ -118,7 +119,7 @@ def _words(error: BaseException) -> str:
 
 
 def _stop(message: str, status: int) -> None:
-    click.echo("nsu: " + " ".join(message.split()), err=True)
+    click.echo("nsu: " + printable(" ".join(message.split())), err=True)
     sys.exit(status)
 
 
@@ -127,4 +128,5 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
     file = being_read()
     of = f"{file}: " if file else ""
-    click.echo("nsu: warning: " + of + " ".join(str(message).split()), err=True)
+    text = printable(of + " ".join(str(message).split()))
+    click.echo(f"nsu: warning: {text}", err=True)

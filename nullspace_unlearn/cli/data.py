@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nullspace_unlearn.cli.options import BUNDLED, gathered, pairs
+from nullspace_unlearn.spelling import printable
 
 if TYPE_CHECKING:
     from nullspace_unlearn.clip import Clip
@@ -131,7 +132,7 @@ def said(source: Source) -> Source:
         named = ", ".join(source.twice[:5]) + ", ..." * (len(source.twice) > 5)
         notes.append(f"several classes are called {named}: they stay or go together")
     if notes:
-        click.echo(f"nsu: {source.name}, {source.kind}: {'; '.join(notes)}", err=True)
+        click.echo(printable(f"nsu: {source.name}, {source.kind}: {'; '.join(notes)}"), err=True)
     return source
 
 
@@ -141,4 +142,4 @@ def say_skipped(features: Features | None) -> None:
     if skipped:
         named = ", ".join(f"{one['file']} ({one['reason']})" for one in skipped[:5])
         more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-        click.echo(f"nsu: skipped {len(skipped)} files: {named}{more}", err=True)
+        click.echo(printable(f"nsu: skipped {len(skipped)} files: {named}{more}"), err=True)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from nullspace_unlearn.files import new_file
 from nullspace_unlearn.fingerprint import Fingerprint, of_tensors
+from nullspace_unlearn.words import check_printable
 
 _FORMAT = "nullspace-unlearn features 1"
 _ROWS = 1 << 16  # looked at at once, since a file may be larger than the memory
@@ -57,6 +58,9 @@ class Features:
 
         put("class_names", tuple(self.class_names))
         put("domain_names", tuple(self.domain_names))
+        for what, names in (("class", self.class_names), ("domain", self.domain_names)):
+            for name in names:
+                check_printable(what, name)
         put("provenance", MappingProxyType(dict(self.provenance)))
         put("embeddings", _rows("embeddings", self.embeddings))
         n, dim = self.embeddings.shape

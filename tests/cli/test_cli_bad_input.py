@@ -25,6 +25,7 @@ from nullspace_unlearn.clip import folder, tensors
 from nullspace_unlearn.data import mini
 from nullspace_unlearn.evaluate import outcome
 from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.spelling import printable
 from nullspace_unlearn.words import check_names
 
 WEIGHTS = "open_clip_model.safetensors"
@@ -400,13 +401,12 @@ WEIRD = {
     "path": "../../x",
     "absolute": "/etc/passwd",
     "dots": "..",
-    "control": "a\x00b\x1b[31m\tc\nd",
     "HTML": "<b>'1'</b>",
     "YAML": "- {a: b} # & *c",
     "braces": "{0} {class}",
     "unicode": "Straßenbahn 🚋",
     "option": "--quiet",
-    "fence": "```\n# x",
+    "fence": "```",
 }
 
 
@@ -424,6 +424,25 @@ def test_weird_names_stay_in_the_folder(kind, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["inside"]
     assert nsu("certify", folder, "--json").json["certificates"][0]["class"] == WEIRD[kind]
     assert nsu("certify", folder).code == 0
+
+
+@pytest.mark.parametrize("name", ["c\x1b[31mar", "a\nb"])
+def test_names_that_would_steer_a_terminal_or_break_a_table_are_refused(name, tmp_path):
+    message = "holds control characters"
+    listed = ("--classes", f"dog,cat,horse,{name}")
+    refused(tmp_path, (*ERASE[:2], name, *listed), message)
+    refused(tmp_path, (*ERASE[:2], "dog", *listed), message)
+    refused(tmp_path, (*CELL[:4], name), message)
+    mini.write_images(tmp_path / "images", ["car", "dog"], ["photo"], [1])
+    picture = ("evaluate", "nsu-mini", "--data", "images", "--quiet")
+    broken = tmp_path / "images/photo/car/broken.png"
+    broken.touch()
+    broken.rename(broken.with_name(f"{name}.png"))
+    said = nsu(*picture)  # a file of that name is read, and named so that it steers nothing
+    assert said.code == 0 and "skipped 1 files" in said.err
+    assert printable(name) in said.err and name not in said.err
+    (tmp_path / "images/photo/dog").rename(tmp_path / "images/photo" / f"{name}s")
+    one_line(nsu(*picture), message)
 
 
 @pytest.mark.parametrize("name", ["car" * 500, "電" * 300])
