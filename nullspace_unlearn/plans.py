@@ -141,6 +141,7 @@ def plan(
             not take such a request.
     """
     _check_call(forget, classes, domains, templates)
+    clip.check_side(side)
     base = clip.words or Words()
     words = Words(
         classes=tuple(classes) if classes is not None else base.classes,

@@ -23,9 +23,7 @@ from nullspace_unlearn.cli.visual import VisualOptions, visual_options
 
 if TYPE_CHECKING:
     from nullspace_unlearn.data.source import Source
-    from nullspace_unlearn.evaluate.compare import Comparison
     from nullspace_unlearn.evaluate.outcome import Outcome
-    from nullspace_unlearn.plans import Plan
 
 
 @click.command()
@@ -122,15 +120,11 @@ def _print(said: dict[str, Any], outcome: Outcome, as_json: bool, quiet: bool) -
     if as_json:
         options.print_json(said)
     elif not quiet:
-        click.echo(_report(said, outcome.plan, outcome.measured, outcome.predicted))
+        click.echo(_report(said, outcome))
 
 
-def _report(
-    result: dict[str, Any],
-    plan: Plan,
-    comparison: Comparison | None,
-    prediction: Comparison | None,
-) -> str:
+def _report(result: dict[str, Any], outcome: Outcome) -> str:
+    plan, comparison, prediction = outcome.plan, outcome.measured, outcome.predicted
     where = f" in {', '.join(plan.forget.domains)}" if plan.forget.domains else " everywhere"
     what = ", ".join(plan.forget.names) or "every class"
     seconds, seen = result["seconds"], result["prototypes"]
@@ -169,5 +163,6 @@ def _report(
         lines += ["", *prediction_lines(prediction, plan.method)]
     if result["output"] is None:
         return "\n".join([*lines, "", "Wrote nothing, as --discard asks"])
-    lines += ["", f"Wrote {result['output']} (load it as local-dir:{result['output']})"]
+    loading = outcome.edited.source.layout.loading(result["output"])
+    lines += ["", f"Wrote {result['output']} ({loading})"]
     return "\n".join(lines)

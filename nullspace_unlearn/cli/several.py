@@ -53,7 +53,7 @@ def run(
     seconds = time.perf_counter() - started
     result: dict[str, Any] = {
         "edits": [dict(edit) for edit in edited.edits],
-        "parameter": [change.key for change in edited.changes],
+        "parameter": edited.changed,
     }
     comparison = None
     if found is not None:
@@ -96,4 +96,5 @@ def _report(edited: Clip, comparison: Comparison | None, seconds: float, target:
     if comparison is not None:
         methods = ", ".join(dict.fromkeys(str(edit["method"]) for edit in edited.edits))
         lines += ["", *comparison_lines(comparison, methods)]
-    return "\n".join([*lines, "", f"Wrote {target} (load it as local-dir:{target})"])
+    loading = edited.source.layout.loading(str(target))
+    return "\n".join([*lines, "", f"Wrote {target} ({loading})"])

@@ -22,7 +22,7 @@ from nullspace_unlearn.trained import listed
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from nullspace_unlearn.clip import Clip
+    from nullspace_unlearn.clip import Clip, Layout
     from nullspace_unlearn.data.source import Source
     from nullspace_unlearn.evaluate.compare import Comparison
     from nullspace_unlearn.forget import Forget
@@ -354,7 +354,7 @@ def train(
     if as_json:
         options.print_json(said)
     elif not quiet:
-        click.echo(_report(said, task.forget, measured.comparison))
+        click.echo(_report(said, task.forget, measured.comparison, clip.source.layout))
     if measured.trained.diverged:
         click.echo(
             f"nsu: training stopped early: {measured.trained.diverged}; wrote the model of the "
@@ -371,6 +371,7 @@ def _check(task: Task, found: Found, how: MethodOptions, target: Path, outputs: 
 
     check_reported(task, found.reported)
     source = task.clip.source
+    source.layout.check_whole()
     check_outputs(
         source,
         target,
@@ -401,7 +402,7 @@ def _measured(
     return measured
 
 
-def _report(result: dict[str, Any], forget: Forget, comparison: Comparison) -> str:
+def _report(result: dict[str, Any], forget: Forget, comparison: Comparison, layout: Layout) -> str:
     where = f" in {', '.join(forget.domains)}" if forget.domains else " everywhere"
     what = ", ".join(forget.names) or "every class"
     seconds, images = result["seconds"], result["images"]
@@ -415,7 +416,9 @@ def _report(result: dict[str, Any], forget: Forget, comparison: Comparison) -> s
         )
     peak = result["peak_bytes"]
     memory = "" if peak is None else f", at most {peak / 2**30:.2f} GiB of memory"
-    load = f"nsu.load({result['output']!r})" if not tensors else f"local-dir:{result['output']}"
+    load = f"load it as nsu.load({result['output']!r})"
+    if tensors:
+        load = layout.loading(result["output"])
     lines = [
         f"Forgot {what}{where} with {result['method']} ({result['paper']}): {trained} trained in "
         f"{seconds['train']:.1f} s{memory}.",
@@ -433,6 +436,6 @@ def _report(result: dict[str, Any], forget: Forget, comparison: Comparison) -> s
         )
         + " (kept, forgotten, their harmonic mean)",
         "",
-        f"Wrote {result['output']} (load it as {load})",
+        f"Wrote {result['output']} ({load})",
     ]
     return "\n".join(lines)

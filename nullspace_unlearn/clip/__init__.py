@@ -6,6 +6,7 @@ Only this package knows open_clip's attribute names.
 from nullspace_unlearn.clip.adapter import attach, save_adapter
 from nullspace_unlearn.clip.folder import Saved, check_outputs, read_folder, revert
 from nullspace_unlearn.clip.folding import describe, fold
+from nullspace_unlearn.clip.layout import Layout
 from nullspace_unlearn.clip.load import PRECISIONS, load
 from nullspace_unlearn.clip.mlp import LastMlp, MlpFeatures, find_mlp
 from nullspace_unlearn.clip.model import Clip
@@ -23,6 +24,7 @@ __all__ = [
     "Clip",
     "Family",
     "LastMlp",
+    "Layout",
     "MlpFeatures",
     "Projection",
     "Saved",

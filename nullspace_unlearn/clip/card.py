@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from nullspace_unlearn.clip.layout import OPEN_CLIP, Layout
 from nullspace_unlearn.clip.source import BUNDLED, RECIPE_NAME, Source
 from nullspace_unlearn.clip.visual_prompts import VisualPrompts
 from nullspace_unlearn.forget import Forget
@@ -20,6 +21,7 @@ def model_card(
     history: History,
     base_model: str | None = None,
     report: Mapping[str, Any] | None = None,
+    layout: Layout = OPEN_CLIP,
 ) -> str:
     """The card of a model folder.
 
@@ -28,13 +30,14 @@ def model_card(
         history: What was done.
         base_model: Hugging Face repository of the original weights, where known.
         report: What was measured, where it was.
+        layout: How the folder keeps the model.
 
     Returns:
         The text of README.md.
     """
     public = history.model.removeprefix("hf-hub:")
     data = ModelCardData(
-        library_name="open_clip",
+        library_name=layout.library,
         pipeline_tag=_TASK,
         license=_OWN_LICENCE if public == BUNDLED else "other",
         license_name=None if public == BUNDLED else "that-of-the-base-model",
@@ -64,10 +67,7 @@ def model_card(
 ## How to load it
 
 ```python
-import open_clip
-
-model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{name}")
-tokenizer = open_clip.get_tokenizer("local-dir:{name}")
+{_loaded(name, layout)}
 ```
 
 ## What is not claimed
@@ -120,6 +120,26 @@ clip = nsu.load("{name}")  # or, where the model is elsewhere: base="PATH OF THE
 
 Whoever leaves the prompts out has the original model. Stock open_clip does not load them.
 """)
+    )
+
+
+def _loaded(name: str, layout: Layout) -> str:
+    if layout.library == "sentence-transformers":
+        return (
+            "from sentence_transformers import SentenceTransformer\n\n"
+            f'model = SentenceTransformer("{name}")'
+        )
+    if layout.library == "transformers":
+        return (
+            f"from transformers import AutoProcessor, {layout.kind}\n\n"
+            f'model = {layout.kind}.from_pretrained("{name}")\n'
+            f'processor = AutoProcessor.from_pretrained("{name}")'
+        )
+    return (
+        "import open_clip\n\n"
+        "model, _, preprocess = open_clip.create_model_and_transforms("
+        f'"local-dir:{name}")\n'
+        f'tokenizer = open_clip.get_tokenizer("local-dir:{name}")'
     )
 
 

@@ -12,24 +12,24 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nullspace_unlearn import words as vocabulary
-from nullspace_unlearn.clip import tensors
+from nullspace_unlearn.clip import hugging_face, tensors
 from nullspace_unlearn.clip.card import model_card
+from nullspace_unlearn.clip.layout import MODULES_NAME, Layout
 from nullspace_unlearn.clip.network import Change
 from nullspace_unlearn.clip.source import (
     ADAPTER_NAME,
     CARD_NAME,
-    CONFIG_NAME,
     RECIPE_NAME,
     REPORT_NAME,
-    WEIGHTS_NAME,
     Source,
     config_text,
     one_line,
 )
+from nullspace_unlearn.clip.ties import to_ours
 from nullspace_unlearn.clip.towers import GROWN
 from nullspace_unlearn.files import new_file, new_folder, refuse_existing
 from nullspace_unlearn.fingerprint import file_sha256
@@ -38,7 +38,7 @@ from nullspace_unlearn.strict import plain_yaml, yaml_text
 
 _UNDO_FORMAT = "nullspace-unlearn undo 1"
 _UNDO_FIELDS = ("original", "edited", "config", "header", "edits")
-_ABOUT_THE_EDIT = (WEIGHTS_NAME, CONFIG_NAME, RECIPE_NAME, REPORT_NAME, CARD_NAME)
+_ABOUT_THE_EDIT = (RECIPE_NAME, REPORT_NAME, CARD_NAME)
 _TOKENIZER_FILES = (
     "tokenizer*",
     "vocab.*",
@@ -119,15 +119,22 @@ def save(
             (folder / name).write_text(text, encoding="utf-8")
         _copy_companions(clip, folder)
         original = _original_weights(clip, folder)
-        weights = folder / WEIGHTS_NAME
-        state = clip.model.state_dict()
-        edited = {change.key: change.current(state[change.key]) for change in clip.changes}
-        tensors.rewrite(original, weights, edited)
+        weights = folder / clip.source.layout.weights
+        weights.parent.mkdir(exist_ok=True)
+        tensors.rewrite(original, weights, _edited(clip, original))
         if undo_file is not None:
             _write_undo(clip, original, weights, undo_file)
         if original.parent == folder:
             original.unlink()
     return path
+
+
+def _edited(clip: Savable, original: Path) -> dict[str, Tensor]:
+    """What differs from the unedited model's file, by its names there."""
+    state = clip.model.state_dict()
+    changed = {change.key: change.current(state[change.key]) for change in clip.changes}
+    shapes = {name: entry.shape for name, entry in tensors.read_header(original).entries.items()}
+    return clip.source.layout.stored(changed, _original_tensors(clip), shapes)
 
 
 def revert(
@@ -159,22 +166,33 @@ def revert(
         raise ValueError(f"{undo} is not an undo file: its format is {said.get('format')!r}")
     if missing := [name for name in _UNDO_FIELDS if name not in said]:
         raise ValueError(f"{undo} is damaged: it lacks {', '.join(missing)}")
-    edited = folder / WEIGHTS_NAME
+    layout = hugging_face.layout_of(folder) or Layout()
+    edited = folder / layout.weights
     if not edited.is_file():
-        raise ValueError(f"model folder {str(folder)!r} holds no {WEIGHTS_NAME}")
+        raise ValueError(f"model folder {str(folder)!r} holds no {layout.weights}")
     _check_hash(edited, said["edited"], f"{undo} was written with other weights than {edited}")
-    _check_config(folder, undo, said["config"], said["header"])
+    _check_config(folder / layout.config, undo, said["config"], said["header"])
     with new_folder(output, overwrite) as restored:
-        weights = restored / WEIGHTS_NAME
+        weights = restored / layout.weights
+        weights.parent.mkdir(exist_ok=True)
         tensors.reassemble(said["header"], undo, edited, weights)
         _check_hash(weights, said["original"], f"{undo} does not restore the original weights")
-        (restored / CONFIG_NAME).write_text(said["config"], encoding="utf-8")
+        (restored / layout.config).write_text(said["config"], encoding="utf-8")
         for name, text in _told_before(folder, output, said).items():
             (restored / name).write_text(text, encoding="utf-8")
-        for file in folder.iterdir():
-            if file.is_file() and file.name not in _ABOUT_THE_EDIT:
-                shutil.copyfile(file, restored / file.name)
+        for file in _files(folder):
+            name = str(file.relative_to(folder))
+            if name not in (layout.weights, layout.config, *_ABOUT_THE_EDIT):
+                (restored / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, restored / name)
     return output
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files of a model folder, and of the folders in it that are modules of one."""
+    inside = [one for one in folder.iterdir() if one.is_dir()]
+    for place in (folder, *(inside if (folder / MODULES_NAME).is_file() else ())):
+        yield from sorted(file for file in place.iterdir() if file.is_file())
 
 
 def read_folder(path: str | Path) -> Saved:
@@ -191,7 +209,10 @@ def read_folder(path: str | Path) -> Saved:
     """
     folder = Path(path)
     if not _is_ours(folder):
-        raise ValueError(f"{str(folder)!r} is not a model folder: it holds no {CONFIG_NAME}")
+        raise ValueError(
+            f"{str(folder)!r} is not a model folder: it holds no {Layout().config}, nor is it a "
+            "CLIP of transformers"
+        )
     read: dict[str, Mapping[str, Any] | None] = {}
     for name, parse in ((RECIPE_NAME, plain_yaml), (REPORT_NAME, _plain_json)):
         file = folder / name
@@ -285,7 +306,7 @@ def _was_written(folder: Path) -> bool:
 
 def _is_ours(folder: Path) -> bool:
     """Whether a folder holds a model, or the prompts of one."""
-    return any((folder / name).is_file() for name in (CONFIG_NAME, ADAPTER_NAME))
+    return (folder / ADAPTER_NAME).is_file() or hugging_face.layout_of(folder) is not None
 
 
 def _check_hash(file: Path, expected: str, problem: str) -> None:
@@ -307,13 +328,18 @@ def _told_before(folder: Path, output: Path, said: Mapping[str, str]) -> dict[st
         return {}
     history = replace(history, edits=history.edits[:before])
     texts = plain_texts(history.to_json(), None)
-    return texts | {CARD_NAME: model_card(output.resolve().name, history)}
+    layout = hugging_face.layout_of(folder) or Layout()
+    return texts | {CARD_NAME: model_card(output.resolve().name, history, layout=layout)}
 
 
-def _check_config(folder: Path, undo: Path, text: str, header: str) -> None:
+def _check_config(file: Path, undo: Path, text: str, header: str) -> None:
     """Refuse an undo file whose configuration is not the folder's, less what an edit adds to it."""
+    if file.name != Layout().config:  # an edit adds nothing to it
+        if file.read_text(encoding="utf-8") != text:
+            raise ValueError(f"{undo} holds another {file.name} than {file.parent}")
+        return
     try:
-        now = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        now = json.loads(file.read_text(encoding="utf-8"))
         before = json.loads(text)
         if f"{GROWN}.weight" not in tensors.parse_header(header).entries:
             grown = now["model_cfg"]["vision_cfg"]
@@ -325,9 +351,9 @@ def _check_config(folder: Path, undo: Path, text: str, header: str) -> None:
         now["preprocess_cfg"] = {name: said[name] for name in before.get("preprocess_cfg", {})}
         before.setdefault("preprocess_cfg", {})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{undo} is damaged, or {folder} is: {one_line(error)}") from None
+        raise ValueError(f"{undo} is damaged, or {file.parent} is: {one_line(error)}") from None
     if now != before:
-        raise ValueError(f"{undo} holds another {CONFIG_NAME} than {folder}")
+        raise ValueError(f"{undo} holds another {file.name} than {file.parent}")
 
 
 def _documents(
@@ -337,11 +363,13 @@ def _documents(
     card: str | None,
 ) -> Iterator[tuple[str, str]]:
     """The folder's text files: name and contents."""
-    yield CONFIG_NAME, config_text(clip.config) if clip.changes else clip.source.config
-    history = clip.history
+    layout, history = clip.source.layout, clip.history
+    if layout.library == "open_clip":
+        yield layout.config, config_text(clip.config) if clip.changes else clip.source.config
     yield from plain_texts(history.to_json() if history.edits else None, report).items()
     if card is None:
-        card = model_card(path.resolve().name, history, clip.source.base_model, report)
+        base_model = clip.source.base_model
+        card = model_card(path.resolve().name, history, base_model, report, layout)
     yield CARD_NAME, card
 
 
@@ -374,6 +402,9 @@ def plain_texts(
 def _copy_companions(clip: Savable, folder: Path) -> None:
     """Tokenizer files where the configuration asks for them, and the vocabulary."""
     origin = clip.source.folder
+    if clip.source.layout.library != "open_clip" and origin is not None:
+        _copy_hugging_face(origin, folder)
+        return
     if origin and (origin / vocabulary.FILE_NAME).exists():
         shutil.copyfile(origin / vocabulary.FILE_NAME, folder / vocabulary.FILE_NAME)
     if not clip.config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"):
@@ -385,11 +416,26 @@ def _copy_companions(clip: Savable, folder: Path) -> None:
         clip.tokenizer.save_pretrained(folder)
 
 
+def _copy_hugging_face(origin: Path, folder: Path) -> None:
+    """All but weights, of which there may be more than the edited ones, and what tells of edits."""
+    for file in _files(origin):
+        told = any(file.match(glob) for glob in hugging_face.FILES)
+        if told and not file.name.endswith(".index.json") and file.name not in _ABOUT_THE_EDIT:
+            copy = folder / file.relative_to(origin)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
+
+
 def _original_weights(clip: Savable, folder: Path) -> Path:
     """A safetensors file of the unedited model: the one it came from, if it is that."""
-    original = _original_tensors(clip)
-    if clip.source.weights is not None and _holds(clip.source.weights, original):
+    original, layout = _original_tensors(clip), clip.source.layout
+    if clip.source.weights is not None and _holds(clip, original):
         return clip.source.weights
+    if layout.library != "open_clip":
+        raise RuntimeError(
+            f"{clip.source.weights} does not hold what was loaded from it: it was replaced, or the "
+            "model was changed otherwise than by edits"
+        )
     path = folder / "original.safetensors"
     save_file(_separate(original), path, metadata={"format": "pt"})
     return path
@@ -405,10 +451,17 @@ def _original_tensors(clip: Savable) -> dict[str, Tensor]:
     return state
 
 
-def _holds(path: Path, state: Mapping[str, Tensor]) -> bool:
-    """Whether a safetensors file gives exactly these tensors once cast to their dtypes."""
-    if path.suffix != ".safetensors" or not path.is_file():
+def _holds(clip: Savable, state: Mapping[str, Tensor]) -> bool:
+    """Whether the model's safetensors file gives exactly these tensors, cast to their dtypes."""
+    path, tied = clip.source.weights, clip.source.layout.ties
+    if path is None or path.suffix != ".safetensors" or not path.is_file():
         return False
+    if tied:
+        shapes = {name: value.shape for name, value in state.items()}
+        held = to_ours(tied, load_file(path), shapes)
+        return all(
+            torch.equal(value.to(state[n].dtype), state[n].cpu()) for n, value in held.items()
+        )
     with safe_open(str(path), framework="pt") as file:
         return set(file.keys()) == state.keys() and all(
             torch.equal(file.get_tensor(key).to(value.dtype), value.cpu())
@@ -438,5 +491,5 @@ def _write_undo(clip: Savable, original: Path, edited: Path, undo: Path) -> None
         "header": header.text,
         "edits": str(len(clip.source.history.edits)),
     }
-    changed = [change.key for change in clip.changes if change.key in header.entries]
+    changed = [name for name in _edited(clip, original) if name in header.entries]
     tensors.extract(original, undo, changed, metadata)

@@ -81,6 +81,11 @@ class Clip:
         return reduce(History.then, self.edits, self.source.history)
 
     @property
+    def changed(self) -> list[str]:
+        """The parameters that have been edited since, by their names in the model's folder."""
+        return self.source.layout.names([change.key for change in self.changes])
+
+    @property
     def dim(self) -> int:
         """Dimension of the joint space."""
         return int(self.config["model_cfg"]["embed_dim"])
@@ -276,7 +281,18 @@ class Clip:
     @property
     def spaces(self) -> tuple[Space, ...]:
         """What an edit of the image tower can read."""
-        return folding.spaces(self.model)
+        return folding.spaces(self.model) if "visual" in self.source.layout.sides else ()
+
+    def check_side(self, side: Side) -> None:
+        """Refuse an edit that the model's folder has no place for, before any work is spent on it.
+
+        Args:
+            side: The tower it would change.
+
+        Raises:
+            ValueError: If there is none; says which side can be edited.
+        """
+        self.source.layout.check_side(side)
 
     def last_mlp(self) -> LastMlp:
         """The MLP of the image tower's last block, one step before the final projection.
@@ -307,6 +323,7 @@ class Clip:
             RuntimeError: If the edited tower does not compute what the edit says.
         """
         self._refuse_adapter("edited")
+        self.check_side(side)
         model, changes = folding.fold(self.model, edit, side, self.changes)
         if model is self.model:
             return self
@@ -316,7 +333,7 @@ class Clip:
             vision = config["model_cfg"]["vision_cfg"]
             vision["timm_proj"] = "linear"
             vision.pop("timm_proj_bias", None)
-        keys = [change.key for change in changes if change not in self.changes]
+        keys = self.source.layout.names([c.key for c in changes if c not in self.changes])
         said = {"side": side, "parameter": keys, "invertible": _invertible(edit)}
         edits = (*self.edits, {**said, **edit.provenance})
         return replace(self, model=model, config=config, changes=changes, edits=edits)
@@ -350,8 +367,12 @@ class Clip:
             some = {key: v for key, v in new.items() if key.startswith("visual.") == visual}
             changes = record(self.model, some, cast(Side, side), changes)
         sides = {"visual" if key.startswith("visual.") else "text" for key in new}
+        self.source.layout.check_keys(new)
         side = "both" if len(sides) == 2 else min(sides, default="visual")
-        edits = (*self.edits, {"side": side, "parameter": list(new), **provenance})
+        edits = (
+            *self.edits,
+            {"side": side, "parameter": self.source.layout.names(list(new)), **provenance},
+        )
         model = replace_parameters(self.model, new)
         return replace(self, model=model, changes=changes, edits=edits)
 
@@ -365,7 +386,8 @@ class Clip:
     ) -> Path:
         """Write a folder that stock open_clip loads as `local-dir:PATH`.
 
-        Its recipe.yaml holds the model's history, and is read when the folder is loaded.
+        A model of transformers or sentence-transformers is written as one that these load. The
+        folder's recipe.yaml holds the model's history, and is read when the folder is loaded.
 
         Args:
             path: The folder to write.

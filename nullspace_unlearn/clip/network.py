@@ -262,7 +262,8 @@ def submodule(model: nn.Module, name: str) -> nn.Module | None:
 def _entry(model: nn.Module) -> nn.Parameter:
     """Kernel of the layer that images enter."""
     tower = submodule(model, "visual") or model
-    return next(p for p in tower.parameters() if p.ndim == 4)
+    first = next((p for p in tower.parameters() if p.ndim == 4), None)
+    return next(model.parameters()) if first is None else first  # a text tower alone
 
 
 def _cast(key: str, value: Tensor, like: Tensor) -> Tensor:

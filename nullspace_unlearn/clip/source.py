@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nullspace_unlearn.clip.layout import OPEN_CLIP, Layout
 from nullspace_unlearn.history import History
 
-CONFIG_NAME = "open_clip_config.json"
-WEIGHTS_NAME = "open_clip_model.safetensors"
 ADAPTER_NAME = "adapter.safetensors"
 RECIPE_NAME = "recipe.yaml"
 REPORT_NAME = "report.json"
@@ -28,12 +27,14 @@ class Source:
         name: What was asked for, such as "nsu-mini", "ViT-B-32" or "hf-hub:org/repo"; a local
             folder by its own name, since where it lies is nobody else's business.
         pretrained: The tag that was asked for with it, or the name of the weights file.
-        folder: The local folder it came from, if it did.
+        folder: The local folder it came from, if it did; the download of transformers' files.
         weights: The weights file, or None for random weights.
         sha256: Hash of that file.
-        config: The open_clip_config.json that describes the model as loaded, as text.
+        config: The folder's configuration as loaded, as text; of a built-in model, the
+            open_clip_config.json that describes it.
         history: What had been done to them, as the folder says.
         base_model: Hugging Face repository of the weights, where known.
+        layout: How the folder keeps the model, and a folder made from it will.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Source:
     config: str
     history: History
     base_model: str | None = None
+    layout: Layout = OPEN_CLIP
 
 
 def config_text(config: Mapping[str, Any]) -> str:

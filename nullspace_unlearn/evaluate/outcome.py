@@ -61,7 +61,7 @@ class Outcome:
         said = {
             **self.edit.provenance,
             "side": self.plan.side,
-            "parameter": [change.key for change in self.edited.changes],
+            "parameter": self.edited.changed,
         }
         if self.certificate is not None:
             said["certificate"] = _proof(self.certificate, self.plan.forget.names)

@@ -57,7 +57,7 @@ class Measured:
             "templates": words["templates"],
             "seed": task.seed,
             "weights_sha256": task.clip.source.sha256,
-            "parameter": [change.key for change in trained.clip.changes],
+            "parameter": trained.clip.changed,
             "seconds": {"train": trained.seconds, "measure": self.seconds},
             "peak_bytes": trained.peak_bytes,
             "diverged": trained.diverged,
