@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from nullspace_unlearn.version import __version__
 
 if TYPE_CHECKING:
-    from nullspace_unlearn import erasers
+    from nullspace_unlearn import erasers, notebook
     from nullspace_unlearn.audit.door import audit
     from nullspace_unlearn.clip.load import load
     from nullspace_unlearn.clip.model import Clip
@@ -42,6 +42,7 @@ __all__ = [
     "erase",
     "erasers",
     "load",
+    "notebook",
     "plan",
 ]
 
@@ -57,8 +58,8 @@ _HOME = {
     "plan": "plans",
 }
 
-# These are packages; some can be called.
-_PACKAGES = ("audit", "erasers")
+# These hold several names; some can be called too.
+_MODULES = ("audit", "erasers", "notebook")
 
 
 def __dir__() -> list[str]:
@@ -66,7 +67,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PACKAGES:
+    if name in _MODULES:
         return importlib.import_module(f"nullspace_unlearn.{name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -29,6 +29,7 @@ PAGES = sorted(
     for page in [ROOT / "README.md", ROOT / "benchmarks/README.md", *(ROOT / "docs").glob("*.md")]
     if page.name != FOLLOWED
 )
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 _BLOCK = re.compile(r"(<!-- not run: (?P<why>.+?) -->\n)?```(?P<kind>\w+)\n(?P<text>.*?)```", re.S)
 _INDENTED = re.compile(r"^    (nsu .*)$", re.M)
 
@@ -120,3 +121,15 @@ def test_what_needs_nothing_of_the_readers_own_runs(page, tmp_path):
             [*run, block.text], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, f"{block.text}\n{done.stderr[-2000:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", sorted((ROOT / "docs/notebooks").glob("*.ipynb")), ids=lambda page: page.stem
+)
+def test_notebooks_run(page, tmp_path):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    notebook = nbformat.read(page, as_version=4)
+    nbclient.NotebookClient(
+        notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()

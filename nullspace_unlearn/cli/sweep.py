@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from nullspace_unlearn.evaluate.sweep import Sweep
     from nullspace_unlearn.forget import Forget
     from nullspace_unlearn.report.pareto import Kind, Means, Setting
-    from nullspace_unlearn.words import Words
 
 _MOST_SHOWN = 12
 _SHOWN = ("left", "over", "cost", "worst_kept", "kept_search", "balance", "named_all", "found")
@@ -152,7 +151,7 @@ def sweep(
     against what was kept. Rows are kept in DIR.run until all are done: the same command again goes
     on from there.
     """  # noqa: D301
-    from nullspace_unlearn.evaluate.requests import shown
+    from nullspace_unlearn.evaluate.requests import shown, words_of
     from nullspace_unlearn.plans import resolved
     from nullspace_unlearn.report.sweep import check_replaceable, write_sweep
 
@@ -166,7 +165,7 @@ def sweep(
     options.use_text_cache(cache, no_cache)
     started = time.perf_counter()
     clip = _model(which, found)
-    words = _words(clip, cells, found)
+    words = words_of(clip, found, cells.domain_words(), cells.template)
     known = [resolved(one, words) for one in asked] if requests else shown(asked, words, found)
     made = grid.sweep(known)
     features = found.features if clip is None else data.embed(clip, found, silent)
@@ -221,27 +220,6 @@ def _numbers(option: str, text: str, kind: Callable[[str], _Number]) -> tuple[_N
         return tuple(kind(part.strip()) for part in text.split(","))
     except ValueError:
         raise ValueError(f"{option} takes numbers parted by commas, got {text!r}") from None
-
-
-def _words(clip: Clip | None, cells: CellOptions, found: Source) -> Words:
-    """Names as the data give them, and how the model's folder and the options say them."""
-    from nullspace_unlearn.words import Words
-
-    own = (clip.words if clip else None) or Words()
-    given, keys = cells.domain_words(), found.words
-    unknown = [key for key in given if key not in keys]
-    if unknown:
-        raise ValueError(
-            f"--domain-word names {', '.join(map(repr, unknown))}, which is not among the data's "
-            f"domains: {', '.join(keys) or 'none'}"
-        )
-    return Words(
-        classes=tuple(dict.fromkeys(found.classes)),
-        domains={key: given.get(key, own.domains.get(key, word)) for key, word in keys.items()},
-        class_templates=cells.template or found.templates or own.class_templates,
-        cell_templates=own.cell_templates,
-        aliases=own.aliases,
-    )
 
 
 def _report(result: Mapping[str, Any], kinds: Sequence[Kind]) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.data.source import Source
 from nullspace_unlearn.evaluate.compare import EVERYWHERE
 from nullspace_unlearn.forget import Forget
@@ -115,3 +116,36 @@ def shown(requests: Sequence[Forget], words: Words, source: Source) -> list[Forg
         return known
     present, columns = source.counts > 0, tuple(source.words) or EVERYWHERE
     return [one for one in known if (one.mask(source.classes, columns) & present).any()]
+
+
+def words_of(
+    clip: Clip | None,
+    source: Source,
+    given: Mapping[str, str] | None = None,
+    templates: Sequence[str] = (),
+) -> Words:
+    """Names as the data give them, and how the model's folder and the user say them.
+
+    Args:
+        clip: The model; None where features bring their text.
+        source: The images.
+        given: Domain -> the word that prompts use for it.
+        templates: Class templates; absent: the data's, else the model's own.
+
+    Raises:
+        ValueError: If `given` names a domain that the data have not.
+    """
+    own, given, keys = (clip.words if clip else None) or Words(), given or {}, source.words
+    unknown = [key for key in given if key not in keys]
+    if unknown:
+        raise ValueError(
+            f"--domain-word names {', '.join(map(repr, unknown))}, which is not among the data's "
+            f"domains: {', '.join(keys) or 'none'}"
+        )
+    return Words(
+        classes=tuple(dict.fromkeys(source.classes)),
+        domains={key: given.get(key, own.domains.get(key, word)) for key, word in keys.items()},
+        class_templates=tuple(templates) or source.templates or own.class_templates,
+        cell_templates=own.cell_templates,
+        aliases=own.aliases,
+    )
