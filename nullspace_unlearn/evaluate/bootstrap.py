@@ -57,8 +57,8 @@ def intervals(
     """Intervals (95 %) of every figure over samples of the images.
 
     Both models are measured on the same samples. A class's images in forgotten cells and its other
-    images are drawn apart, so each sample has as many of both. The intervals are the basic ones,
-    the percentiles mirrored in the figure, since a sample repeats images. `left` and `over` are the
+    images are drawn apart, so each sample has as many of both. The ends are percentiles, so that
+    they lie where the figure can lie (Efron and Tibshirani 1993, 13.3). `left` and `over` are the
     largest of several ways of asking: their ends are the largest of the ways' ends.
 
     Args:
@@ -96,10 +96,10 @@ def intervals(
         )  # fmt: skip
         for name, value in _several(sample).items():
             values.setdefault(name, []).append(value.expand(len(weight), -1))
-    ends = torch.tensor([(1 + _LEVEL) / 2, (1 - _LEVEL) / 2], dtype=torch.float64)
+    ends = torch.tensor([(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], dtype=torch.float64)
     said = {}
-    for name, several in _several(evidence).items():
-        low, high = 2 * several - torch.nanquantile(torch.cat(values[name]), ends, dim=0)
+    for name, several in values.items():
+        low, high = torch.nanquantile(torch.cat(several), ends, dim=0)
         told = ~(low + high).isnan()
         if told.any():
             least = 0.0 if FIGURES[name].unit == "share" else -math.inf

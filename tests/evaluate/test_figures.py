@@ -249,6 +249,47 @@ def test_who_paid_most() -> None:
     assert said["worst_kept"] == pytest.approx(0.3)
 
 
+def partly_erased(each: int, seed: int) -> Measured:
+    """Six classes among twenty names; of one cell half of what tells it is taken away."""
+    random = torch.Generator().manual_seed(seed)
+    cells = torch.arange(12).repeat_interleave(each)
+    mask = torch.zeros(6, 2, dtype=torch.bool)
+    mask[0, 0] = True
+    texts = torch.eye(20, 24)
+    own = texts[cells // 2]
+    images = own + 0.35 * torch.randn(len(cells), 24, generator=random)
+    edited = images - 0.5 * own * (cells == 0)[:, None]
+    edited += 0.15 * torch.randn(len(cells), 24, generator=random)
+    return measure(Model(images, texts), Model(edited, texts), cells // 2, cells % 2, mask)
+
+
+def test_intervals_hold_what_very_many_images_say() -> None:
+    truth = partly_erased(1000, 99).figures()
+    asked = ("left", "named_2", ALL, FOUND, "kept", "kept_search", "cost")
+    held = narrow = 0
+    for seed in range(20):
+        ends = partly_erased(15, seed).intervals(100)
+        for name in asked:
+            (low, high), value = ends[name], float(truth[name])
+            held += low <= value <= high
+            third = (high - low) / 3
+            narrow += low + third <= value <= high - third
+    assert held / (20 * len(asked)) > 0.82
+    assert narrow / (20 * len(asked)) < 0.65  # the control
+
+
+def test_intervals_lie_where_the_figure_can() -> None:
+    world = World("cell")
+    images = world.images + 3 * world.gone[:, None] * world.texts[-1]
+    bounded = [name for name, one in FIGURES.items() if one.unit == "share"]
+    for given in (images, world.images, *(noise(world)[:1])):
+        ends = world.measure(given).intervals(50)
+        for name in bounded:
+            low, high = ends.get(name, (0, 0))
+            assert 0 <= low <= high and (name == "left" or high <= 1 + 1e-9), name
+    assert world.measure(images).intervals(50)[ALL] == (0, 0)  # at the edge of the range
+
+
 def test_intervals_are_scipys() -> None:
     """Of a mean over one class's images: scipy's bootstrap of the same numbers."""
     world = World("cell", seed=3)
@@ -263,11 +304,11 @@ def test_intervals_are_scipys() -> None:
         (hits.double().numpy(),), np.mean, n_resamples=4000, method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval  # fmt: skip
-    low, high = found.intervals(4000)["forgotten"]
+    low, high = found.intervals(1500)["forgotten"]
     assert low == pytest.approx(theirs.low, abs=0.07) and 0.2 < theirs.high - theirs.low
     assert high == pytest.approx(theirs.high, abs=0.07)
-    again = found.intervals(4000)["forgotten"]
-    assert again == (low, high) != found.intervals(4000, seed=1)["forgotten"] or low < high
+    again = found.intervals(1500)["forgotten"]
+    assert again == (low, high) != found.intervals(1500, seed=1)["forgotten"] or low < high
     strata = torch.tensor([5, 2, 5, 5, 2, 9])
     for some in resampled(strata, 50):
         for one in strata.unique():
