@@ -21,6 +21,7 @@ from nullspace_unlearn.edit import Edit
 from nullspace_unlearn.erasers import METHODS
 from nullspace_unlearn.evaluate.asking import ALL, FOUND, Answers, Asking, way_of
 from nullspace_unlearn.evaluate.figures import grid_figures, judged_ways
+from nullspace_unlearn.evaluate.kept_search import Searching
 from nullspace_unlearn.evaluate.zeroshot import accuracy_grid, predict
 from nullspace_unlearn.features import Features
 from nullspace_unlearn.linalg import unit
@@ -88,8 +89,8 @@ class Outcome:
         forgotten: Accuracy on those of forgotten classes.
         told: For each way of asking, how far what it finds exceeds what a name that says nothing
             finds, mean over the forgotten classes.
-        searched: Mean average precision of searches for the names that stay, among all images;
-            None where it was not asked for.
+        searched: What searches by the names that stay find (`kept_search`); None where it was not
+            asked for.
     """
 
     kept: float
@@ -197,16 +198,8 @@ def outcome(data: Images, gone: Bool[Tensor, " classes"], edit: Edit | None) -> 
     excess = (told.value - told.blind).mean(0)
     ways = {way: float(excess[told.ways.index(way)]) for way in judged_ways(told)}
     found = _outcome(data, gone, predict(shown, data.text), ways)
-    return replace(found, searched=searched(data, gone, shown))
-
-
-def searched(data: Images, gone: Bool[Tensor, " classes"], shown: Float[Tensor, "n dim"]) -> float:
-    """How well images of names that stay are found by these: what a list's winner does not tell."""
-    kept = (~gone).nonzero()[:, 0]
-    order = (unit(shown.double()) @ data.text[kept].mT).argsort(0, descending=True)
-    hits = (data.features.labels[order] == kept).double()
-    precision = hits.cumsum(0) / torch.arange(1, len(order) + 1)[:, None]
-    return float(((hits * precision).sum(0) / hits.sum(0)).mean())
+    searching = Searching.of(gone[:, None], data.features.labels)
+    return replace(found, searched=float(searching.find(shown, data.text).value))
 
 
 def measure(data: Images, tasks: Sequence[Task], untouched: Row, name: str, eraser: Eraser) -> Row:
@@ -238,7 +231,7 @@ def prove(data: Images, task: Task) -> Proof:
 def table(found: dict[int, list[Row]]) -> str:
     """Every method at every size, as Markdown."""
     header = ["forgotten", "method", "left", "over", "left by lists of 2", "of all", "by search",
-              "cost, points ± sd (worst)", "search by kept names", "certificate"]  # fmt: skip
+              "cost, points ± sd (worst)", "kept search", "certificate"]  # fmt: skip
     lines = []
     for size, rows in found.items():
         for row in rows:

@@ -1,4 +1,4 @@
-"""The plane left x cost: cells and whole domains, every eraser that takes them."""
+"""The plane left x cost: every request of each kind, every eraser that takes them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nullspace_unlearn import erasers, unlearn
-from nullspace_unlearn.edit import Edit, Space
-from nullspace_unlearn.evaluate.asking import Answers, Asking
-from nullspace_unlearn.evaluate.figures import Evidence, figures, plain_values
-from nullspace_unlearn.evaluate.zeroshot import accuracy_grid, predict
+from nullspace_unlearn.edit import Edit
+from nullspace_unlearn.evaluate.figures import FIGURES, plain_values
+from nullspace_unlearn.evaluate.measure import Model
+from nullspace_unlearn.evaluate.measure import measure as evaluated
 from nullspace_unlearn.features import Features
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.linalg import unit
@@ -26,40 +26,37 @@ from nullspace_unlearn.prototypes import Visual
 KINDS = {
     "cell": "One class in one domain, every cell in turn",
     "domain": "One whole domain, every domain in turn",
+    "global": "One class everywhere, every class in turn",
 }
-PEERS = ("nullspace", "leace", "ccup")
+TEXT = {"cell": ("gated", "nullspace", "leace", "ccup")}
+TEXT["domain"], TEXT["global"] = TEXT["cell"], ("hull", "level", "nullspace", "leace", "ccup")
+"""What is measured from prompts alone."""
+
+SHOWN = ("left", "over", "cost", "kept", "kept_search", "worst_kept", "balance")
 _NEAR = 3  # cells that paid most, named
 
 Make = Callable[[Forget], Edit | None]
+Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def measure(bench: cells.Bench, kind: str, few: int) -> dict[str, list[dict[str, Any]]]:
     """Every method on every request of a kind, from no image and from a few real ones."""
     f = bench.features
     asked = cells.requests(f.class_names, f.domain_names)[kind]
-    pixels, images = bench.made["pixels"], bench.real[few]
 
-    def edits(method: str, visual: Visual | None = None, space: Space | None = None) -> Make:
+    def edits(method: str, visual: Visual | None = None) -> Make:
         def make(one: Forget) -> Edit:
             plan = bench.plan(one, method)
-            return unlearn.erase(bench.clip, plan, visual=visual, space=space)
+            return unlearn.erase(bench.clip, plan, visual=visual)
 
         return make
 
-    makers: dict[str, list[Make]] = {
-        "untouched": [lambda one: None],
-        "neutral, pixels": [edits("neutral", pixels)],
-        f"neutral, {few} images": [edits("neutral", one) for one in images],
-        "gated, text": [edits("gated")],
-        "gated, pixels": [edits("gated", pixels)],
-        f"gated, {few} images": [edits("gated", one) for one in images],
-        **{f"{peer}, text": [edits(peer)] for peer in PEERS},
-    }
-    if bench.mlp is not None:
-        makers["neutral, pixels, hidden"] = [edits("neutral", pixels, "hidden")]
-        makers[f"neutral, {few} images, hidden"] = [
-            edits("neutral", one, "hidden") for one in images
-        ]
+    makers: dict[str, list[Make]] = {"untouched": [lambda one: None]}
+    if kind != "global":
+        for method in ("neutral", "gated"):
+            makers[f"{method}, pixels"] = [edits(method, bench.made["pixels"])]
+            makers[f"{method}, {few} images"] = [edits(method, one) for one in bench.real[few]]
+    makers |= {f"{method}, text": [edits(method)] for method in TEXT[kind]}
     found = {}
     for name, some in makers.items():
         bar = tqdm([(make, one) for make in some for one in asked], desc=f"{kind}: {name}")
@@ -75,25 +72,15 @@ def judged(
     classes: Float[Tensor, "classes dim"],
     request: Forget,
 ) -> dict[str, Any]:
-    """The figures of one request, the most named cell that was to go, and who paid most."""
-    labels, domains = before.labels, before.domains
-    assert domains is not None
+    """The figures of one request, and who paid most."""
     mask = request.mask(before.class_names, before.domain_names)
-    asking = Asking.of(mask, labels, domains)
-    told, was = (Answers.of(asking, z, classes).told() for z in (after, before.embeddings))
-    grid, untouched = (
-        accuracy_grid(predict(z.float(), classes.float()), labels, domains, *mask.shape)
-        for z in (after, before.embeddings)
-    )
-    said = plain_values(
-        figures(Evidence(mask, grid.count, grid.accuracy, untouched.accuracy, told, was))
-    )
-    loss = (untouched.accuracy - grid.accuracy).masked_fill(mask, -torch.inf)
+    models = (Model(rows.float(), classes.float()) for rows in (before.embeddings, after))
+    found = evaluated(*models, before.labels, before.domains, mask)
+    said, loss = plain_values(found.figures()), found.evidence.loss()
     paid = [divmod(int(i), mask.shape[1]) for i in loss.flatten().topk(_NEAR).indices]
     return {
         "request": [*request.classes, *request.domains],
-        **{key: said[key] for key in ("left", "over", "kept", "worst_kept", "cost")},
-        "most_named": float(grid.accuracy[mask].max()),
+        **{key: said[key] for key in SHOWN},
         "paid": [
             [before.class_names[c], before.domain_names[d], float(loss[c, d])] for c, d in paid
         ],
@@ -114,7 +101,7 @@ def thumbnails(features: Features, each: int, draws: int) -> dict[str, list[dict
         rest = _rows(features, ~shown)
         given = (features.embeddings[shown].double(), features.labels[shown])
         given = (*given, features.domains[shown])
-        for kind in KINDS:
+        for kind in ("cell", "domain"):
             asked = cells.requests(features.class_names, features.domain_names)[kind]
             for request in asked:
                 mask = request.mask(features.class_names, features.domain_names)
@@ -144,28 +131,11 @@ def _rows(features: Features, kept: Tensor) -> Features:
     )
 
 
-def table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def table(found: Rows) -> str:
     """Means over the requests; in brackets the worst of them."""
-    header = ["method", "left", "over", "kept", "cost", "worst kept cell", "most named cell"]
-    lines = []
-    for name, rows in found.items():
-        means = {key: _mean(rows, key) for key in (*_FIGURES, "cost")}
-        worst = {key: max(row[key] for row in rows) for key in ("left", "over", "cost")}
-        lines.append(
-            [
-                name,
-                f"{means['left']:.2f} ({worst['left']:.2f})",
-                f"{means['over']:.2f} ({worst['over']:.2f})",
-                f"{means['kept']:.3f}",
-                f"{means['cost']:.1f} ({worst['cost']:.1f})",
-                f"{means['worst_kept']:.2f}",
-                f"{means['most_named']:.2f}",
-            ]
-        )
-    return markdown(header, lines)
-
-
-_FIGURES = ("left", "over", "kept", "worst_kept", "most_named")
+    titles = {name: FIGURES[name].title for name in SHOWN}
+    lines = [[name, *(_cell(rows, key) for key in titles)] for name, rows in found.items()]
+    return markdown(["method", *titles.values()], lines)
 
 
 def paid(rows: Sequence[Mapping[str, Any]], most: int = 5) -> str:
@@ -178,5 +148,12 @@ def paid(rows: Sequence[Mapping[str, Any]], most: int = 5) -> str:
     return "; ".join(said)
 
 
-def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
-    return sum(row[key] for row in rows) / len(rows)
+def _cell(rows: Sequence[Mapping[str, Any]], key: str) -> str:
+    values = [row[key] for row in rows if row[key] is not None]
+    if not values:
+        return "-"
+    figure = FIGURES[key]
+    mean = figure.written(sum(values) / len(values))
+    if key not in ("left", "over", "cost"):
+        return mean
+    return f"{mean} ({figure.written(max(values))})"
