@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import _tables
-from _peers import CLOSED
+from _peers import CLOSED, WORLDS, Peer
 from _tables import markdown
 
+from nullspace_unlearn.evaluate.figures import FIGURES
 from nullspace_unlearn.report.picture import COLOURS, picture
 
 Run = dict[str, Any]
@@ -19,97 +20,83 @@ Run = dict[str, Any]
 TITLES = {
     "domain": "One whole domain, every domain in turn",
     "cell": "One class in one domain, two cells",
-    "global": "One class everywhere, two classes",
-}
-WORLDS = {
-    "bundled": "nsu-mini on its bundled pictures: 12 classes, 4 domains.",
-    "pacs": "clip-vit-pacs on PACS: 7 classes, 4 domains; images of its test.txt alone.",
 }
 DOMAINS = {
     "bundled": ("photo", "sketch", "painting", "cartoon"),
     "pacs": ("art_painting", "cartoon", "photo", "sketch"),
 }
+SHOWN = ("left", "over", "cost", "kept", "kept_search", "worst_kept", "balance")
 SAW = (
-    "Trained rows saw 8 images a cell and 4 for validation (the epoch that is kept, and the "
-    "strength of the soup), with labels, drawn three times; none is reported on. Their numbers "
-    "were chosen on further images (last table). Closed forms use their defaults. Mem: accuracy on "
-    "cells that stay, For: 1 - accuracy on forgotten ones, each cell counting once; H: their "
-    "harmonic mean (H4 where a class goes in one domain); ± is the standard deviation over draws "
-    "of the mean over requests. Seconds of one thread on a machine shared with other runs."
+    "Trained rows saw 8 images a cell and 4 for validation (the epoch that is kept, by "
+    "balance, and the strength of the soup), with labels, drawn once; none is reported on. "
+    "Closed forms use their defaults: pixels are pictures made from the model alone, 8 images "
+    "those that the trained rows saw, text prompts. Figures as in docs/figures.md, means over "
+    "the requests, in brackets the worst of them; the last column says how many requests were "
+    "run. Seconds of one thread on a machine busy with other runs: they compare rows only "
+    "roughly. On at most 25 images a cell."
+)
+CHOSEN = (
+    "Every peer has the numbers of the best balance among those tried when the first whole "
+    "domain goes, from a draw of its own, reported on further images that no table uses "
+    "(bundled pictures on other seeds, training images of PACS). Cells are measured with the "
+    "same numbers. Runs of the search that were kept:"
 )
 RETRAINED = (
-    "nsu-mini trained from scratch on all pictures but those of the request, with the same seed "
-    "and numbers (`train_mini.py --class car`, `--domain sketch` or both, `trained.py "
-    "retrained`): what it is to have truly never seen a thing. Each entry is Mem, For, H of that "
-    "one request, the mean over draws."
+    "nsu-mini trained from scratch on all pictures but those of the request, with the same "
+    "seed and numbers (`train_mini.py`, `trained.py retrained`): what it is to have truly "
+    "never seen a thing."
 )
-ABLATION = {
-    "adu, neither": "neither",
-    "adu, generator only": "generator only",
-    "adu, disentangling only": "disentangling only",
-    "adu": "both",
-    "adu, CE only": "generator and CE",
-    "adu, MMD only": "generator and MMD",
-}
-PAPER = {
-    "neither": 52.59, "generator only": 56.41, "disentangling only": 60.82, "both": 69.96,
-    "generator and CE": 64.01, "generator and MMD": 68.62,
-}  # fmt: skip
 
 
 def one_line(numbers: Iterable[tuple[str, str]], found: Sequence[Run]) -> str:
     """What some numbers of a method give on the images that numbers are chosen on."""
     said = ",".join(f"{key}={value}" for key, value in numbers)
-    return (
-        f"{said or 'defaults'}: H {_mean(found, 'h4'):.3f} Mem {_mean(found, 'kept'):.3f} "
-        f"For {1 - _mean(found, 'forgotten'):.3f} {_mean(found, 'seconds'):.0f} s, "
-        f"{_mean(found, 'epochs'):.0f} epochs"
+    figures = " ".join(
+        f"{key} {_written(found, key)}" for key in ("balance", "left", "over", "cost")
     )
+    return f"{said or 'defaults'}: {figures}, {_mean(found, 'seconds'):.0f} s"
 
 
-def write_all(world: str, work: Path, order: Iterable[str]) -> None:
+def write_all(world: str, work: Path, peers: Mapping[str, Peer]) -> None:
     """Write results/trained-<world>.md and .json and draw docs/images/trained-<world>.png."""
     runs = [json.loads(path.read_text()) for path in sorted((work / world).glob("*/*.json"))]
-    held = work / world / "memory.json"
-    memory = json.loads(held.read_text()) if held.exists() else {}
-    parts = [WORLDS[world], SAW]
-    order = ["untouched", "ideal", *CLOSED, *order]
+    parts = [f"{WORLDS[world]}.", SAW]
     for kind, title in TITLES.items():
+        order = ("untouched", "retrained", *CLOSED, *peers)
         rows = {
             label: some
             for label in order
             if (some := [run for run in runs if run["label"] == label and run["kind"] == kind])
         }
-        if len(rows) > 2:
-            parts += [f"## {title}", _table(kind, rows, memory)]
-            if kind == "domain":
-                parts += ["### H of each forgotten domain", _by_request(rows, DOMAINS[world])]
-                parts += ["### What the parts of ADU are worth", _ablation(rows)]
-                draw(rows, Path(__file__).parents[1] / "docs" / "images" / f"trained-{world}.png")
-                parts += [f"![kept and forgotten](../../docs/images/trained-{world}.png)"]
-    if again := [run for run in runs if run["label"] == "retrained"]:
-        parts += ["## Beside a model that never saw it", RETRAINED, _beside(again, runs, order)]
-    parts += ["## How the numbers were chosen", _chosen(work / f"{world}-chosen")]
+        if len(rows) < 3:
+            continue
+        parts += [f"## {title}", _table(rows)]
+        if kind == "domain":
+            domains = DOMAINS.get(world, DOMAINS["pacs"])
+            parts += ["### left / over / cost of each domain", _by_request(rows, domains)]
+            draw(rows, Path(__file__).parents[1] / "docs" / "images" / f"trained-{world}.png")
+            parts += [f"![left and cost](../../docs/images/trained-{world}.png)"]
+    if any(run["label"] == "retrained" for run in runs):
+        parts += [RETRAINED]
+    parts += ["## How the numbers were chosen", CHOSEN, _chosen(work / f"{world}-chosen")]
+    parts += ["Numbers in use, and what they were chosen among:", _numbers(peers)]
     name = f"trained-{world}"
-    made = f"Made by `python benchmarks/trained.py run {world}`, `memory` and `table`."
+    made = f"Made by `python benchmarks/trained.py run {world}` and `table`."
     text = "\n\n".join([f"# Trained methods, {world}", made, *parts])
     (_tables.RESULTS / f"{name}.md").write_text(text + "\n", encoding="utf-8")
-    result = {"runs": runs, "memory_mib": memory}
     (_tables.RESULTS / f"{name}.json").write_text(
-        json.dumps(_tables.rounded(result), ensure_ascii=False) + "\n", encoding="utf-8"
+        json.dumps(_tables.rounded({"runs": runs}), ensure_ascii=False) + "\n", encoding="utf-8"
     )
 
 
 def draw(rows: Mapping[str, Sequence[Run]], path: Path) -> None:
-    """Every method as a point: what is kept against what is forgotten."""
+    """Every method in the plane: what is left (or told by over) against what it costs."""
     with picture(path, (6.4, 4.2), overwrite=True) as figure:
         axes = figure.subplots()
         for label, some in rows.items():
-            if label in ABLATION and label != "adu":
-                continue  # their table says more, and here they would lie on one another
-            x, y = 1 - _mean(some, "forgotten"), _mean(some, "kept")
+            x, y = (statistics.fmean(run[key] for run in some) for key in ("cost", "left"))
             mark, colour = "s", COLOURS[-1]
-            if label in ("untouched", "ideal"):
+            if label in ("untouched", "retrained"):
                 mark, colour = "*", "black"
             elif label in CLOSED:
                 mark, colour = "o", COLOURS[0]
@@ -120,125 +107,69 @@ def draw(rows: Mapping[str, Sequence[Run]], path: Path) -> None:
             for mark, colour, name in (("o", COLOURS[0], "closed"), ("s", COLOURS[-1], "trained"))
         ]
         axes.legend(handles=handles, fontsize=8)
-        axes.set(
-            xlabel="forgotten: 1 - accuracy on forgotten cells", ylabel="accuracy on kept cells"
-        )
+        axes.set(xlabel="cost: points of accuracy lost on what stays", ylabel="left")
         axes.margins(0.12)
 
 
-def _table(kind: str, rows: Mapping[str, Sequence[Run]], memory: Mapping[str, float]) -> str:
-    ideal = _mean(rows["ideal"], "h4") if "ideal" in rows else float("nan")
-    h = "H4" if kind == "cell" else "H"
-    header = ["method", "Mem", "For", f"{h} ± sd (worst request)", "of the ideal",
-              "worst kept cell", "seconds", "MiB", "images"]  # fmt: skip
+def _table(rows: Mapping[str, Sequence[Run]]) -> str:
+    header = ["method", *(FIGURES[key].title for key in SHOWN), "seconds", "images", "requests"]
     lines = []
     for label, some in rows.items():
-        bound = label in ("untouched", "ideal")
-        worst = min(_mean(one, "h4") for one in _grouped(some, "number").values())
+        made = label not in ("untouched", "retrained")
         lines.append(
             [
                 label,
-                f"{_mean(some, 'kept'):.3f}",
-                f"{1 - _mean(some, 'forgotten'):.3f}",
-                f"{_mean(some, 'h4'):.3f} ± {_sd(some):.3f} ({worst:.3f})",
-                f"{_mean(some, 'h4') / ideal:.0%}",
-                f"{_mean(some, 'worst_kept'):.2f}",
-                "" if bound else f"{_mean(some, 'seconds'):#.3g}".rstrip("."),
-                f"{memory[label]:.0f}" if label in memory else "",
-                "" if bound else f"{_mean(some, 'images'):.0f}",
+                *(_written(some, key, worst=key in SHOWN[:3]) for key in SHOWN),
+                f"{_mean(some, 'seconds'):#.3g}".rstrip(".") if made else "",
+                f"{_mean(some, 'images'):.0f}" if made else "",
+                str(len({run["number"] for run in some})),
             ]
         )
-    if kind != "domain":  # these ran while other things did, so their times say nothing
-        place = header.index("seconds")
-        for row in (header, *lines):
-            del row[place]
     return markdown(header, lines)
 
 
 def _by_request(rows: Mapping[str, Sequence[Run]], domains: Sequence[str]) -> str:
-    numbers = range(len(domains))
-    header = ["method", *domains]
     lines = []
     for label, some in rows.items():
         cells = []
-        for number in numbers:
-            values = [run["h4"] for run in some if run["number"] == number]
-            sd = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.fmean(values):.3f}{sd}" if values else "")
+        for number in range(len(domains)):
+            found = [run for run in some if run["number"] == number]
+            said = " / ".join(_written(found, key) for key in ("left", "over", "cost"))
+            cells.append(said if found else "")
         lines.append([label, *cells])
-    return markdown(header, lines)
-
-
-def _ablation(rows: Mapping[str, Sequence[Run]]) -> str:
-    header = ["parts", "Mem", "For", "H ± sd", "H in the paper (Office-Home, %)"]
-    lines = [
-        [
-            name,
-            f"{_mean(rows[label], 'kept'):.3f}",
-            f"{1 - _mean(rows[label], 'forgotten'):.3f}",
-            f"{_mean(rows[label], 'h4'):.3f} ± {_sd(rows[label]):.3f}",
-            f"{PAPER[name]:.2f}",
-        ]
-        for label, name in ABLATION.items()
-        if label in rows
-    ]
-    return markdown(header, lines)
-
-
-def _beside(again: Sequence[Run], runs: Sequence[Run], order: Sequence[str]) -> str:
-    names = {"domain": "sketch", "global": "car", "cell": "car in sketch"}
-    asked = [(run["kind"], run["number"]) for run in again]
-    lines = []
-    for label in ["retrained", *order]:
-        cells = []
-        for kind, number in asked:
-            some = [
-                run
-                for run in runs
-                if (run["label"], run["kind"], run["number"]) == (label, kind, number)
-            ]
-            cells.append(
-                f"{_mean(some, 'kept'):.3f}, {1 - _mean(some, 'forgotten'):.3f}, "
-                f"{_mean(some, 'h4'):.3f}"
-                if some
-                else ""
-            )
-        if any(cells):
-            lines.append([label, *cells])
-    return markdown(["", *(names[kind] for kind, _ in asked)], lines)
+    return markdown(["method", *domains], lines)
 
 
 def _chosen(folder: Path) -> str:
-    header = ["row", "kind", "requests", "numbers", "Mem", "For", "H", "seconds"]
     lines = []
     for path in sorted(folder.glob("*")):
         runs = [json.loads(file.read_text()) for file in sorted(path.glob("*.json"))]
-        for kind, some in _grouped(runs, "kind").items():
-            said = ", ".join(f"{key}={value}" for key, value in some[0]["numbers"])
-            which = ", ".join(str(run["number"] + 1) for run in some)
-            figures = [_mean(some, "kept"), 1 - _mean(some, "forgotten"), _mean(some, "h4")]
-            lines.append(
-                [some[0]["label"], kind, which, said, *(f"{value:.3f}" for value in figures),
-                 f"{_mean(some, 'seconds'):.0f}"]
-            )  # fmt: skip
-    return markdown(header, lines)
+        said = ", ".join(f"{key}={value}" for key, value in runs[0]["numbers"])
+        figures = [_written(runs, key) for key in ("balance", "left", "over", "cost")]
+        lines.append([runs[0]["label"], said, *figures])
+    return markdown(["row", "numbers", "balance", "left", "over", "cost"], lines)
 
 
-def _grouped(runs: Sequence[Run], key: str) -> dict[Any, list[Run]]:
-    found: dict[Any, list[Run]] = {}
-    for run in runs:
-        found.setdefault(run[key], []).append(run)
-    return found
+def _numbers(peers: Mapping[str, Peer]) -> str:
+    lines = [
+        [label, ", ".join(f"{k}={v:g}" for k, v in peer.numbers.items()), peer.tried]
+        for label, peer in peers.items()
+    ]
+    return markdown(["row", "numbers", "chosen among"], lines)
+
+
+def _written(runs: Sequence[Run], key: str, worst: bool = False) -> str:
+    values = [run[key] for run in runs if run.get(key) is not None]
+    if not values:
+        return "-"
+    mean = FIGURES[key].written(_mean(runs, key))
+    return f"{mean} ({FIGURES[key].written(max(values))})" if worst and len(values) > 1 else mean
 
 
 def _mean(runs: Sequence[Run], key: str) -> float:
     """Mean over requests of the mean over draws."""
-    by_request = _grouped(runs, "number").values()
-    return statistics.fmean(statistics.fmean(run[key] for run in some) for some in by_request)
-
-
-def _sd(runs: Sequence[Run]) -> float:
-    """Standard deviation over draws of the mean over requests; 0 where there is one draw."""
-    means = [_mean(some, "h4") for some in _grouped(runs, "seed").values()]
-    same = len({tuple(sorted(r["number"] for r in s)) for s in _grouped(runs, "seed").values()})
-    return statistics.stdev(means) if len(means) > 1 and same == 1 else 0.0
+    by_request: dict[Any, list[float]] = {}
+    for run in runs:
+        if run.get(key) is not None:
+            by_request.setdefault(run["number"], []).append(run[key])
+    return statistics.fmean(statistics.fmean(some) for some in by_request.values())

@@ -19,13 +19,18 @@ from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.data import mini
 from nullspace_unlearn.data.bundled import bundled_to_learn
 from nullspace_unlearn.data.folders import read_folder
-from nullspace_unlearn.evaluate.figures import grid_figures, plain_values
-from nullspace_unlearn.evaluate.ideal import ideal_grid
+from nullspace_unlearn.edit import Space
+from nullspace_unlearn.evaluate.figures import plain_values
 from nullspace_unlearn.evaluate.measure import Model, measure
-from nullspace_unlearn.evaluate.zeroshot import Grid, accuracy_grid, predict
 from nullspace_unlearn.files import new_file
 from nullspace_unlearn.forget import Forget
-from nullspace_unlearn.prototypes import Visual, class_prototypes, from_batches
+from nullspace_unlearn.prototypes import (
+    Pictures,
+    Visual,
+    class_prototypes,
+    from_batches,
+    synthesise,
+)
 from nullspace_unlearn.train.shots import Shots, from_source
 from nullspace_unlearn.words import Words
 
@@ -80,11 +85,6 @@ class World:
         """A model's zero-shot classifier."""
         return class_prototypes(clip, self.words.classes, self.words.class_templates).float()
 
-    def grid(self, embeddings: Tensor, text: Tensor) -> Grid:
-        """Accuracy in each cell."""
-        shape = (len(self.words.classes), len(self.words.domains))
-        return accuracy_grid(predict(embeddings, text), self.labels, self.domains, *shape)
-
     def measure(
         self, forget: Forget, edited: Clip, keep: Path | None = None
     ) -> dict[str, float | None]:
@@ -96,26 +96,30 @@ class World:
             keep: File for what the model makes of images and names, so that a figure thought of
                 later needs no new training.
         """
-        mask = forget.mask(self.words.classes, tuple(self.words.domains))
         z = self.untouched if edited is self.clip else embed(edited, self.images)
         text = self.classifier(edited)
         if keep is not None:
             with new_file(keep, overwrite=True) as temporary:
                 save_file({"embeddings": z.contiguous(), "text": text.contiguous()}, temporary)
-        models = Model(self.untouched, self.text), Model(z, text)
+        return self.figures(forget, z, text)
+
+    def figures(self, forget: Forget, embeddings: Tensor, text: Tensor) -> dict[str, float | None]:
+        """The figures of what a model makes of the images and the names."""
+        mask = forget.mask(self.words.classes, tuple(self.words.domains))
+        models = Model(self.untouched, self.text), Model(embeddings, text)
         return plain_values(measure(*models, self.labels, self.domains, mask).figures())
 
-    def ideal(self, forget: Forget) -> dict[str, float | None]:
-        """What a perfect edit would reach."""
-        mask = forget.mask(self.words.classes, tuple(self.words.domains))
-        grid = ideal_grid(self.untouched, self.text, self.labels, self.domains, mask)
-        return grid_figures(grid, mask, self.grid(self.untouched, self.text))
-
-    def visual(self, shots: Shots) -> Visual:
+    def visual(self, shots: Shots, space: Space) -> Visual:
         """The training images as visual prototypes of a closed form."""
         batches = shots.read(torch.arange(len(shots))).split(64)
         cells = (shots.labels, shots.domains, self.words.classes, tuple(self.words.domains))
-        return from_batches(self.clip, batches, *cells)
+        return from_batches(self.clip, batches, *cells, space=space)
+
+    @cached_property
+    def pictures(self) -> Pictures:
+        """Pictures made from the model alone."""
+        given = (self.clip, self.words.classes, self.words.domains, self.words.cell_templates)
+        return synthesise(*given, cache=None, quiet=True)
 
 
 def bundled(each: int = EACH, chosen: bool = False) -> World:
@@ -142,16 +146,17 @@ def bundled(each: int = EACH, chosen: bool = False) -> World:
     return World(clip, clip.words, draw, images, index[:, 0], index[:, 1])
 
 
-def pacs(shared: Path, each: int = EACH, chosen: bool = False) -> World:
-    """PACS under clip-vit-pacs.
+def pacs(model: str, shared: Path, each: int = EACH, chosen: bool = False) -> World:
+    """PACS under one of the two models that were trained on it.
 
     Args:
+        model: Its name.
         shared: The folder that holds data/ and models/.
         each: Images a cell to report on, at most.
         chosen: Whether to report on training images that the draw for choosing numbers leaves over,
             in place of test images.
     """
-    folder, root = shared / "models" / "clip-vit-pacs", shared / "data" / "pacs"
+    folder, root = shared / "models" / model, shared / "data" / "pacs"
     clip = nsu.load(folder)
     train = read_folder(root, PACS_WORDS, listing=folder / "train.txt")
     if chosen:
