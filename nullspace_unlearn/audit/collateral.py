@@ -214,7 +214,7 @@ COLLATERAL = Question(
         "Are classes and domains that were to stay, named or not, still recognised, found and "
         "described as well as before?"
     ),
-    paper="",
+    paper="arXiv 1706.04599 (calibration)",
     needs=frozenset({"features"}),
     quick=True,
     ask=ask,

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-EXTRA = "pip install 'nullspace-unlearn[wordnet]' && python -m wn download oewn:2024 omw:1.4"
+EXTRA = "pip install 'nullspace-unlearn[wordnet]', then python -m wn download oewn:2024 omw:1.4"
 """What brings synonyms, narrower and wider words, other languages and plurals."""
 
 _MOST = 12  # words of a kind

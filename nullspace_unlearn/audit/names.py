@@ -273,7 +273,7 @@ NAMES = Question(
         "Does any list of names, however short, or any way of putting the name, still get it for "
         "its images?"
     ),
-    paper="",
+    paper="arXiv 2103.00020 (the 80 templates)",
     needs=frozenset({"features"}),
     quick=True,
     ask=ask,

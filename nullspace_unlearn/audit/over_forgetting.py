@@ -71,7 +71,7 @@ OVER_FORGETTING = Question(
         "Is the name got less often than by a model that never saw the images, which would tell "
         "that something was forgotten?"
     ),
-    paper="",
+    paper="arXiv 1911.04933 (the Streisand effect)",
     needs=frozenset({"features"}),
     quick=True,
     ask=ask,

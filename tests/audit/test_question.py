@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
 from nullspace_unlearn.audit.attacks import QUESTIONS, chosen
 from nullspace_unlearn.audit.question import (
     FORGOTTEN,
+    KEPT,
     NAME_ONLY,
     NOT_FORGOTTEN,
+    NOT_KEPT,
+    OVER_FORGOTTEN,
     Answer,
     Curve,
     Finding,
@@ -65,3 +69,13 @@ def test_questions_are_chosen_by_name():
     with pytest.raises(ValueError, match="no question 'name'; allowed: .*names"):
         chosen(("name",))
     assert len({one.name for one in QUESTIONS}) == len(QUESTIONS)
+
+
+def test_the_page_lists_every_question_and_verdict():
+    page = (Path(__file__).parents[2] / "docs" / "audit.md").read_text(encoding="utf-8")
+    for one in QUESTIONS:
+        quick = "yes" if one.quick else "no"
+        assert f"| `{one.name}` | {one.asks} | {quick} | {one.paper or '-'} |" in page
+    for verdict in (FORGOTTEN, NAME_ONLY, NOT_FORGOTTEN, OVER_FORGOTTEN, KEPT, NOT_KEPT):
+        assert f"\n| {verdict} | " in page
+    assert page.count("\n| `") == 1 + len(QUESTIONS)  # and the head
