@@ -36,6 +36,8 @@ EACH = 8
 RATES = (1e-4, 1e-3)
 """Learning rates of Adam; at each number of steps the one that brings most back counts."""
 
+QUICK_RATES = (1e-3,)
+
 BATCH = 32
 TESTED = 256
 """Images that are named again, at most."""
@@ -102,7 +104,7 @@ def _line(case: Case, view: View, parts: Split, shots: Tensor, purpose: str) -> 
     assert clip is not None  # the question needs models
     images, tests = (_read(case, clip, some) for some in (shots, parts.tests))
     best: list[Named] = []
-    for rate in RATES:
+    for rate in QUICK_RATES if case.quick else RATES:
         found = []
         generator = case.generator("finetuning", purpose)
         for _, new in fine_tuned(

@@ -143,7 +143,7 @@ def test_fine_tuning_begins_at_the_model_and_learns(case):
 
 def test_fine_tuning_finds_what_is_there_at_once(nothing_done, case, monkeypatch):
     monkeypatch.setattr(finetuning, "STEPS", (0, 1))
-    monkeypatch.setattr(finetuning, "RATES", (1e-4,))
+    monkeypatch.setattr(finetuning, "QUICK_RATES", (1e-4,))
     few = replace(case, random=None)
     answer = FINETUNING.answer(few)
     assert answer.verdict == FORGOTTEN, answer.sentence

@@ -1,0 +1,371 @@
+"""Audits of every method: `python benchmarks/audits.py`.
+
+Cars everywhere, and cars in sketches, by the bundled model; ten classes everywhere, and cells, by
+a real CLIP's features where these are at hand. Every audit leaves one JSON in the work folder, so
+that a command that was cut short goes on where it stopped; then benchmarks/results/audits.md and
+.json are written from what is there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import _peers as peers
+import click
+import torch
+from _tables import RESULTS, markdown, rounded
+from PIL import Image
+from tqdm import tqdm
+
+import nullspace_unlearn as nsu
+from nullspace_unlearn import erasers, looks, plans, train, unlearn
+from nullspace_unlearn.audit.attacks import QUESTIONS
+from nullspace_unlearn.audit.case import Case
+from nullspace_unlearn.audit.opening import Choices, of_features, of_models
+from nullspace_unlearn.audit.question import Answer
+from nullspace_unlearn.clip import Clip
+from nullspace_unlearn.data import mini
+from nullspace_unlearn.data.bundled import Drawing, bundled_to_learn, bundled_to_report
+from nullspace_unlearn.data.source import Source
+from nullspace_unlearn.edit import Edit
+from nullspace_unlearn.features import Features
+from nullspace_unlearn.features.features import read_features
+from nullspace_unlearn.files import new_file
+from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.linalg import unit
+from nullspace_unlearn.train.shots import from_source
+
+ROOT = Path(__file__).parents[1]
+REQUESTS = {"everywhere": Forget(["car"]), "in sketches": Forget(["car"], ["sketch"])}
+EACH, SHOTS, VALIDATION = 8, 8, 4
+"""Pictures a cell to report on, to learn from and to choose by."""
+
+ASKED = (
+    "yardstick", "search", "retention", "relearning", "finetuning", "adversary", "storage",
+    "membership", "restoring",
+)  # fmt: skip
+QUICKLY = ("relearning", "finetuning", "adversary")
+"""Questions asked with the numbers of --quick: fewer draws; one learning rate; fewer pictures."""
+
+CLOSED: dict[str, dict[str, tuple[str, dict[str, Any], bool]]] = {
+    "everywhere": {
+        "hull": ("hull", {}, False),
+        "hull, depth 0": ("hull", {"depth": 0.0}, False),
+        "two_sided, 8 images": ("two_sided", {}, True),
+        "nullspace": ("nullspace", {}, False),
+        "ccup": ("ccup", {}, False),
+        "leace": ("leace", {}, False),
+    },
+    "in sketches": {
+        "neutral, 8 images": ("neutral", {}, True),
+        "nullspace": ("nullspace", {}, False),
+        "ccup": ("ccup", {}, False),
+        "leace": ("leace", {}, False),
+    },
+}
+"""Request -> row -> method, its numbers, whether it is shown images."""
+
+TRAINED = ("adu", "cliperase", "salun")
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A bundled picture that is drawn once, since every copy of a model looks at it again."""
+
+    of: Drawing
+    image: Image.Image
+
+    name = property(lambda self: self.of.name)
+    holder = property(lambda self: self.of.holder)
+    place = property(lambda self: self.of.place)
+
+    def open(self) -> Any:
+        """What decides the drawing."""
+        return self.of.open()
+
+    def decode(self) -> Image.Image:
+        """The image in RGB."""
+        return self.image
+
+
+@cache
+def untouched() -> Clip:
+    """The bundled model."""
+    return nsu.load("nsu-mini", device="cpu")
+
+
+@cache
+def pictures() -> Source:
+    """What is reported on."""
+    source = bundled_to_report(EACH)
+    return replace(source, pictures=tuple(Drawn(p, p.decode()) for p in source.pictures))
+
+
+def closed(request: str, row: str) -> Clip:
+    """The bundled model after a closed form."""
+    name, numbers, shown = CLOSED[request][row]
+    clip = untouched()
+    plan = plans.plan(clip, REQUESTS[request], method=name, images=shown)
+    look = looks.Looks(
+        prototypes="text", images=bundled_to_learn(SHOTS)[0] if shown else None, quiet=True
+    ).reading(clip, plan)
+    visual = look.make(clip, plan, look.drawn(plan))
+    space = look.space if shown else None
+    return unlearn.erase(clip, plan, numbers=numbers, visual=visual, space=space).fold(clip)
+
+
+def trained(request: str, row: str) -> Clip:
+    """The bundled model after a trained method, at the numbers of benchmarks/trained.py."""
+    clip, forget = untouched(), REQUESTS[request]
+    peer = peers.PEERS["bundled"][row]
+    numbers = {**peer.numbers, **peer.on.get(forget.paradigm, {})}
+    method = train.configure(row, {key: peers.plain(value) for key, value in numbers.items()})
+    shots, validation = (from_source(clip, some) for some in bundled_to_learn(SHOTS, VALIDATION))
+    assert clip.words is not None
+    task = train.Task(clip, forget, clip.words, shots, validation)
+    return train.train(method, task, quiet=True).clip
+
+
+def case_of(request: str, edited: Clip, work: Path, retrained: Clip | None = None) -> Case:
+    """The bundled pictures under a model."""
+    names = [n for n in mini.CLASSES if n not in REQUESTS[request].classes or "in" in request]
+    subject = of_models(
+        untouched(), edited, pictures(), forget=REQUESTS[request], retrained=retrained, names=names,
+        choices=Choices(draws=100),
+    )  # fmt: skip
+    work.mkdir(parents=True, exist_ok=True)
+    return subject.case(work)
+
+
+def answers(case: Case) -> dict[str, Any]:
+    """What is asked, answered; questions that only features answer where no more is at hand."""
+    said = {}
+    for question in tqdm(QUESTIONS, leave=False):
+        if question.name not in ASKED:
+            continue
+        few = case if question.name not in QUICKLY else replace(case, quick=True)
+        # Dear, and near the untouched model: the random control is in the other tables.
+        if question.name in ("finetuning", "adversary", "storage"):
+            few = replace(few, random=None)
+        try:
+            answer = question.answer(few)
+        except (RuntimeError, ValueError) as error:
+            answer = Answer.unmeasured(" ".join(str(error).split()))
+        said[question.name] = answer.to_json()
+    return said
+
+
+def _answered(case: Callable[[], Case]) -> dict[str, Any]:
+    return answers(case())
+
+
+def bundled_audit(request: str, row: str, work: Path, retrained: Path | None) -> dict[str, Any]:
+    """One audit by the bundled model."""
+    if row == "retrained":
+        assert retrained is not None
+        plain = closed(request, "nullspace")
+        case = case_of(request, plain, work / "features", nsu.load(retrained, device="cpu"))
+        assert case.retrained is not None  # it was given
+        return answers(replace(case, edited=case.retrained, retrained=None, random=None))
+    edited = closed(request, row) if row in CLOSED[request] else trained(request, row)
+    return answers(case_of(request, edited, work / "features"))
+
+
+def real_case(
+    before: Features, make: Callable[[], Edit], forget: Forget, domains: tuple[str, ...]
+) -> Case:
+    """A real CLIP's features, edited."""
+    after = replace(before, embeddings=make().apply(before.embeddings))
+    source = Source(
+        "a real CLIP's features", "features", before.class_names, domains, domains, before.labels,
+        torch.zeros_like(before.labels) if before.domains is None else before.domains,
+        features=before,
+    )  # fmt: skip
+    choices = Choices(draws=100)
+    return of_features(before, after, source, forget, choices=choices).case()
+
+
+def imagenet(data: Path) -> dict[str, Callable[[], Case]]:
+    """Ten classes everywhere, from names alone: row -> its case."""
+    before = read_features(data / "data" / "clip_vitb32" / "imagenet_4shot.npz")
+    assert before.text is not None
+    text = unit(before.text.double())
+    odd = torch.arange(1, len(text), 2)
+    gone = odd[torch.randperm(len(odd), generator=torch.Generator().manual_seed(0))[:10]]
+    kept = torch.ones(len(text), dtype=torch.bool)
+    kept[gone] = False
+    forget = Forget([before.class_names[c] for c in gone.tolist()])
+    f, k = text[gone], text[kept]
+    edits: dict[str, Callable[[], Edit]] = {
+        "hull": lambda: erasers.hull(f, k),
+        "hull, depth 0": lambda: erasers.hull(f, k, depth=0.0),
+        "nullspace": lambda: erasers.nullspace(f),
+        "ccup": lambda: erasers.ccup(f, k),
+        "leace": lambda: erasers.leace(f, k),
+    }
+    return {row: partial(real_case, before, make, forget, ()) for row, make in edits.items()}
+
+
+def thumbnails(data: Path) -> dict[str, Callable[[], Case]]:
+    """One class in thumbnails, from four images a cell, which are not reported on."""
+    held = read_features(data / "data" / "clip_vitb32" / "thumbnails_vs_photos_vitb32.npz")
+    assert held.domains is not None and held.text is not None
+    cell = held.labels * len(held.domain_names) + held.domains
+    order = torch.randperm(len(cell), generator=torch.Generator().manual_seed(0))
+    seen = torch.zeros(len(cell), dtype=torch.bool)
+    for one in cell.unique():
+        seen[order[cell[order] == one][:4]] = True
+    before = held.subset((~seen).nonzero()[:, 0])
+    classes, text = held.class_names, unit(held.text.double())
+    small = next(i for i, name in enumerate(held.domain_names) if "thumb" in name)
+    forget = Forget([classes[1]], [held.domain_names[small]])
+    mask = forget.mask(classes, held.domain_names)
+    shown = (held.embeddings[seen].double(), held.labels[seen], held.domains[seen])
+    edits: dict[str, Callable[[], Edit]] = {
+        "neutral, 4 images": lambda: erasers.neutral(
+            *shown, mask, numbers=erasers.choose_neutral(*shown, text, mask)
+        ),
+        "gated, 4 images": lambda: erasers.gated(
+            *shown, text, mask, numbers=erasers.leave_out(*shown, text, mask)
+        ),
+    }
+    columns = held.domain_names
+    return {row: partial(real_case, before, make, forget, columns) for row, make in edits.items()}
+
+
+REAL = {
+    "ten ImageNet classes, a real CLIP": imagenet,
+    "a class in thumbnails, a real CLIP": thumbnails,
+}
+
+
+# Question -> columns: head, finding, whose value, digits.
+COLUMNS: dict[str, tuple[tuple[str, str], ...]] = {
+    "yardstick": (("left", "left"), ("over", "over"), ("cost", "cost")),
+    "search": (("found by name", "found"),),
+    "retention": (
+        ("embedding, logistic", "embedding_logistic"),
+        ("embedding, nearest mean", "embedding_nearest"),
+        ("hidden, logistic", "hidden_logistic"),
+        ("hidden, nearest mean", "hidden_nearest"),
+        ("shuffled labels", "shuffled"),
+    ),
+    "relearning": tuple((f"{k} image{'s' * (k > 1)}", f"shots_{k}") for k in (1, 2, 4, 8, 16)),
+    "finetuning": (
+        ("16 steps, 8 images of each class", "finetuned_all"),
+        ("16 steps, kept images alone", "finetuned_kept"),
+    ),
+    "adversary": (
+        ("made from nothing", "free"),
+        ("largest lead", "lead"),
+        ("bound", "bound"),
+        ("forgotten images moved by 8/255", "near"),
+    ),
+    "storage": tuple(
+        (f"{kind}: {figure}", f"{kind}_{figure}")
+        for kind in ("float16", "bfloat16", "int8", "int4")
+        for figure in ("left", "cost")
+    ),
+    "membership": (("AUC", "auc"), ("TPR at 1 % FPR", "tpr")),
+    "restoring": (("left, projection put back", "projection"),),
+}
+CONTROLS = {"untouched": "original", "random change": "random"}
+
+
+def table(name: str, audits: Mapping[str, Mapping[str, Any]]) -> str:
+    """One question, a row a method, the controls below."""
+    columns = COLUMNS[name]
+
+    def cells(answer: Mapping[str, Any], whose: str) -> list[str]:
+        values = {one["name"]: one["values"] for one in answer["findings"]}
+        found = [values.get(key, {}).get(whose) for _, key in columns]
+        return ["-" if value is None else _short(value) for value in found]
+
+    lines = [
+        [row, *cells(said[name], "edited"), said[name]["verdict"]]
+        for row, said in audits.items()
+        if name in said
+    ]
+    first = [said[name] for row, said in audits.items() if name in said and row != "retrained"]
+    for row, whose in CONTROLS.items():
+        for answer in first[:1]:
+            shown = cells(answer, whose)
+            if any(cell != "-" for cell in shown):
+                lines.append([f"*{row}*", *shown, ""])
+    used = [i for i in range(len(columns)) if any(line[i + 1] != "-" for line in lines)]
+    header = ["method", *(columns[i][0] for i in used), "verdict"]
+    return markdown(header, [[line[0], *(line[i + 1] for i in used), line[-1]] for line in lines])
+
+
+def _short(value: float) -> str:
+    if value and abs(value) < 0.001:
+        return f"{value:.0e}"
+    return f"{value:.2f}".replace("-0.00", "0.00")
+
+
+def rows_of(request: str, retrained: Path | None) -> Sequence[str]:
+    """The rows of a request by the bundled model."""
+    rows = (*CLOSED[request], *TRAINED)
+    return (*rows, "retrained") if retrained is not None and request == "in sketches" else rows
+
+
+def write(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+    """The tables, and every answer."""
+    titles = {question.name: question for question in QUESTIONS}
+    parts = ["# Audits", "Made by `python benchmarks/audits.py`; what they say: docs/audits.md."]
+    for name in ASKED:
+        parts.append(f"## {titles[name].title}\n\n{titles[name].asks}")
+        for request, audits in found.items():
+            there = {row: said for row, said in audits.items() if said[name]["findings"]}
+            if there:
+                parts.append(f"{request[0].upper()}{request[1:]}:\n\n{table(name, there)}")
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "audits.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    text = json.dumps(rounded(found), indent=1, ensure_ascii=False)
+    (RESULTS / "audits.json").write_text(text + "\n", encoding="utf-8")
+
+
+@click.command()
+@click.option("--work", type=click.Path(path_type=Path), default=Path("audit-runs"),
+              show_default=True, help="Where audits leave their answers.")  # fmt: skip
+@click.option("--data", type=click.Path(path_type=Path), default=ROOT.parent / "shared",
+              show_default="../shared beside the checkout")  # fmt: skip
+@click.option("--retrained", type=click.Path(path_type=Path, exists=True),
+              help="A model of train_mini.py --class car --domain sketch.")  # fmt: skip
+@click.option("--only", multiple=True, metavar="ROW", help="Make only these; tables show what is.")
+def main(work: Path, data: Path, retrained: Path | None, only: tuple[str, ...]) -> None:
+    """Audit every method."""
+    logging.getLogger().setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    jobs: list[tuple[str, str, Callable[[], dict[str, Any]]]] = []
+    for request, cases in REAL.items():
+        if (data / "data" / "clip_vitb32").exists():
+            for row, case in cases(data).items():
+                jobs.append((request, row, partial(_answered, case)))
+    rows = [(request, row) for request in REQUESTS for row in rows_of(request, retrained)]
+    for request, row in sorted(rows, key=lambda one: one[1] in TRAINED):  # what takes long, last
+        make = partial(bundled_audit, request, row, work, retrained)
+        jobs.append((f"cars {request}", row, make))
+    work.mkdir(parents=True, exist_ok=True)
+    found: dict[str, dict[str, Any]] = {}
+    for request, row, make in tqdm(jobs, "audits"):
+        file = work / (re.sub(r"[^\w.-]+", "_", f"{request}-{row}") + ".json")
+        if only and row not in only and not file.exists():
+            continue
+        if not file.exists():
+            said = make()
+            with new_file(file, overwrite=True) as temporary:
+                temporary.write_text(json.dumps(said), encoding="utf-8")
+        found.setdefault(request, {})[row] = json.loads(file.read_text(encoding="utf-8"))
+    write(found)
+
+
+if __name__ == "__main__":
+    main()
