@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import importlib
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, TypeVar, cast, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, cast, get_args, overload, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from nullspace_unlearn.files import new_file
+from nullspace_unlearn.layer import EditLayer, subtracted
+from nullspace_unlearn.patch import Patch
 
 Space = Literal["embedding", "hidden", "mlp"]
 SPACES: tuple[Space, ...] = get_args(Space)
 """What an edit can read."""
 Side = Literal["visual", "text"]
-_FORMAT = "nullspace-unlearn edit 2"
+_BLOCK = 1 << 20  # numbers that are edited at once: 8 MiB in float64
 
 _Folded = TypeVar("_Folded", covariant=True)
 
@@ -112,28 +114,39 @@ class Edit:
         """One edit (or a smaller batch) out of a batch."""
         return replace(self, read=self.read[index], write=self.write[index])
 
+    @overload
+    def apply(self, features: np.ndarray, hidden: np.ndarray | None = None) -> np.ndarray: ...
+
+    @overload
+    def apply(self, features: Tensor, hidden: Tensor | None = None) -> Tensor: ...
+
     def apply(
         self,
-        features: Float[Tensor, "*any n dim"],
-        hidden: Float[Tensor, "*any n width"] | None = None,
-    ) -> Float[Tensor, "*out n dim"]:
+        features: Float[Tensor, "*any n dim"] | np.ndarray,
+        hidden: Float[Tensor, "*any n width"] | np.ndarray | None = None,
+    ) -> Float[Tensor, "*out n dim"] | np.ndarray:
         """Edit cached embeddings without touching weights.
 
-        The arithmetic is done in the wider of the features' and the edit's dtypes and the result
-        is rounded to the features' dtype.
+        The arithmetic is done in the wider of the features' and the edit's dtypes, some rows at a
+        time, and the result is rounded to the features' dtype. `nsu apply --embeddings` does the
+        same to stores larger than the memory.
 
         Args:
             features: `[*any, n, dim]` embeddings z, normalised or not (the edit is linear, so a
-                positive scale of a row passes through).
+                positive scale of a row passes through). A NumPy array gives one.
             hidden: `[*any, n, width]` hidden features h of the same rows; a hidden edit needs them.
 
         Returns:
             `[*batch, n, dim]` edited embeddings, not normalised.
 
         Raises:
-            ValueError: If a hidden edit gets no hidden features, dimensions differ, or the edit is
-                an MLP edit, whose effect on z takes a model to compute.
+            ValueError: If a hidden edit gets no hidden features, dimensions differ, the features
+                are no floating-point numbers, or the edit is an MLP edit, whose effect on z takes a
+                model to compute.
         """
+        if isinstance(features, np.ndarray):
+            given = _tensor(features), None if hidden is None else _tensor(np.asarray(hidden))
+            return self.apply(*given).numpy()
         if self.space == "mlp":
             raise ValueError(
                 "an MLP edit acts on z through a layer norm: fold it and embed the images again"
@@ -142,18 +155,29 @@ class Edit:
         if self.space == "hidden":
             if hidden is None:
                 raise ValueError("a hidden edit reads the hidden feature: pass hidden=[n, width]")
-            source = hidden
+            source = _tensor(hidden) if isinstance(hidden, np.ndarray) else hidden
         if source.shape[-1] != self.read.shape[-2] or features.shape[-1] != self.dim:
             raise ValueError(
                 f"the edit reads {self.read.shape[-2]} and writes {self.dim} dimensions, got "
                 f"features of {features.shape[-1]}"
                 + (f" and hidden features of {source.shape[-1]}" if source is not features else "")
             )
+        if not (features.is_floating_point() and source.is_floating_point()):
+            raise ValueError(f"features must be floating-point numbers, got {features.dtype}")
         dtype = torch.promote_types(features.dtype, self.read.dtype)
         read = self.read.to(features.device, dtype)
         write = self.write.to(features.device, dtype)
-        edited = features.to(dtype) - (source.to(dtype) @ read) @ write.mT
-        return edited.to(features.dtype)
+        # Wider copies of all rows at once would be many times the features.
+        at_once = max(1, _BLOCK // (max(source.shape[-1], self.dim) * self.batch_shape.numel()))
+        n = features.shape[-2]
+        if n <= at_once:
+            return subtracted(features, source, read, write)
+        leading = torch.broadcast_shapes(features.shape[:-2], self.batch_shape)
+        edited = features.new_empty(*leading, n, self.dim)
+        for start in range(0, n, at_once):
+            rows = (..., slice(start, start + at_once), slice(None))
+            edited[rows] = subtracted(features[rows], source[rows], read, write)
+        return edited
 
     def operator(self) -> Float[Tensor, "*batch dim dim"]:
         """The operator on embeddings `M = I - read writeT`, with `z' = z M`, in the edit's dtype.
@@ -264,6 +288,81 @@ class Edit:
             )
         return model.fold(self, side)
 
+    def applied(self, model: Any, side: Side = "visual") -> AbstractContextManager[None]:
+        """Put the edit into a live model while a block lasts: `with edit.applied(model): ...`.
+
+        The edited tensors alone are held twice meanwhile, and the model's own come back bit for
+        bit, whatever ends the block. As folding does, it proves by a forward pass that it took.
+
+        Args:
+            model: A `Clip`, an open_clip model, or transformers' `CLIPModel`; in any training mode.
+            side: Which tower changes.
+
+        Returns:
+            The context.
+
+        Raises:
+            ValueError: As `fold`.
+            RuntimeError: If the edited tower does not compute what the edit says.
+        """
+        # A model's attributes are known further up; whoever has a model has that imported.
+        folding = importlib.import_module("nullspace_unlearn.clip.folding")
+        return cast(
+            AbstractContextManager[None],
+            folding.applied(getattr(model, "model", model), self, side),
+        )
+
+    def module(self) -> EditLayer:
+        """The edit as a layer for embeddings, which can be moved, saved and compiled as any.
+
+        Returns:
+            A module `z -> z'` (`z, h -> z'` for a hidden edit), with `read` and `write` as buffers.
+
+        Raises:
+            ValueError: If the edit is a batch or an MLP one, whose effect on z takes a model.
+        """
+        if self.space == "mlp" or self.batch_shape:
+            raise ValueError(
+                "an MLP edit or a batch of edits is no layer for embeddings: fold the one, index "
+                "the other"
+            )
+        return EditLayer(self.read, self.write, reads_hidden=self.space == "hidden")
+
+    def patch(self, side: Side = "visual") -> Patch:
+        """The edit as it goes to disk, without weights; `patching.make_patch` says which it fits.
+
+        Args:
+            side: The tower that it is for.
+
+        Returns:
+            The patch; bfloat16, which NumPy does not know, becomes float32.
+        """
+        read, write = (
+            (matrix.float() if matrix.dtype == torch.bfloat16 else matrix).detach().cpu().numpy()
+            for matrix in (self.read, self.write)
+        )
+        return Patch(read, write, self.space, dict(self.provenance), side)
+
+    @classmethod
+    def of(cls, patch: Patch) -> Edit:
+        """The edit of a patch.
+
+        Args:
+            patch: The patch.
+
+        Returns:
+            The edit, on the CPU, in the dtype it was saved in.
+
+        Raises:
+            ValueError: If the matrices are no edit.
+        """
+        return cls(
+            read=torch.from_numpy(patch.read),
+            write=torch.from_numpy(patch.write),
+            space=cast(Space, patch.space),  # checked on construction
+            provenance=patch.provenance,
+        )
+
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write the two thin matrices to a safetensors file (provenance in its header).
 
@@ -274,25 +373,14 @@ class Edit:
         Raises:
             OutputExists: If the file exists and `overwrite` is false.
         """
-        # Copies: the file format refuses matrices that share memory, and both may be one tensor.
-        read, write = (
-            matrix.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for matrix in (self.read, self.write)
-        )
-        header = {
-            "format": _FORMAT,
-            "space": self.space,
-            "provenance": json.dumps(dict(self.provenance)),
-        }
-        with new_file(Path(path), overwrite) as temporary:
-            save_file({"read": read, "write": write}, temporary, metadata=header)
+        self.patch().save(path, overwrite)
 
     @classmethod
     def load(cls, path: str | Path) -> Edit:
-        """Read an edit back.
+        """Read an edit back, that of a patch too.
 
         Args:
-            path: A file that `save` wrote.
+            path: A file that `save` wrote, or `nsu erase --patch`.
 
         Returns:
             The edit, on the CPU, in the dtype it was saved in.
@@ -300,18 +388,10 @@ class Edit:
         Raises:
             ValueError: If the file is missing, damaged, or not an edit.
         """
+        patch = Patch.load(path)
         try:
-            with safe_open(str(path), framework="pt") as file:
-                header = file.metadata() or {}
-                if header.get("format") != _FORMAT:
-                    raise ValueError(f"its format is {header.get('format')!r}, not {_FORMAT!r}")
-                return cls(
-                    read=file.get_tensor("read"),
-                    write=file.get_tensor("write"),
-                    space=cast(Space, header["space"]),  # checked on construction
-                    provenance=json.loads(header["provenance"]),
-                )
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+            return cls.of(patch)
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is not a saved edit: {error}") from None
 
 
@@ -333,3 +413,12 @@ def joined(edits: Sequence[Edit]) -> Edit:
     if "rank" in (numbers := provenance.get("numbers", {})):
         provenance["numbers"] = {**numbers, "rank": rank}
     return replace(edits[0], read=read, write=write, provenance=provenance)
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """A tensor that shares an array's memory."""
+    if array.dtype not in (np.float16, np.float32, np.float64):
+        raise ValueError(f"features must be float16, float32 or float64, got {array.dtype}")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor written to
+        return torch.from_numpy(array)

@@ -21,14 +21,17 @@ from dataclasses import asdict, dataclass, is_dataclass
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from nullspace_unlearn.files import new_file
 from nullspace_unlearn.version import __version__
+
+# torch is imported where tensors are: facts of other things do without.
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _PACKAGE = Path(__file__).parent
 _LIBRARIES = ("torch", "torchvision", "open_clip_torch", "pillow", "numpy")
@@ -144,6 +147,8 @@ def machine(device: torch.device | str) -> dict[str, str]:
     Returns:
         The kind of device, and the version of each library that images and features go through.
     """
+    import torch
+
     return {"device": torch.device(device).type, **_libraries()}
 
 
@@ -156,6 +161,8 @@ def of_tensors(tensors: Mapping[str, Tensor | None]) -> str:
     Returns:
         SHA-256 in hexadecimal.
     """
+    import torch
+
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         if value is None:

@@ -12,12 +12,12 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-import torch
-import torch.distributed as dist
-from jaxtyping import Int
-from torch import Tensor
+# torch is imported where there is more than one process: a job of one may do without.
+if TYPE_CHECKING:
+    from jaxtyping import Int
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -91,18 +91,26 @@ class Processes:
             WorkerLost: If another process died.
         """
         if self.count > 1:
+            import torch.distributed as dist
+
             with _noticing():
                 dist.broadcast(values, 0)
         return values
 
     def _leave_after(self, rank: int) -> NoReturn:
         """Go once the process that says why has gone: torchrun ends all when the first goes."""
+        import torch
+        import torch.distributed as dist
+
         with contextlib.suppress(WorkerLost), _noticing():
             dist.broadcast(torch.zeros(1), rank)  # which it never sends
         raise SystemExit(1)
 
     def _failed(self, here: bool) -> list[int]:
         """The ranks in which the step failed."""
+        import torch
+        import torch.distributed as dist
+
         told = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
         with _noticing():
             dist.all_gather(told, torch.tensor([int(here)]))
@@ -119,6 +127,9 @@ def launched() -> Iterator[Processes]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or "RANK" not in os.environ:
         yield Processes()
         return
+    import torch
+    import torch.distributed as dist
+
     before = signal.signal(signal.SIGTERM, _stop)
     # nccl is there for tensors on a GPU; those exchanged here are on the CPU.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"

@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from nullspace_unlearn import processes
 from nullspace_unlearn.processes import Processes, WorkerLost, launched
 
 
@@ -31,7 +31,7 @@ def others(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, dict[int, bool]], 
             for other, value in failed.items():
                 told[other].fill_(int(value))
 
-        monkeypatch.setattr(processes.dist, "all_gather", all_gather)
+        monkeypatch.setattr(dist, "all_gather", all_gather)
 
     return say
 
@@ -53,7 +53,7 @@ def test_a_failure_is_told_by_the_first_that_failed(
         waited_for.append(rank)
         raise RuntimeError("Connection closed by peer")  # as when that process has gone
 
-    monkeypatch.setattr(processes.dist, "broadcast", closed)
+    monkeypatch.setattr(dist, "broadcast", closed)
     others(1, {0: False, 2: False})
     assert Processes(1, 3).step(lambda: 3) == 3
     with pytest.raises(ValueError, match="it failed here"):
@@ -75,8 +75,8 @@ def test_a_process_that_died_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None
     def closed(*_: object) -> None:
         raise RuntimeError("[gloo/transport/tcp/pair.cc:550] Connection closed by peer\n")
 
-    monkeypatch.setattr(processes.dist, "all_gather", closed)
-    monkeypatch.setattr(processes.dist, "broadcast", closed)
+    monkeypatch.setattr(dist, "all_gather", closed)
+    monkeypatch.setattr(dist, "broadcast", closed)
     for work in (fail, lambda: 3):
         with pytest.raises(WorkerLost, match="the same command goes on from there"):
             Processes(0, 2).step(work)
@@ -99,10 +99,10 @@ def test_without_torchrun_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_being_told_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(processes.dist, "init_process_group", lambda *_, **__: None)
-    monkeypatch.setattr(processes.dist, "destroy_process_group", lambda: None)
-    monkeypatch.setattr(processes.dist, "get_rank", lambda: 1)
-    monkeypatch.setattr(processes.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(WorkerLost, match="died or was stopped"), launched() as found:
         assert found == Processes(1, 2, 1) and not found.leads

@@ -33,6 +33,7 @@ from nullspace_unlearn.clip.ties import to_ours
 from nullspace_unlearn.clip.towers import GROWN
 from nullspace_unlearn.files import new_file, new_folder, refuse_existing
 from nullspace_unlearn.fingerprint import file_sha256
+from nullspace_unlearn.header import parse_header, read_header
 from nullspace_unlearn.history import History
 from nullspace_unlearn.strict import plain_yaml, yaml_text
 
@@ -161,7 +162,7 @@ def revert(
     """
     folder, undo, output = Path(folder), Path(undo), Path(output)
     _check_replaceable(output, overwrite)
-    said = tensors.read_header(undo).metadata
+    said = read_header(undo).metadata
     if said.get("format") != _UNDO_FORMAT:
         raise ValueError(f"{undo} is not an undo file: its format is {said.get('format')!r}")
     if missing := [name for name in _UNDO_FIELDS if name not in said]:
@@ -341,7 +342,7 @@ def _check_config(file: Path, undo: Path, text: str, header: str) -> None:
     try:
         now = json.loads(file.read_text(encoding="utf-8"))
         before = json.loads(text)
-        if f"{GROWN}.weight" not in tensors.parse_header(header).entries:
+        if f"{GROWN}.weight" not in parse_header(header).entries:
             grown = now["model_cfg"]["vision_cfg"]
             for name in ("timm_proj", "timm_proj_bias"):
                 grown.pop(name, None)
@@ -482,7 +483,7 @@ def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _write_undo(clip: Savable, original: Path, edited: Path, undo: Path) -> None:
-    header = tensors.read_header(original)
+    header = read_header(original)
     metadata = {
         "format": _UNDO_FORMAT,
         "original": file_sha256(original),

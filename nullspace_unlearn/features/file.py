@@ -25,13 +25,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nullspace_unlearn.clip import Clip
-from nullspace_unlearn.clip.tensors import layout, parse_header, to_bytes
+from nullspace_unlearn.clip.tensors import to_bytes
 from nullspace_unlearn.data.source import Batch, Skipped, Source
 from nullspace_unlearn.edit import Space
 from nullspace_unlearn.features.embed import encode, made_with, skipped_files
 from nullspace_unlearn.features.features import file_header
 from nullspace_unlearn.files import new_file, refuse_existing
 from nullspace_unlearn.fingerprint import Fingerprint, code_of, in_words, machine
+from nullspace_unlearn.header import layout, parse_header
 from nullspace_unlearn.processes import Processes
 from nullspace_unlearn.sealed import SEALED, read_sealed, write_sealed
 

@@ -30,6 +30,7 @@ from nullspace_unlearn.clip import Clip, describe, folder, load, read_folder, re
 from nullspace_unlearn.edit import Edit
 from nullspace_unlearn.files import OutputExists, claimed
 from nullspace_unlearn.fingerprint import file_sha256
+from nullspace_unlearn.header import read_header
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -496,7 +497,7 @@ def test_rewriting_is_replacing_and_reassembling_is_its_inverse(original, new):
         for key, value in expected.items():
             assert read[key].dtype == value.dtype
             assert torch.equal(read[key], value)
-        header = tensors.read_header(root / "a")
+        header = read_header(root / "a")
         tensors.extract(root / "a", root / "c", [key for key in new if key in original], {"x": "y"})
         tensors.reassemble(header.text, root / "c", root / "b", root / "d")
         assert (root / "d").read_bytes() == (root / "a").read_bytes()
