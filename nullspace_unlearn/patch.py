@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,32 @@ def order(first: Patch, second: Patch) -> float:
     else:
         return 0.0
     return float(np.linalg.norm(between) / size) if size > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """How much it counts which of two patches goes first.
+
+    Attributes:
+        first: The place of one in the sequence, from 0.
+        second: That of the other.
+        share: `order` of the two.
+    """
+
+    first: int
+    second: int
+    share: float
+
+    @property
+    def matters(self) -> bool:
+        """Whether the difference is more than what half precision rounds."""
+        return self.share >= ORDER
+
+
+def ordered(patches: Sequence[Patch]) -> tuple[Ordered, ...]:
+    """For each two patches of a sequence, how much their order counts."""
+    pairs = combinations(range(len(patches)), 2)
+    return tuple(Ordered(i, j, order(patches[i], patches[j])) for i, j in pairs)
 
 
 def _json(value: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ import warnings
 import click
 
 from nullspace_unlearn import __version__
+from nullspace_unlearn.cli.apply import apply
 from nullspace_unlearn.cli.audit import audit
 from nullspace_unlearn.cli.bench import bench
 from nullspace_unlearn.cli.certify import certify
@@ -48,6 +49,7 @@ def nsu(context: click.Context) -> None:
 for command in (
     erase,
     train,
+    apply,
     embed,
     evaluate,
     audit,

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 @judge_options
 @click.option("--recipe", metavar="FILE", help="Several requests (YAML) in place of one: one edit.")
 @output_files
+@click.option("--patch", metavar="FILE", help="Also write the edit alone, for nsu apply.")
 @options.device_options
 @options.output_options
 @options.which_model
@@ -45,6 +46,7 @@ def erase(
     judge: JudgeOptions,
     recipe: str | None,
     files: OutputOptions,
+    patch: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -61,11 +63,13 @@ def erase(
     says nothing would score, and what that cost; without, what prototypes predict.
     """  # noqa: D301
     if recipe is not None:
+        if patch is not None:
+            raise ValueError("a patch is of one request: leave out --patch, or --recipe")
         several.run(recipe, which, request, visual, data, judge, files, as_json, quiet)
         return
     request, silent = visual.request(request), quiet or as_json
     target = files.target(default_name(which.name, request.forget()))
-    files.claim(target)
+    files.claim(target, patch)
     found = data.find(request.domain_words(), which.name, quiet)
     shown = visual.find(request.domain_words(), data.class_words, quiet)
     visual.check_shown_by(found)
@@ -80,6 +84,11 @@ def erase(
     report = outcome.to_json()
     if written:
         outcome.edited.save(target, files.overwrite, undo=files.undo, report=report)
+    if written and patch is not None:
+        from nullspace_unlearn.patching import make_patch
+
+        made = make_patch(outcome.clip, outcome.edit, outcome.plan.side, report)
+        made.save(patch, files.overwrite)
     files.draw(outcome.measured)
     said = {**report, "seconds": seconds, "output": str(target) if written else None}
     _print(said, outcome, as_json, quiet)

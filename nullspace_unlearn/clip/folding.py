@@ -6,7 +6,8 @@ recipe follow from what folding records.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -27,7 +28,10 @@ from nullspace_unlearn.clip.network import (
     share,
 )
 from nullspace_unlearn.clip.projection import find
+from nullspace_unlearn.clip.towers import GROWN
 from nullspace_unlearn.edit import Edit, Side, Space
+
+_HEAD = GROWN.rpartition(".")[0]
 
 
 @runtime_checkable
@@ -138,6 +142,44 @@ def fold(
     edited = replace_parameters(model, new)
     _verify(model, edited, place, edit, side)
     return edited, record(model, new, side, before)
+
+
+@contextmanager
+def applied(model: nn.Module, edit: Edit, side: Side = "visual") -> Iterator[None]:
+    """Put an edit into a live model while a block lasts; see `Edit.applied`.
+
+    Parameters stay the objects that they are and point to edited numbers meanwhile; their own are
+    not touched, so whatever else holds the model (an optimiser, a compiled graph) sees the edit
+    come and go.
+
+    Args:
+        model: As for `fold`; it may be compiled.
+        edit: As for `fold`.
+        side: The tower to change.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: As `fold`.
+        RuntimeError: As `fold`.
+    """
+    live: nn.Module = getattr(model, "_orig_mod", model)
+    edited, changes = fold(live, edit, side)
+    held = dict(live.named_parameters())
+    own = {change.key: held[change.key].data for change in changes if change.key in held}
+    grown = [change.key for change in changes if change.key not in held]
+    try:
+        for key in own:
+            held[key].data = edited.get_parameter(key).data
+        for name, module in edited.get_submodule(_HEAD).named_children() if grown else ():
+            live.get_submodule(_HEAD).add_module(name, module)
+        yield
+    finally:
+        for key, value in own.items():
+            held[key].data = value
+        if grown:
+            live.get_submodule(_HEAD)._modules.clear()  # it was empty: the tower ended there
 
 
 def spaces(model: nn.Module) -> tuple[Space, ...]:

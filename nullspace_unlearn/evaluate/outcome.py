@@ -34,6 +34,7 @@ class Outcome:
     """What came of a plan.
 
     Attributes:
+        clip: The model without the edit.
         plan: The plan.
         edit: The edit made from it.
         edited: The model with the edit folded in.
@@ -46,6 +47,7 @@ class Outcome:
             fold it in ("erase").
     """
 
+    clip: Clip
     plan: Plan
     edit: Edit
     edited: Clip
@@ -131,7 +133,7 @@ def carry_out(
         )  # fmt: skip
     else:
         foretold = predicted(clip, edited, edit, plan.side, plan.forget, plan.words, visual, lists)
-    return Outcome(plan, edit, edited, proof, measured, foretold, features, left_out, seconds)
+    return Outcome(clip, plan, edit, edited, proof, measured, foretold, features, left_out, seconds)
 
 
 def _look(
