@@ -18,7 +18,8 @@ from nullspace_unlearn.files import new_file
 from nullspace_unlearn.header import write_arrays
 
 _FORMAT = "nullspace-unlearn edit 2"
-_HEX = 16  # digits of a tensor's hash that are kept
+DIGITS = 16
+"""Of a tensor's hash, in hexadecimal, so many tell it from others."""
 ORDER = 1e-3
 """Share of an edit from which on it counts which of two goes first: what half precision rounds."""
 
@@ -31,7 +32,7 @@ class Weights:
         model: What the model is called.
         pretrained: The tag or file name that belongs to it.
         sha256: Hash of its weights file; None where it had been changed since it was read.
-        tensors: The beginning of each tensor's hash, by name in the state_dict.
+        tensors: The first `DIGITS` of each tensor's hash, by name in the state_dict.
     """
 
     model: str
@@ -48,11 +49,10 @@ class Weights:
         """Names of tensors that are others here, or in one of the two alone.
 
         Args:
-            tensors: Hashes by name, of any length.
+            tensors: As `tensors`.
         """
-        found = {name: digest[:_HEX] for name, digest in tensors.items()}
-        names = [*self.tensors, *(name for name in found if name not in self.tensors)]
-        return [name for name in names if self.tensors.get(name) != found.get(name)]
+        names = [*self.tensors, *(name for name in tensors if name not in self.tensors)]
+        return [name for name in names if self.tensors.get(name) != tensors.get(name)]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -60,7 +60,7 @@ class Weights:
             "model": self.model,
             "pretrained": self.pretrained,
             "sha256": self.sha256,
-            "tensors": {name: digest[:_HEX] for name, digest in self.tensors.items()},
+            "tensors": dict(self.tensors),
         }
 
     @classmethod

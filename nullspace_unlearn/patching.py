@@ -9,7 +9,7 @@ from typing import Any, cast
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.edit import Edit, Side
 from nullspace_unlearn.fingerprint import of_tensors
-from nullspace_unlearn.patch import Ordered, Patch, Weights, ordered
+from nullspace_unlearn.patch import DIGITS, Ordered, Patch, Weights, ordered
 
 
 def make_patch(
@@ -72,7 +72,7 @@ def check_fits(patch: Patch, clip: Clip, name: str = "the patch") -> None:
 def fold_patches(
     clip: Clip, patches: Sequence[Patch], names: Sequence[str] | None = None
 ) -> tuple[Clip, tuple[Ordered, ...]]:
-    """Fold patches into a model one after another, and round once at the end.
+    """Fold patches into a model one after another, with nothing coarser than float32 in between.
 
     Each must be for the weights that the model came with, or for those that the patches before it
     lead to.
@@ -105,5 +105,6 @@ def fold_patches(
 
 
 def _hashes(clip: Clip) -> dict[str, str]:
-    """Hash of every tensor of a model, by its name."""
-    return {key: of_tensors({"": value}) for key, value in clip.model.state_dict().items()}
+    """The beginning of the hash of every tensor of a model, by its name."""
+    state = clip.model.state_dict()
+    return {key: of_tensors({"": value})[:DIGITS] for key, value in state.items()}

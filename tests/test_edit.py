@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import jaxtyping
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
+import nullspace_unlearn.edit
 from nullspace_unlearn.edit import Edit, Space
 from nullspace_unlearn.files import OutputExists
 
@@ -74,6 +76,44 @@ def test_features_are_rounded_once_to_their_own_dtype(dtype: torch.dtype) -> Non
     out = edit.apply(z)
     assert out.dtype == dtype
     assert torch.equal(out, edit.apply(z.double()).to(dtype))
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_many_rows_are_edited_block_by_block(
+    batch: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit, z = random_edit(*batch), randn(3, 50, 7) if not batch else randn(50, 7)
+    hidden = Edit(randn(11, 2, seed=2), randn(7, 2, seed=3), space="hidden")
+    h = randn(50, 11, seed=4)
+    whole, deep = edit.apply(z), hidden.apply(randn(50, 7), h)
+    blocks: list[int] = []
+    original = nullspace_unlearn.edit.subtracted
+
+    def counted(features: Tensor, *rest: Tensor) -> Tensor:
+        blocks.append(features.shape[-2])
+        return original(features, *rest)
+
+    monkeypatch.setattr("nullspace_unlearn.edit._BLOCK", 100)
+    monkeypatch.setattr("nullspace_unlearn.edit.subtracted", counted)
+    assert torch.allclose(edit.apply(z), whole) and len(blocks) > 2 and max(blocks) <= 14
+    assert torch.allclose(hidden.apply(randn(50, 7), h), deep)
+
+
+def test_numpy_arrays_give_numpy_arrays() -> None:
+    edit, z = random_edit(), randn(5, 7)
+    for dtype in (np.float16, np.float32, np.float64):
+        rows = z.numpy().astype(dtype)
+        rows.setflags(write=False)  # as those of a memory-mapped file
+        out = edit.apply(rows)
+        assert isinstance(out, np.ndarray) and out.dtype == dtype
+        assert np.array_equal(out, edit.apply(torch.from_numpy(rows.copy())).numpy())
+    with pytest.raises(ValueError, match="must be float16, float32 or float64, got int64"):
+        edit.apply(np.ones((5, 7), np.int64))
+
+
+def test_whole_numbers_are_no_features(unchecked) -> None:
+    with unchecked(), pytest.raises(ValueError, match="must be floating-point numbers"):
+        random_edit().apply(torch.ones(2, 7, dtype=torch.int64))
 
 
 def test_a_hidden_edit_reads_the_hidden_feature() -> None:

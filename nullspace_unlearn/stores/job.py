@@ -145,17 +145,18 @@ class _Job:
                 f"{str(self.folder)!r} is where the parts would be kept, and holds something else; "
                 "move it, or name another --output"
             )
-        (self.folder / _DONE).mkdir(parents=True)
-        for file in self.store.files:
-            file.prepare(self._target(file))
-        for other in self.store.others:
-            target = self.folder / _EDITED / other.relative_to(self.store.path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(other, target)
-        # Last, so that a folder with this file is a whole one.
-        with new_file(self.folder / _JOB) as temporary:
+        if self.folder.is_dir():
+            self.folder.rmdir()
+        with new_folder(self.folder) as folder:
+            (folder / _DONE).mkdir()
+            for file in self.store.files:
+                file.prepare(folder / _EDITED / file.name)
+            for other in self.store.others:
+                target = folder / _EDITED / other.relative_to(self.store.path)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(other, target)
             said = {"format": _FORMAT, "facts": dict(facts.facts)}
-            temporary.write_text(json.dumps(said, indent=2), encoding="utf-8")
+            (folder / _JOB).write_text(json.dumps(said, indent=2), encoding="utf-8")
 
     def todo(self) -> list[_Part]:
         """The parts that are not done."""
