@@ -134,7 +134,7 @@ def _edited(clip: Savable, original: Path) -> dict[str, Tensor]:
     """What differs from the unedited model's file, by its names there."""
     state = clip.model.state_dict()
     changed = {change.key: change.current(state[change.key]) for change in clip.changes}
-    shapes = {name: entry.shape for name, entry in tensors.read_header(original).entries.items()}
+    shapes = {name: entry.shape for name, entry in read_header(original).entries.items()}
     return clip.source.layout.stored(changed, _original_tensors(clip), shapes)
 
 
