@@ -29,6 +29,7 @@ _LEFTOVER = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.(?P<kind>tmp|old)", re.DO
 _HERE, _EXCHANGE = -100, 2
 _A_DAY = 24 * 3600.0
 _LONGEST = 64 << 20  # bytes of a text
+_START = 1 << 22  # bytes of a file that are looked at for what it is
 
 _claims: set[Path] = set()
 
@@ -117,6 +118,26 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
     parent = next(p for p in path.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ValueError(f"output {str(path)!r} cannot be written: no write access to {parent}")
+
+
+def refuse_foreign(path: Path, mark: bytes, what: str) -> None:
+    """Refuse to replace a file that is no such file as is to be written.
+
+    Args:
+        path: Where it is to go; absent or empty, anything may.
+        mark: What every such file holds, near its beginning or its end.
+        what: What it is, for the message.
+
+    Raises:
+        ValueError: If the file lacks the mark.
+    """
+    if not path.is_file() or not path.stat().st_size:
+        return
+    with path.open("rb") as file:
+        start = file.read(_START)
+        file.seek(max(path.stat().st_size - _START, 0))
+        if mark not in start and mark not in file.read():
+            raise ValueError(f"output {str(path)!r} is no {what}, so it is not replaced")
 
 
 @contextlib.contextmanager

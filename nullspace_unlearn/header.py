@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from nullspace_unlearn.files import check_regular
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -64,12 +66,13 @@ def read_header(path: Path) -> Header:
         ValueError: If the file is not a whole safetensors file.
     """
     try:
+        check_regular(path)
         with safe_open(str(path), framework="np"):
             pass  # its checks: offsets in range, no holes, sizes that agree
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             return parse_header(file.read(length).decode())
-    except (OSError, SafetensorError, struct.error, UnicodeDecodeError) as error:
+    except (OSError, SafetensorError, struct.error, ValueError) as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from None
 
 

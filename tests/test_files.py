@@ -21,6 +21,7 @@ from nullspace_unlearn.files import (
     clear_cache,
     new_file,
     new_folder,
+    refuse_foreign,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -319,3 +320,16 @@ def test_the_umask_is_respected(tmp_path: Path, umask, mask: int) -> None:
     assert mode(tmp_path / "file") == 0o666 & ~mask
     assert mode(tmp_path / "folder") == 0o777 & ~mask
     assert umask(0o022) == mask  # reading the umask did not change it
+
+
+def test_a_file_that_is_not_ours_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    refuse_foreign(path, b"mark", "picture")
+    path.touch()
+    refuse_foreign(path, b"mark", "picture")  # as mktemp leaves it
+    for ours in (b"..mark..", bytes(9 << 20) + b"mark"):
+        path.write_bytes(ours)
+        refuse_foreign(path, b"mark", "picture")
+    path.write_bytes(b"mine")
+    with pytest.raises(ValueError, match="file' is no picture, so it is not replaced"):
+        refuse_foreign(path, b"mark", "picture")

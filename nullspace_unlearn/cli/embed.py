@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -82,7 +83,10 @@ def _images(
 ) -> Source:
     """The images, looked at before any work is spent."""
     if processes.leads:
+        from nullspace_unlearn.features.features import check_replaceable
+
         options.claim(overwrite, output)
+        check_replaceable(Path(output), overwrite)
     options.keep_contents(options.cache_folder(None, False))
     found = data.find({}, model, quiet or not processes.leads)
     if found is None:

@@ -43,6 +43,10 @@ class OutputOptions:
             ValueError: If one exists, or cannot be written.
         """
         options.claim(self.overwrite, target, self.undo, self.heatmap, *others, working=working)
+        if self.undo is not None:
+            from nullspace_unlearn.clip.folder import check_undo
+
+            check_undo(Path(self.undo), self.overwrite)
 
     def check_heatmap(self, measured: bool) -> None:
         """Refuse --heatmap where it cannot be drawn.

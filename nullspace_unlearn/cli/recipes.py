@@ -59,12 +59,13 @@ def ls(root: str, as_json: bool) -> None:
 def cp(name: str, dest: str | None, overwrite: bool) -> None:
     """Copy a recipe that comes along, to change it: to DEST, or to NAME.yaml here."""
     from nullspace_unlearn.bench.recipe import find_recipe, packaged
-    from nullspace_unlearn.files import new_file
+    from nullspace_unlearn.files import new_file, refuse_foreign
 
     source = packaged().get(name) or find_recipe(name)
     target = Path(dest or source.name)
     target = target / source.name if target.is_dir() else target
     options.claim(overwrite, target)
+    refuse_foreign(target, b"data:", "recipe")
     with new_file(target, overwrite) as temporary:
         temporary.write_bytes(source.read_bytes())
     click.echo(f"Wrote {target}")

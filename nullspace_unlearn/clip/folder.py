@@ -31,7 +31,13 @@ from nullspace_unlearn.clip.source import (
 )
 from nullspace_unlearn.clip.ties import to_ours
 from nullspace_unlearn.clip.towers import GROWN
-from nullspace_unlearn.files import new_file, new_folder, refuse_existing
+from nullspace_unlearn.files import (
+    new_file,
+    new_folder,
+    read_text,
+    refuse_existing,
+    refuse_foreign,
+)
 from nullspace_unlearn.fingerprint import file_sha256
 from nullspace_unlearn.header import parse_header, read_header
 from nullspace_unlearn.history import History
@@ -249,7 +255,7 @@ def read_history(path: str | Path) -> History | None:
 
 
 def _plain_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(read_text(path))
 
 
 def check_outputs(source: Source, path: Path, undo: Path | None, overwrite: bool) -> None:
@@ -284,7 +290,22 @@ def check_outputs(source: Source, path: Path, undo: Path | None, overwrite: bool
         )
     if weights is not None and undo.resolve() == weights.resolve():
         raise ValueError(f"undo file {str(undo)!r} is the weights file that is being edited")
-    refuse_existing(undo, overwrite)
+    check_undo(undo, overwrite)
+
+
+def check_undo(path: Path, overwrite: bool) -> None:
+    """Refuse to write an undo file over anything but an older one.
+
+    Args:
+        path: The file to write.
+        overwrite: Whether an older one may be replaced.
+
+    Raises:
+        OutputExists: If it exists and `overwrite` is false.
+        ValueError: If it is another file.
+    """
+    refuse_existing(path, overwrite)
+    refuse_foreign(path, _UNDO_FORMAT.encode(), "undo file")
 
 
 def _check_replaceable(path: Path, overwrite: bool) -> None:
@@ -300,8 +321,8 @@ def _check_replaceable(path: Path, overwrite: bool) -> None:
 def _was_written(folder: Path) -> bool:
     """Whether a folder is one that erasing or training writes: its card says so."""
     try:
-        return "nullspace-unlearn" in (folder / CARD_NAME).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        return "nullspace-unlearn" in read_text(folder / CARD_NAME)
+    except ValueError:
         return (folder / RECIPE_NAME).is_file() or (folder / ADAPTER_NAME).is_file()
 
 
@@ -336,11 +357,11 @@ def _told_before(folder: Path, output: Path, said: Mapping[str, str]) -> dict[st
 def _check_config(file: Path, undo: Path, text: str, header: str) -> None:
     """Refuse an undo file whose configuration is not the folder's, less what an edit adds to it."""
     if file.name != Layout().config:  # an edit adds nothing to it
-        if file.read_text(encoding="utf-8") != text:
+        if read_text(file) != text:
             raise ValueError(f"{undo} holds another {file.name} than {file.parent}")
         return
     try:
-        now = json.loads(file.read_text(encoding="utf-8"))
+        now = json.loads(read_text(file))
         before = json.loads(text)
         if f"{GROWN}.weight" not in parse_header(header).entries:
             grown = now["model_cfg"]["vision_cfg"]

@@ -14,6 +14,7 @@ import torch
 from nullspace_unlearn.data.names import check_domains, spoken
 from nullspace_unlearn.data.picture import SUFFIXES, File
 from nullspace_unlearn.data.source import NO_DOMAIN, NO_DOMAIN_WORD, Source
+from nullspace_unlearn.files import read_text
 from nullspace_unlearn.spelling import listed
 from nullspace_unlearn.words import check_names
 
@@ -177,10 +178,7 @@ def listed_files(root: Path, listing: str | Path) -> list[tuple[str, ...]]:
         ValueError: If it cannot be read, names no file, or one that is missing or outside.
     """
     listing = Path(listing)
-    try:
-        lines = listing.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"listing {str(listing)!r} cannot be read: {error}") from None
+    lines = read_text(listing, stdin=True).splitlines()
     files = set()
     for number, line in enumerate(lines, 1):
         path = PurePosixPath(_LABEL.sub("", line.strip()))

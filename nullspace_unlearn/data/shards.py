@@ -28,6 +28,7 @@ from nullspace_unlearn.data.folders import holds_images
 from nullspace_unlearn.data.names import check_domains, spoken
 from nullspace_unlearn.data.picture import SUFFIXES, decode
 from nullspace_unlearn.data.source import NO_DOMAIN, NO_DOMAIN_WORD, Source
+from nullspace_unlearn.files import check_regular
 from nullspace_unlearn.words import check_template
 
 NAMES_FILE = "classnames.txt"
@@ -247,6 +248,7 @@ def _samples(shard: Path, root: Path, domain: str, classes: int) -> Iterator[_Sa
     domains: dict[str, str] = {}
     below = shard.relative_to(root).as_posix()
     try:
+        check_regular(shard)
         with shard.open("rb") as file:
             for tar, member in _members(file):
                 key, suffix = _key(member.name)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nullspace_unlearn.files import new_file
+from nullspace_unlearn.files import new_file, refuse_existing, refuse_foreign
 from nullspace_unlearn.fingerprint import Fingerprint, of_tensors
 from nullspace_unlearn.words import check_printable
 
@@ -161,6 +161,21 @@ def file_header(
         "domain_names": json.dumps(domain_names),
         "provenance": json.dumps(dict(provenance)),
     }
+
+
+def check_replaceable(path: Path, overwrite: bool) -> None:
+    """Refuse to write features over anything but older ones.
+
+    Args:
+        path: The file to write.
+        overwrite: Whether an older one may be replaced.
+
+    Raises:
+        OutputExists: If it exists and `overwrite` is false.
+        ValueError: If it is another file.
+    """
+    refuse_existing(path, overwrite)
+    refuse_foreign(path, _FORMAT.encode(), "feature file")
 
 
 def read_features(path: str | Path) -> Features:

@@ -29,7 +29,7 @@ from nullspace_unlearn.clip.tensors import to_bytes
 from nullspace_unlearn.data.source import Batch, Skipped, Source
 from nullspace_unlearn.edit import Space
 from nullspace_unlearn.features.embed import encode, made_with, skipped_files
-from nullspace_unlearn.features.features import file_header
+from nullspace_unlearn.features.features import check_replaceable, file_header
 from nullspace_unlearn.files import new_file, refuse_existing
 from nullspace_unlearn.fingerprint import Fingerprint, code_of, in_words, machine
 from nullspace_unlearn.header import layout, parse_header
@@ -266,7 +266,7 @@ def _begin(parts: _Parts, path: Path, overwrite: bool, leads: bool) -> Int[Tenso
     """1 for each part that is to be made; only the leading process looks."""
     if not leads:
         return torch.zeros(parts.job.count, dtype=torch.int64)
-    refuse_existing(path, overwrite)
+    check_replaceable(path, overwrite)
     if path.is_dir():
         raise ValueError(f"output {str(path)!r} is a folder")
     parts.open(overwrite)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nullspace_unlearn.files import new_file
+from nullspace_unlearn.files import new_file, refuse_foreign
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,13 +29,16 @@ def check_picture(path: str | Path) -> None:
         path: The picture to write.
 
     Raises:
-        ValueError: If matplotlib is not installed, or the ending is not one of `FORMATS`.
+        ValueError: If matplotlib is not installed, the ending is not one of `FORMATS`, or
+            another file is there.
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise ValueError(
             f"picture {str(path)!r} ends in {path.suffix!r}; allowed: {' '.join(FORMATS)}"
         )
+    # Which matplotlib writes into each of its pictures, in one case or the other.
+    refuse_foreign(path, b"atplotlib", "picture of a report")
     try:
         import matplotlib  # noqa: F401
     except ImportError:

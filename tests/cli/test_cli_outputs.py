@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -85,3 +89,83 @@ def test_a_home_that_cannot_be_written_to_only_warns(tmp_path: Path, monkeypatch
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     said = nsu(*command, "two")
     assert said.code == 0 and "nsu: warning: nothing is cached: " in said.err
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+CAR = ("erase", "--class", "car", "--quiet", "--output", "out")
+EMBED = ("embed", "--model", "nsu-mini", "--data", "photos", "--quiet")
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ((*CAR, "--undo", "mine"), "undo file"),
+        ((*CAR, "--heatmap", "mine.png"), "picture of a report"),
+        ((*EMBED, "--output", "mine"), "feature file"),
+        ((*EMBED, "--output", "photos/photo/car/7000.png"), "feature file"),
+        (("recipes", "cp", "bundled-quick", "mine"), "recipe"),
+    ],
+)
+def test_a_file_is_replaced_only_by_its_like(
+    given: tuple[str, ...], what: str, tmp_path: Path, photos: Path
+) -> None:
+    shutil.copytree(photos, tmp_path / "photos")
+    for name in ("mine", "mine.png"):
+        (tmp_path / name).write_text("mine")
+    before = contents(tmp_path)
+    said = nsu(*given, "--overwrite")
+    assert said.code == 2 and f"is no {what}, so it is not replaced" in said.err, said
+    assert contents(tmp_path) == before
+
+
+def test_a_file_of_its_kind_is_replaced(tmp_path: Path, photos: Path) -> None:
+    (tmp_path / "photos").symlink_to(photos)
+    for command in (
+        (*CAR, "--undo", "undo", "--heatmap", "map.png"),
+        (*EMBED, "--output", "features"),
+        ("recipes", "cp", "bundled-quick", "mine.yaml"),
+    ):
+        for _ in range(2):
+            assert nsu(*command, "--overwrite").code == 0
+
+
+@posix
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("evaluate", "nsu-mini", "--data", "photos", "--list", "pipe"),
+        ("evaluate", "nsu-mini", "--data", "pipe"),
+        ("evaluate", "nsu-mini", "--data", "pipe.tar"),
+        ("erase", "--class", "car", "--classes", "pipe", "--output", "out"),
+        ("erase", "--recipe", "pipe", "--output", "out"),
+        ("erase", "--class", "car", "--deployed", "pipe", "--output", "out"),
+        ("sweep", "--requests", "pipe", "--method", "hull", "--output", "out"),
+        ("revert", "model", "pipe", "--output", "out"),
+        ("certify", "model"),
+        ("erase", "--model", "ViT-B-32", "--pretrained", "pipe", "--class", "car"),
+    ],
+)
+def test_a_pipe_is_refused_where_a_file_is_read(
+    given: tuple[str, ...], tmp_path: Path, photos: Path
+) -> None:
+    (tmp_path / "photos").symlink_to(photos)
+    shutil.copytree(mini.MODEL_FOLDER, tmp_path / "model")
+    for name in ("pipe", "pipe.tar", "model/recipe.yaml"):
+        os.mkfifo(tmp_path / name)
+
+    def waits(*_: object) -> None:
+        raise AssertionError("it waits for the pipe")
+
+    before = signal.signal(signal.SIGALRM, waits)
+    signal.alarm(60)
+    try:
+        said = nsu(*given)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert said.code == 2 and re.search(
+        "pipe or a device|is not a folder|are not there", said.err
+    ), said
