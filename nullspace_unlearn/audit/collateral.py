@@ -21,12 +21,12 @@ from nullspace_unlearn.audit.question import (
     Row,
 )
 from nullspace_unlearn.evaluate.asking import rounded
-from nullspace_unlearn.evaluate.asking import search as look_for
 from nullspace_unlearn.evaluate.compare import Comparison
 from nullspace_unlearn.evaluate.verdict import COSTLY
 from nullspace_unlearn.linalg import unit
 from nullspace_unlearn.words import same_name
 
+_FIGURES = ("cost", "paid", "same_class", "same_domain", "rest", "kept_search")
 _NEAREST = 5  # names whose own figure is told
 _BINS = 15
 _FIRST = (1, 5, 10)
@@ -49,27 +49,27 @@ def ask(case: Case) -> Answer:
     models = compared(case)
     rows = _classes(case, models["edited"])
     made: list[Finding] = [
-        *findings(("cost", "paid", "same_class", "same_domain", "rest"), models, case.draws),
+        *findings(_FIGURES, models, case.draws),
         *_groups(case, stays),
-        _searches(case, stays),
         _calibration(case, stays),
     ]
     if "names" in case.has:
         made += _retrieval(case, stays)
     cost = models["edited"].figures["after"]["cost"] or 0.0
     lost = [row for row in rows if row.kind.startswith("lost")]
-    ranked = next(one for one in made if one.name == "kept_searches")
-    found = (ranked.values["original"] or 0.0) - (ranked.values["edited"] or 0.0)
+    searches = [one.figures["after"]["kept_search"] or 0.0 for one in models.values()]
+    found = dict(zip(models, searches, strict=True))
+    missed = found["original"] - found["edited"]
     paid = models["edited"].paid
     falls = f"falls by {cost:.1f}" if cost >= 0 else f"rises by {-cost:.1f}"
     sentence = f"Accuracy on what stays {falls} points"
-    sentence += f", searches by names that stay find {max(found, 0.0):.3f} less"
+    sentence += f", searches by names that stay find {max(missed, 0.0):.3f} less"
     if paid is not None and paid["after"] < paid["before"]:
         sentence += (
             f"; most is lost of {paid['class']} in {paid['domain']}, {paid['before']:.2f} -> "
             f"{paid['after']:.2f}"
         )
-    bad = cost > COSTLY or found > _MUCH or bool(lost)
+    bad = cost > COSTLY or missed > _MUCH or bool(lost)
     return Answer(NOT_KEPT if bad else KEPT, f"{sentence}.", tuple(made), (), rows)
 
 
@@ -131,22 +131,6 @@ def _groups(case: Case, stays: Bool[Tensor, " n"]) -> list[Finding]:
 def _right(case: Case, some: Bool[Tensor, " n"], view: View) -> Float[Tensor, " k"]:
     scores = unit(view.embeddings[some].double()) @ unit(view.text.double()).mT
     return (scores.argmax(-1) == case.labels[some]).double()
-
-
-def _searches(case: Case, stays: Bool[Tensor, " n"]) -> Finding:
-    """Mean average precision of searches by names that stay, among the images that stay."""
-    labels = case.labels[stays]
-    classes = [c for c in labels.unique().tolist() if not bool((labels == c).all())]
-
-    def found(view: View) -> Tensor:
-        rows = unit(view.embeddings[stays].double())
-        text = unit(view.text.double())
-        precision = [look_for(rounded(rows @ text[c]), labels == c).precision for c in classes]
-        return torch.stack(precision) if precision else torch.full((1,), torch.nan)
-
-    values: dict[str, float | None] = {r: float(found(v).mean()) for r, v in case.views()}
-    return Finding("kept_searches", "searches by names that stay", "high", values, None,
-                   int(stays.sum()))  # fmt: skip
 
 
 def _calibration(case: Case, stays: Bool[Tensor, " n"]) -> Finding:

@@ -57,10 +57,10 @@ def findings(
 def interval_of_mean(
     values: Float[Tensor, " n"], draws: int, seed: int = 0
 ) -> tuple[float, float] | None:
-    """Basic bootstrap interval (95 %) of a mean of shares over images.
+    """Bootstrap interval (95 %) of a mean over images, by percentiles as `evaluate.bootstrap`.
 
     Args:
-        values: `[n]` from 0 to 1, one an image.
+        values: `[n]`, one an image.
         draws: How many samples.
         seed: Of the draws.
 
@@ -72,6 +72,5 @@ def interval_of_mean(
     rows = values.double()
     strata = torch.zeros(len(rows), dtype=torch.int64)
     means = torch.cat([some @ rows / len(rows) for some in resampled(strata, draws, seed)])
-    ends = torch.tensor([0.975, 0.025], dtype=torch.float64)
-    low, high = (2 * rows.mean() - torch.quantile(means, ends)).clamp(0, 1).tolist()
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from jaxtyping import Bool
+from torch import Tensor
+
 from nullspace_unlearn.audit.case import Case
 from nullspace_unlearn.audit.question import NOT_MEASURED, Answer, Finding, Question, Row, severity
 from nullspace_unlearn.audit.yardstick import VERDICTS
-from nullspace_unlearn.evaluate.compare import cells_of
 from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.history import History
 
 
 def ask(case: Case) -> Answer:
@@ -19,9 +22,8 @@ def ask(case: Case) -> Answer:
         return Answer.unmeasured("One request was met, and this asks about several.")
     made, rows, verdicts = [], [], []
     for number, request in enumerate(case.requests, 1):
-        try:
-            mask = cells_of(request, case.class_names, case.original.features.domain_names)
-        except ValueError:  # the images do not show it
+        mask = _cells(case, request)
+        if not mask[case.labels, case.domains].any():  # the images do not show it
             continue
         # Images that another request concerns are neither its own nor what stays.
         chosen = mask[case.labels, case.domains] | ~case.gone
@@ -44,6 +46,12 @@ def ask(case: Case) -> Answer:
     verdict = max(told, key=severity)
     said = "; ".join(f"{row.text}: {row.kind}" for row in rows)
     return Answer(verdict, f"First to last: {said}.", tuple(made), (), tuple(rows))
+
+
+def _cells(case: Case, request: Forget) -> Bool[Tensor, "classes domains"]:
+    """The cells of the images that a request concerned, whatever it names beside."""
+    alone = History("", edits=({"request": request.to_json()},))
+    return alone.forgotten(case.class_names, case.domain_names) & case.mask
 
 
 def _words(request: Forget) -> str:

@@ -137,3 +137,16 @@ def test_a_question_says_what_it_lacks():
     names = replace(QUESTIONS[1], needs=frozenset({"features", "models"}))
     answer = names.answer(planted.case(planted.original()))
     assert answer.verdict == NOT_MEASURED and "models" in answer.sentence
+
+
+def test_a_whole_domain_is_audited_too():
+    one = planted.original()
+    mask = torch.zeros(6, 2, dtype=torch.bool)
+    mask[:, 1] = True
+    mixed = one.embeddings.clone()  # every sketch becomes the mean of sketches
+    sketches = one.domains == 1
+    mixed[sketches] = mixed[sketches].mean(0)
+    both = [replace(planted.case(f), mask=mask) for f in (replace(one, embeddings=mixed), one)]
+    names = ("yardstick", "names", "search", "over-forgetting", "collateral")
+    assert verdicts(both[0], *names) == (FORGOTTEN, FORGOTTEN, FORGOTTEN, FORGOTTEN, KEPT)
+    assert verdicts(both[1], *names) == (*([NOT_FORGOTTEN] * 4), KEPT)  # control

@@ -25,7 +25,16 @@ def few_phrasings(monkeypatch):
 
 def test_an_audit_of_an_edited_folder(made, tmp_path):
     edited = made("--class", "car")
-    given = ("audit", edited, "--against", "nsu-mini", "--only", "yardstick,names,collateral")
+    given = (
+        "audit",
+        edited,
+        "--against",
+        "nsu-mini",
+        "--only",
+        "yardstick,names,collateral",
+        "--retrained",
+        made("--class", "car"),
+    )
     first = nsu(*given, "--output", "a", "--json")
     assert first.code == 0, first.err
     said = first.json
@@ -35,6 +44,7 @@ def test_an_audit_of_an_edited_folder(made, tmp_path):
     assert said["images"] == {"forgotten": 8, "others": 88}
     left = said["questions"][0]["findings"][0]
     assert left["values"]["edited"] < 0.2 and left["values"]["random"] > 0.5
+    assert left["values"]["retrained"] == left["values"]["edited"]
     kinds = {row["kind"] for row in said["questions"][1]["rows"]}
     assert {"template", "composed", "alias", "negation", "misspelling"} <= kinds
     before = tree(tmp_path / "a" / "answers")
