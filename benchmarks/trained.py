@@ -145,7 +145,7 @@ def run(
     jobs = []
     for kind in kinds or peers.KINDS:
         labels = ["untouched", *peers.CLOSED]
-        labels += [name for name, peer in peers.PEERS[world].items() if kind in peer.kinds]
+        labels += list(peers.PEERS[world])
         for label in labels:
             if only and label not in only:
                 continue

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from yaml import YAMLError
 
 from nullspace_unlearn.clip.layout import OPEN_CLIP, Layout
 from nullspace_unlearn.clip.source import BUNDLED, RECIPE_NAME, Source
@@ -22,6 +24,7 @@ def model_card(
     base_model: str | None = None,
     report: Mapping[str, Any] | None = None,
     layout: Layout = OPEN_CLIP,
+    base_card: str | None = None,
 ) -> str:
     """The card of a model folder.
 
@@ -31,6 +34,7 @@ def model_card(
         base_model: Hugging Face repository of the original weights, where known.
         report: What was measured, where it was.
         layout: How the folder keeps the model.
+        base_card: The card of the original weights, where it is at hand: it says their licence.
 
     Returns:
         The text of README.md.
@@ -39,8 +43,7 @@ def model_card(
     data = ModelCardData(
         library_name=layout.library,
         pipeline_tag=_TASK,
-        license=_OWN_LICENCE if public == BUNDLED else "other",
-        license_name=None if public == BUNDLED else "that-of-the-base-model",
+        **_licence(_OWN_LICENCE if public == BUNDLED else licence_of(base_card)),
         base_model=base_model or public,
         tags=["clip", "unlearning", "nullspace-unlearn"],
         **_model_index(name, report),
@@ -145,6 +148,8 @@ def _loaded(name: str, layout: Layout) -> str:
 
 _TASK = "zero-shot-image-classification"
 _OWN_LICENCE = "apache-2.0"  # of the bundled model
+_WORD = re.compile(r"[a-z0-9][a-z0-9.-]{0,40}")
+_MOST_ROWS = 60  # of the grid of cells
 _ON_THE_HUB = ("left", "over", "cost", "named_2", "named_all", "found", "kept", "kept_search")
 
 _LIMITS = """\
@@ -165,6 +170,28 @@ An edit here is invertible: whoever derives it again from the recipe can take it
 _SINGULAR = """\
 No edit here can be inverted, but where the original weights were 16-bit numbers, these can be
 computed from the edited ones, since they lie on that grid."""
+
+
+def licence_of(card: str | None) -> str | None:
+    """The licence that a model card names; None where it names none that is a plain word.
+
+    Args:
+        card: The text of a README.md, which is not trusted; None where there is none.
+    """
+    if card is None or not card.startswith("---"):
+        return None
+    try:
+        said = ModelCard(card, ignore_metadata_errors=True).data.get("license")
+    except (ValueError, TypeError, YAMLError):
+        return None
+    plain = isinstance(said, str) and _WORD.fullmatch(said) and said not in ("other", "unknown")
+    return said if plain else None
+
+
+def _licence(known: str | None) -> dict[str, Any]:
+    if known is not None:
+        return {"license": known}
+    return {"license": "other", "license_name": "that-of-the-base-model"}
 
 
 def _section(title: str, text: str) -> str:
@@ -213,7 +240,29 @@ def _shown(report: Mapping[str, Any]) -> str:
     images = _plain(str(report.get("data") or "images"))
     about = f"On {images}. Chance: what a name that says nothing scores."
     table = "\n".join(lines)
-    return f"{about}\n\n{table}\n\n{_folded('What the figures mean', means)}"
+    said = f"{about}\n\n{table}\n\n{_folded('What the figures mean', means)}"
+    if not {"before", "after", "forgotten"} <= report.keys():
+        return said
+    title = "Accuracy in each cell, before → after (* was to be forgotten)"
+    return f"{said}\n\n{_folded(title, _grid(report))}"
+
+
+def _grid(report: Mapping[str, Any]) -> str:
+    """Every class in every domain; of many classes those that something was forgotten of first."""
+    before, after, mask = report["before"], report["after"], report["forgotten"]
+    rows = sorted(range(len(mask)), key=lambda c: not any(mask[c]))
+    lines = ["| | " + " | ".join(_plain(d) for d in after["domains"]) + " |"]
+    lines.append("|---" * (len(after["domains"]) + 1) + "|")
+    for c in rows[:_MOST_ROWS]:
+        pairs = zip(before["accuracy"][c], after["accuracy"][c], mask[c], strict=True)
+        row = [
+            "" if was is None or now is None else f"{was:.2f} → {now:.2f}{'*' * gone}"
+            for was, now, gone in pairs
+        ]
+        lines.append(f"| {_plain(after['classes'][c])} | " + " | ".join(row) + " |")
+    if len(rows) > _MOST_ROWS:
+        lines.append(f"\nAnd {len(rows) - _MOST_ROWS} more classes, in report.json.")
+    return "\n".join(lines)
 
 
 def _model_index(name: str, report: Mapping[str, Any] | None) -> dict[str, Any]:

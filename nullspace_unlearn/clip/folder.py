@@ -43,6 +43,7 @@ from nullspace_unlearn.header import parse_header, read_header
 from nullspace_unlearn.history import History
 from nullspace_unlearn.strict import plain_yaml, yaml_text
 
+_MOST_OF_A_CARD = 1 << 20  # bytes that are read
 _UNDO_FORMAT = "nullspace-unlearn undo 1"
 _UNDO_FIELDS = ("original", "edited", "config", "header", "edits")
 _ABOUT_THE_EDIT = (RECIPE_NAME, REPORT_NAME, CARD_NAME)
@@ -391,8 +392,17 @@ def _documents(
     yield from plain_texts(history.to_json() if history.edits else None, report).items()
     if card is None:
         base_model = clip.source.base_model
-        card = model_card(path.resolve().name, history, base_model, report, layout)
+        base = _card_beside(clip.source)
+        card = model_card(path.resolve().name, history, base_model, report, layout, base)
     yield CARD_NAME, card
+
+
+def _card_beside(source: Source) -> str | None:
+    """The card in the folder that a model came from, where there is one."""
+    file = None if source.folder is None else source.folder / CARD_NAME
+    if file is None or not file.is_file() or file.stat().st_size > _MOST_OF_A_CARD:
+        return None
+    return file.read_text(encoding="utf-8", errors="replace")
 
 
 def plain_texts(

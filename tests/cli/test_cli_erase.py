@@ -388,5 +388,7 @@ def test_the_card_says_what_was_measured(tmp_path):
     assert "no longer recogni" not in card.text and "| named(2) | 1.000 |" in card.text
     found = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert found["left"] > 0.5 and found["named_2"] > 0.9 and card.data.base_model == "nsu-mini"
-    assert card.data.license == "apache-2.0" and len(card.text.splitlines()) < 150
+    assert card.data.license == "apache-2.0" and len(card.text.splitlines()) < 170
+    assert re.search(r"\| car \| 1.00 → [01].\d\d\* \|", card.text)
+    assert re.search(r"\| truck \| [01].\d\d → [01].\d\d \|", card.text)
     assert "<details>" in card.text and "CERTIFICATE HOLDS" not in card.text.upper()

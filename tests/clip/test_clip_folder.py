@@ -19,6 +19,7 @@ import open_clip
 import pico
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from killed import CHANGES, forked, killed_at, posix
@@ -27,6 +28,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from nullspace_unlearn.clip import Clip, describe, folder, load, read_folder, revert, tensors
+from nullspace_unlearn.data import mini
 from nullspace_unlearn.edit import Edit
 from nullspace_unlearn.files import OutputExists, claimed
 from nullspace_unlearn.fingerprint import file_sha256
@@ -432,6 +434,7 @@ def test_a_killed_process_leaves_no_folder(folder_of, tmp_path):
     script = """
 import sys, time, torch, pico
 from nullspace_unlearn.clip import load, tensors
+from nullspace_unlearn.data import mini
 from nullspace_unlearn.edit import Edit
 def stall(value):
     print("writing", flush=True)
@@ -623,3 +626,27 @@ def test_parameters_that_do_not_fit_are_refused(folder_of):
     with pytest.raises(ValueError, match="does not fit float16"):
         half.with_parameters({"visual.proj": good * 1e6}, {})
     clip.with_parameters({"visual.proj": good}, {})  # control
+
+
+@pytest.mark.parametrize(
+    ("head", "licence"),
+    [
+        ("license: mit", "mit"),
+        ("license: other\nlicense_name: mine", None),
+        ("license: [mit]", None),
+        ("license: '<b>'", None),
+        ("!!python/object:os.system x", None),
+        ("{", None),
+    ],
+)
+def test_the_licence_is_that_of_the_original_where_its_card_says_so(head, licence, tmp_path):
+    own = tmp_path / "own"
+    shutil.copytree(mini.MODEL_FOLDER, own)
+    (own / "README.md").write_text(f"---\n{head}\n---\n# A model\n")
+    clip = load(own)
+    edit = Edit(torch.eye(clip.dim)[:, :1], torch.eye(clip.dim)[:, :1])
+    clip.fold(edit).save(tmp_path / "out")
+    said = ModelCard.load(tmp_path / "out" / "README.md").data
+    assert (said.license, said.get("license_name")) == (
+        ("other", "that-of-the-base-model") if licence is None else (licence, None)
+    )
