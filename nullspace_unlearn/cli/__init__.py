@@ -17,9 +17,11 @@ from nullspace_unlearn.cli.certify import certify
 from nullspace_unlearn.cli.embed import embed
 from nullspace_unlearn.cli.erase import erase
 from nullspace_unlearn.cli.evaluate import evaluate
+from nullspace_unlearn.cli.export import export
 from nullspace_unlearn.cli.inspect import inspect
 from nullspace_unlearn.cli.models import models
 from nullspace_unlearn.cli.prototypes import prototypes
+from nullspace_unlearn.cli.push import push
 from nullspace_unlearn.cli.recipes import recipes
 from nullspace_unlearn.cli.revert import revert
 from nullspace_unlearn.cli.sweep import sweep
@@ -40,7 +42,7 @@ def nsu(context: click.Context) -> None:
     """Make a CLIP model forget a class, a class in some domains, or whole domains.
 
     erase does it in closed form: no training, no data. train learns from a few images.
-    The result loads in stock open_clip.
+    The result loads in stock open_clip, transformers or sentence-transformers, as the model did.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
@@ -57,6 +59,8 @@ for command in (
     inspect,
     certify,
     revert,
+    export,
+    push,
     models,
     prototypes,
     bench,

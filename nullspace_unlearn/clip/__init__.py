@@ -4,6 +4,7 @@ Only this package knows open_clip's attribute names.
 """
 
 from nullspace_unlearn.clip.adapter import attach, save_adapter
+from nullspace_unlearn.clip.export import TARGETS, export
 from nullspace_unlearn.clip.folder import Saved, check_outputs, read_folder, revert
 from nullspace_unlearn.clip.folding import describe, fold
 from nullspace_unlearn.clip.layout import Layout
@@ -20,6 +21,7 @@ __all__ = [
     "BUNDLED",
     "FAMILIES",
     "PRECISIONS",
+    "TARGETS",
     "Change",
     "Clip",
     "Family",
@@ -34,6 +36,7 @@ __all__ = [
     "check_outputs",
     "describe",
     "encode",
+    "export",
     "find",
     "find_mlp",
     "fold",

@@ -132,6 +132,15 @@ def _loaded(name: str, layout: Layout) -> str:
             "from sentence_transformers import SentenceTransformer\n\n"
             f'model = SentenceTransformer("{name}")'
         )
+    if layout.library == "onnx":
+        return (
+            "import onnxruntime\n\n"
+            f'image = onnxruntime.InferenceSession("{name}/image.onnx")\n'
+            'embedding = image.run(["image_embeds"], {"pixel_values": pixels})[0]  # see '
+            "preprocess.json\n"
+            f'text = onnxruntime.InferenceSession("{name}/text.onnx")\n'
+            'embedding = text.run(["text_embeds"], {"input_ids": ids})[0]'
+        )
     if layout.library == "transformers":
         return (
             f"from transformers import AutoProcessor, {layout.kind}\n\n"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from nullspace_unlearn import words as vocabulary
 from nullspace_unlearn.clip import hugging_face, tensors
 from nullspace_unlearn.clip.card import model_card
-from nullspace_unlearn.clip.layout import MODULES_NAME, Layout
+from nullspace_unlearn.clip.layout import MODULES_NAME, ONNX_NAME, Layout
 from nullspace_unlearn.clip.network import Change
 from nullspace_unlearn.clip.source import (
     ADAPTER_NAME,
@@ -188,7 +188,7 @@ def revert(
         (restored / layout.config).write_text(said["config"], encoding="utf-8")
         for name, text in _told_before(folder, output, said).items():
             (restored / name).write_text(text, encoding="utf-8")
-        for file in _files(folder):
+        for file in model_files(folder):
             name = str(file.relative_to(folder))
             if name not in (layout.weights, layout.config, *_ABOUT_THE_EDIT):
                 (restored / name).parent.mkdir(exist_ok=True)
@@ -196,11 +196,17 @@ def revert(
     return output
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """The files of a model folder, and of the folders in it that are modules of one."""
-    inside = [one for one in folder.iterdir() if one.is_dir()]
+def model_files(folder: Path) -> Iterator[Path]:
+    """The files of a model folder, and of the folders in it that are modules of one.
+
+    Args:
+        folder: The folder; what is hidden in it, and other folders, are left out.
+    """
+    inside = [one for one in folder.iterdir() if one.is_dir() and not one.name.startswith(".")]
     for place in (folder, *(inside if (folder / MODULES_NAME).is_file() else ())):
-        yield from sorted(file for file in place.iterdir() if file.is_file())
+        yield from sorted(
+            file for file in place.iterdir() if file.is_file() and not file.name.startswith(".")
+        )
 
 
 def read_folder(path: str | Path) -> Saved:
@@ -328,8 +334,9 @@ def _was_written(folder: Path) -> bool:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether a folder holds a model, or the prompts of one."""
-    return (folder / ADAPTER_NAME).is_file() or hugging_face.layout_of(folder) is not None
+    """Whether a folder holds a model, the prompts of one, or one that was exported."""
+    other = any((folder / name).is_file() for name in (ADAPTER_NAME, ONNX_NAME))
+    return other or hugging_face.layout_of(folder) is not None
 
 
 def _check_hash(file: Path, expected: str, problem: str) -> None:
@@ -435,7 +442,7 @@ def _copy_companions(clip: Savable, folder: Path) -> None:
     """Tokenizer files where the configuration asks for them, and the vocabulary."""
     origin = clip.source.folder
     if clip.source.layout.library != "open_clip" and origin is not None:
-        _copy_hugging_face(origin, folder)
+        copy_about(origin, folder)
         return
     if origin and (origin / vocabulary.FILE_NAME).exists():
         shutil.copyfile(origin / vocabulary.FILE_NAME, folder / vocabulary.FILE_NAME)
@@ -448,9 +455,19 @@ def _copy_companions(clip: Savable, folder: Path) -> None:
         clip.tokenizer.save_pretrained(folder)
 
 
-def _copy_hugging_face(origin: Path, folder: Path) -> None:
-    """All but weights, of which there may be more than the edited ones, and what tells of edits."""
-    for file in _files(origin):
+def copy_about(origin: Path, folder: Path) -> None:
+    """Copy all of a folder of transformers but its weights and what tells of edits.
+
+    Weights may lie there in several formats, all but one of which nobody edits.
+
+    Args:
+        origin: The folder, or one of sentence-transformers.
+        folder: Where to.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    for file in model_files(origin):
         told = any(file.match(glob) for glob in hugging_face.FILES)
         if told and not file.name.endswith(".index.json") and file.name not in _ABOUT_THE_EDIT:
             copy = folder / file.relative_to(origin)

@@ -12,13 +12,14 @@ from torch import Tensor
 from nullspace_unlearn.clip.ties import Tie, to_theirs
 from nullspace_unlearn.edit import Side
 
-Library = Literal["open_clip", "transformers", "sentence-transformers"]
+Library = Literal["open_clip", "transformers", "sentence-transformers", "onnx"]
 
 CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAME = "open_clip_model.safetensors"
 HF_CONFIG_NAME = "config.json"
 HF_WEIGHTS_NAME = "model.safetensors"
 MODULES_NAME = "modules.json"
+ONNX_NAME = "image.onnx"
 
 
 @dataclass(frozen=True)
