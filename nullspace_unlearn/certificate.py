@@ -14,6 +14,12 @@ from nullspace_unlearn.linalg import as_float64, nearest_in_hull
 TOLERANCE = 1e-5
 """Violation up to which a certificate holds; float32 weights leave about 1e-7."""
 
+SCOPE = (
+    "It speaks of the whole list of names that stay, and of the templates of the recipe; of "
+    "shorter lists, of a search by the name and of other templates it says nothing."
+)
+"""How far the proof goes, for a reader."""
+
 ROOM = 1e-3
 """Room from which a certificate holds: below it a tie with a kept name is left to rounding."""
 

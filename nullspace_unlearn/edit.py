@@ -224,6 +224,11 @@ class Edit:
             raise ValueError(f"strength must be a finite number, got {strength}")
         return replace(self, read=self.read * strength)
 
+    def spectrum(self) -> Float[Tensor, "*batch rank"]:
+        """Singular values of the update `read writeT`, largest first, in the edit's dtype."""
+        upper, lower = (torch.linalg.qr(part).R for part in (self.read, self.write))
+        return torch.linalg.svdvals(upper @ lower.mT)
+
     def __matmul__(self, other: Edit) -> Edit:
         """Compose: `(a @ b).apply(z) == b.apply(a.apply(z))`, since rows multiply from the left.
 

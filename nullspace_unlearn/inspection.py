@@ -51,7 +51,7 @@ def inspection(
         "most_changed": [{"name": names[i], "change": float(moved[i])} for i in most],
         "mean_change_of_kept": float(moved.mean()),
         "spectrum": torch.linalg.svdvals(made.forget_rows).tolist(),
-        "operator_singular_values": torch.linalg.svdvals(update)[: edit.rank].tolist(),
+        "operator_singular_values": edit.spectrum().tolist(),
     }
 
 

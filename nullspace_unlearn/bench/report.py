@@ -11,6 +11,7 @@ import torch
 from nullspace_unlearn.bench import table
 from nullspace_unlearn.bench.recipe import Recipe
 from nullspace_unlearn.evaluate.figures import FORGOTTEN
+from nullspace_unlearn.evaluate.zeroshot import grid_of
 from nullspace_unlearn.files import new_file
 from nullspace_unlearn.report.bench_plots import Point, left_against_cost
 from nullspace_unlearn.report.picture import check_picture
@@ -70,18 +71,24 @@ def _can_draw() -> bool:
 def _point(label: str, row: Any) -> Point:
     return Point(
         label=label,
-        left=(row["left"].mean, row["left"].std),
-        cost=(row["cost"].mean, row["cost"].std),
+        left=row["left"].mean,
+        cost=row["cost"].mean,
+        left_ends=_around(row["left"]),
+        cost_ends=_around(row["cost"]),
         over=row["over"] is not None and row["over"].mean > FORGOTTEN,
         bound=label in table.BOUNDS,
     )
 
 
+def _around(of: table.Spread) -> tuple[float, float]:
+    return of.mean - of.std, of.mean + of.std
+
+
 def _draw_grid(run: Mapping[str, Any], path: Path) -> None:
     grids = run["grids"]
     grid_heatmap(
-        table.grid_of(grids["before"]),
-        table.grid_of(grids["after"]),
+        grid_of(grids["before"]),
+        grid_of(grids["after"]),
         torch.tensor(run["forgotten"]),
         grids["before"]["classes"],
         grids["before"]["domains"],

@@ -14,7 +14,7 @@ import torch
 
 from nullspace_unlearn.bench.recipe import Recipe
 from nullspace_unlearn.evaluate.figures import FIGURES, grid_figures
-from nullspace_unlearn.evaluate.zeroshot import Grid
+from nullspace_unlearn.evaluate.zeroshot import grid_of
 
 BOUNDS = {"untouched": "before", "ideal": "ideal"}
 """The rows that are always there, and the grid each is read from."""
@@ -141,7 +141,13 @@ def to_json(recipe: Recipe, found: Mapping[str, Any]) -> dict[str, Any]:
             return {key: plain(item) for key, item in value.items()}
         return asdict(value) if isinstance(value, Spread) else value
 
-    return {"recipe": recipe.name, "metrics": list(recipe.metrics), "groups": plain(found)}
+    return {
+        "recipe": recipe.name,
+        "about": recipe.about,
+        "metrics": list(recipe.metrics),
+        "titles": {group: title_of(group) for group in found},
+        "groups": plain(found),
+    }
 
 
 def to_csv(found: Mapping[str, Any]) -> str:
@@ -180,16 +186,6 @@ def to_markdown(recipe: Recipe, found: Mapping[str, Any], failed: int = 0) -> st
             h = "h4" if group.startswith("cell") else "h"
             parts += [f"### {FIGURES[h].title} by what was forgotten", _by_name(rows["by"], h)]
     return "\n\n".join(parts) + "\n"
-
-
-def grid_of(said: Mapping[str, Any]) -> Grid:
-    """A grid as `grid_to_json` wrote it.
-
-    Args:
-        said: "accuracy", null where there are no images, and "count".
-    """
-    accuracy = [[0.0 if value is None else value for value in row] for row in said["accuracy"]]
-    return Grid(torch.tensor(accuracy, dtype=torch.float64), torch.tensor(said["count"]))
 
 
 def dump(value: Mapping[str, Any]) -> str:

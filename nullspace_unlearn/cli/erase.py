@@ -81,7 +81,7 @@ def erase(
     refused = failed(conditions, outcome.measured)
     written = not (refused and judge.discard)
     # Without what differs from run to run: the same command twice gives the same folder.
-    report = outcome.to_json()
+    report = {**outcome.to_json(), **options.made_by(outcome.edited)}
     if written:
         outcome.edited.save(target, files.overwrite, undo=files.undo, report=report)
     if written and patch is not None:

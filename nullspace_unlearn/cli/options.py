@@ -10,6 +10,9 @@ import functools
 import json
 import logging
 import os
+import re
+import shlex
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -303,6 +306,34 @@ class ModelOptions:
 
 which_model: Decorator = gathered("which", ModelOptions)
 """Gathers `model_options` and `device_options`, which keep their places in the help."""
+
+
+def command_line(words: Sequence[str]) -> str:
+    """A command line for the record: what lies elsewhere by its own name, as where is private.
+
+    Args:
+        words: What was typed behind the program's name.
+    """
+    told = (
+        "".join(Path(part).name if Path(part).is_absolute() else part for part in parts)
+        for parts in (re.split("([=:,])", word) for word in words)
+    )
+    return shlex.join(["nsu", *told])
+
+
+def made_by(clip: Clip) -> dict[str, Any]:
+    """The command line, and the versions that a report rests on.
+
+    Args:
+        clip: The model, for the device it is on.
+    """
+    from nullspace_unlearn.fingerprint import machine
+    from nullspace_unlearn.version import __version__
+
+    return {
+        "command": command_line(sys.argv[1:]),
+        "versions": {"nullspace-unlearn": __version__, **machine(clip.device)},
+    }
 
 
 def print_json(value: Mapping[str, Any]) -> None:

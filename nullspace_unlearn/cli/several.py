@@ -42,6 +42,7 @@ def run(
     target = Path(files.output)
     files.claim(target)
 
+    from nullspace_unlearn.evaluate.verdict import in_words
     from nullspace_unlearn.recipe import read_recipe
 
     recipe = read_recipe(file)
@@ -58,7 +59,8 @@ def run(
     comparison = None
     if found is not None:
         comparison = _compare(clip, edited, *(data.embed(c, found, silent) for c in (clip, edited)))
-        result |= comparison.to_json()
+        result |= {"data": found.name, **comparison.to_json(), **in_words(comparison)}
+    result |= options.made_by(edited)
     edited.save(target, files.overwrite, undo=files.undo, report=result)
     if as_json:
         options.print_json({**result, "seconds": seconds, "output": str(target)})

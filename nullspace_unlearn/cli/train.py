@@ -342,6 +342,7 @@ def train(
         said = measured.to_json()
         said["images"] |= {"shots": images.shots, "left_out_of_test": found.left_out}
         said["seconds"] |= {"load": loaded}
+        said |= options.made_by(clip)
         measured.save(target, outputs.files.overwrite, outputs.files.undo, said)
     except KeyboardInterrupt:
         if not run.exists():

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from yaml import YAMLError
 
+from nullspace_unlearn.certificate import SCOPE
 from nullspace_unlearn.clip.layout import OPEN_CLIP, Layout
 from nullspace_unlearn.clip.source import BUNDLED, RECIPE_NAME, Source
 from nullspace_unlearn.clip.visual_prompts import VisualPrompts
@@ -54,7 +55,7 @@ def model_card(
     if methods:
         how = " and ".join(filter(None, (how, f"trained with {methods}")))
     title = " ".join(filter(None, (public, history.pretrained)))
-    asked = "\n".join(f"- {_asked(request)}" for request in history.requests)
+    asked = "\n".join(f"- {asked_for(request)}" for request in history.requests)
     return str(
         ModelCard(f"""---
 {data.to_yaml()}
@@ -75,8 +76,7 @@ def model_card(
 
 ## What is not claimed
 
-{_LIMITS_OF_TRAINING if trainings else _LIMITS}
-{_back(history)}
+{limits(history)}
 """)
     )
 
@@ -207,7 +207,12 @@ def _section(title: str, text: str) -> str:
     return f"\n## {title}\n\n{text}\n" if text else ""
 
 
-def _asked(request: Forget) -> str:
+def asked_for(request: Forget) -> str:
+    """A request in words.
+
+    Args:
+        request: The request.
+    """
     what = ", ".join(request.names) or "every class"
     return f"{what}: {'in ' + ', '.join(request.domains) if request.domains else 'everywhere'}"
 
@@ -226,10 +231,8 @@ def _measured(report: Mapping[str, Any] | None) -> str:
         said = "holds" if proof["holds"] else "DOES NOT HOLD"
         parts.append(
             f"The certificate {said}: on every image each forgotten name scores a convex "
-            f"combination of kept names (largest violation {proof['largest_violation']:.1e}). It "
-            "speaks of the whole list of names that stay, and of the templates of the recipe; of "
-            "shorter lists, of a search by the name and of other templates it says nothing. "
-            "`nsu certify` computes it again from the weights."
+            f"combination of kept names (largest violation {proof['largest_violation']:.1e}). "
+            f"{SCOPE} `nsu certify` computes it again from the weights."
         )
     return "\n\n".join(parts)
 
@@ -326,6 +329,16 @@ def _recipe(history: History) -> str:
         return ""
     recipe = yaml_text(_shortened(history.to_json()))
     return _folded(f"What {RECIPE_NAME} holds", f"```yaml\n{recipe}```")
+
+
+def limits(history: History) -> str:
+    """What is not claimed of a model, in sentences.
+
+    Args:
+        history: What was done to it.
+    """
+    trained = any(edit.get("trained") for edit in history.edits)
+    return f"{_LIMITS_OF_TRAINING if trained else _LIMITS}\n{_back(history)}"
 
 
 def _back(history: History) -> str:

@@ -64,6 +64,7 @@ class Outcome:
             **self.edit.provenance,
             "side": self.plan.side,
             "parameter": self.edited.changed,
+            "spectrum": self.edit.spectrum().tolist(),
         }
         if self.certificate is not None:
             said["certificate"] = _proof(self.certificate, self.plan.forget.names)

@@ -193,7 +193,7 @@ def cut(edit: Edit, rank: int) -> Edit:
 
 def ranks_used(edit: Edit) -> Int[Tensor, " *batch"]:
     """The ranks of a batch of updates, each its own: columns of zeros count for nothing."""
-    size = torch.linalg.svdvals(_factors(edit)[2])
+    size = edit.spectrum()
     return (size > _NO_RANK * size[..., :1]).sum(-1)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,6 +182,19 @@ def grid_to_json(
         "count": count,
         "metrics": metrics,
     }
+
+
+def grid_of(said: Mapping[str, Any]) -> Grid:
+    """A grid as `grid_to_json` wrote it.
+
+    Args:
+        said: "accuracy", null where there are no images, and "count".
+
+    Raises:
+        ValueError: If these are no grid.
+    """
+    accuracy = [[0.0 if value is None else value for value in row] for row in said["accuracy"]]
+    return Grid(torch.tensor(accuracy, dtype=torch.float64), torch.tensor(said["count"]))
 
 
 def _scores(embeddings: Tensor, prototypes: Tensor, batch: int) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""Methods of a benchmark as points: what is left against what it cost."""
+"""Methods, or models, as points: what is left against what it cost."""
 
 from __future__ import annotations
 
@@ -7,23 +7,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nullspace_unlearn.report.picture import COLOURS, MARKS, picture
+from nullspace_unlearn.report.text import shortened
 
 
 @dataclass(frozen=True)
 class Point:
-    """One method.
+    """One method, or one model.
 
     Attributes:
         label: Its name.
-        left: Mean and standard deviation.
-        cost: In points: mean and standard deviation.
+        left: What is left.
+        cost: What it cost, in points.
+        left_ends: Between which it lies: a standard deviation off, or an interval; None where that
+            is not known.
+        cost_ends: The same of the cost.
         over: Whether it is over-forgotten, and drawn hollow.
         bound: Whether it is the untouched model.
     """
 
     label: str
-    left: tuple[float, float]
-    cost: tuple[float, float]
+    left: float
+    cost: float
+    left_ends: tuple[float, float] | None = None
+    cost_ends: tuple[float, float] | None = None
     over: bool = False
     bound: bool = False
 
@@ -31,7 +37,7 @@ class Point:
 def left_against_cost(
     points: Sequence[Point], title: str, path: str | Path, overwrite: bool = False
 ) -> None:
-    """Draw each method as a point with its standard deviations; the best are at the lower left.
+    """Draw each as a point, with what it lies between; the best are at the lower left.
 
     Args:
         points: The methods.
@@ -54,20 +60,27 @@ def left_against_cost(
                 mark, colour = MARKS[number % len(MARKS)], COLOURS[number % len(COLOURS)]
                 number += 1
             axes.errorbar(
-                point.left[0],
-                point.cost[0],
-                xerr=point.left[1],
-                yerr=point.cost[1],
+                point.left,
+                point.cost,
+                xerr=_off(point.left, point.left_ends),
+                yerr=_off(point.cost, point.cost_ends),
                 fmt=mark,
                 color=colour,
                 markerfacecolor="none" if point.over else colour,
                 markersize=10 if point.bound else 6,
                 elinewidth=0.8,
                 capsize=2,
-                label=point.label.replace("$", r"\$"),
+                label=shortened(point.label, 32).replace("$", r"\$"),
             )
         axes.set_xlabel("left: told of what is forgotten, in the worst way of asking")
         axes.set_ylabel("cost: points of accuracy on what stays")
-        axes.set_title(title)
+        axes.set_title(shortened(title, 80), parse_math=False)
         axes.set_xlim(left=-0.05)
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+def _off(value: float, ends: tuple[float, float] | None) -> list[list[float]] | None:
+    """How far the ends lie below and above a value, as matplotlib takes it."""
+    if ends is None:
+        return None
+    return [[max(value - ends[0], 0.0)], [max(ends[1] - value, 0.0)]]

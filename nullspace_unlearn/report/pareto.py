@@ -18,11 +18,12 @@ Means = Mapping[str, "float | None"]
 # All is left and nothing is paid: what doing nothing beats is on no front.
 _UNTOUCHED = (1.0, 0.0)
 
-_KINDS = {
+KINDS = {
     "global": "classes everywhere",
     "cell": "classes in some domains",
     "domain": "whole domains",
 }
+"""Kinds of requests in words."""
 
 _Key = tuple[str, float, "int | None", "str | None"]
 
@@ -119,6 +120,23 @@ def summarise(rows: Iterable[Mapping[str, Any]]) -> tuple[Kind, ...]:
     return tuple(kinds)
 
 
+def best_settings(kind: Kind) -> dict[str, Setting]:
+    """Of each method the setting of best balance, of those that were not refused.
+
+    Args:
+        kind: From `summarise`.
+    """
+
+    def balance(one: Setting) -> float:
+        return (one.means or {}).get("balance") or 0.0
+
+    best: dict[str, Setting] = {}
+    for one in kind.settings:
+        if one.means is not None and balance(one) > balance(best.setdefault(one.method, one)):
+            best[one.method] = one
+    return best
+
+
 def pareto_front(points: Sequence[tuple[float, float]]) -> set[int]:
     """Which of some points no other one beats.
 
@@ -193,12 +211,7 @@ def named_plot(kinds: Sequence[Kind], path: str | Path, overwrite: bool = False)
     ways = {way_of(length): str(length) for length in LISTS} | {ALL: "all"}
     with picture(path, (4.6 * len(kinds) + 1.6, 3.8), overwrite) as figure:
         for ax, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
-            best: dict[str, Means] = {}
-            for one in kind.settings:
-                if one.means is not None:
-                    known = best.setdefault(one.method, one.means)
-                    if (one.means["balance"] or 0) > (known["balance"] or 0):
-                        best[one.method] = one.means
+            best = {method: one.means or {} for method, one in best_settings(kind).items()}
             shown = [way for way in ways if kind.untouched[way] is not None]
             for number, (name, means) in enumerate({"untouched": kind.untouched, **best}.items()):
                 values = [means[way] for way in shown]
@@ -208,7 +221,7 @@ def named_plot(kinds: Sequence[Kind], path: str | Path, overwrite: bool = False)
                     marker=MARKS[(number - 1) % len(MARKS)] if number else "X",
                     color=COLOURS[(number - 1) % len(COLOURS)] if number else "k",
                 )  # fmt: skip
-            ax.set_title(_KINDS.get(kind.kind, kind.kind), fontsize=10)
+            ax.set_title(KINDS.get(kind.kind, kind.kind), fontsize=10)
             ax.set_xlabel("names on the list")
             ax.set_ylabel("images that get the forgotten name")
             ax.set_ylim(-0.03, 1.03)
@@ -247,7 +260,7 @@ def _draw(ax: Any, kind: Kind, methods: Sequence[str], handles: dict[str, Any]) 
     handles["untouched"] = ax.scatter(1, 0, marker="X", s=200, color="k", edgecolors="w", zorder=2)
     many = max(o.measured + o.refused for o in kind.settings)
     over_ = "1 request" if many == 1 else f"mean of {many} requests"
-    ax.set_title(f"{_KINDS.get(kind.kind, kind.kind)} ({over_})", fontsize=10)
+    ax.set_title(f"{KINDS.get(kind.kind, kind.kind)} ({over_})", fontsize=10)
     ax.set_xlabel("left: told of what is forgotten, in the worst way of asking")
     ax.set_ylabel("cost: points of accuracy on what is kept")
     ax.grid(color="0.9", linewidth=0.6)

@@ -18,6 +18,12 @@ FORMATS = (".png", ".svg", ".pdf")
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 """Of Okabe and Ito, told apart with every kind of colour blindness."""
 
+_SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "nullspace-unlearn"}
+"""Letters stay letters, which can be found, read out and written in any script; and the same
+picture is the same file."""
+
+_NO_DATE = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+
 MARKS = "osD^v<>Ph"
 """Which tell apart what has one colour, or is printed without."""
 
@@ -67,12 +73,14 @@ def picture(
     """
     path = Path(path)
     check_picture(path)
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with new_file(path, overwrite) as temporary:
+    kind = path.suffix.lower()
+    with rc_context(_SETTINGS), new_file(path, overwrite) as temporary:
         # pyplot would keep the figure, and might open a window; a bare Figure does neither.
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
-        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=150)
+        figure.savefig(temporary, format=kind[1:], dpi=150, metadata=_NO_DATE[kind])

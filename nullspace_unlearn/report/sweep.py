@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from nullspace_unlearn.version import __version__
 from nullspace_unlearn.words import Words
 
 _TABLE, _RECIPE = "results.csv", "recipe.yaml"
+SUMMARY = "summary.json"
+"""Name of the file that holds what each setting did over the requests of a kind."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +122,7 @@ def write_sweep(
         for rows in run.measure(skip=before, quiet=quiet):
             journal.append([_plain(row) for row in rows])
         kinds = summarise(journal.rows())
-        files = _write(output, overwrite, journal, recipe, kinds)
+        files = _write(output, overwrite, journal, recipe, kinds, len(features))
         journal.path.unlink()
     return Swept(sweep, len(features), before > 0, kinds, files)
 
@@ -169,11 +172,15 @@ def _write(
     journal: Journal,
     recipe: Mapping[str, Any],
     kinds: tuple[Kind, ...],
+    images: int,
 ) -> tuple[str, ...]:
     """The output folder; what it takes an absent library to write is left out, with a warning."""
     with new_folder(output, overwrite) as folder:
         write_csv(journal.rows(), tuple(COLUMNS), folder / _TABLE)
         (folder / _RECIPE).write_text(plain_texts(recipe, None)[_RECIPE], encoding="utf-8")
+        said = {"images": images, "kinds": [kind.to_json() for kind in kinds]}
+        text = json.dumps(said, indent=1, allow_nan=False, ensure_ascii=False)
+        (folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
         if _available(check_parquet):
             write_parquet(journal.rows(), COLUMNS, folder / "results.parquet")
         picture = folder / "pareto.png"

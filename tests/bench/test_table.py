@@ -168,13 +168,15 @@ def test_tables_and_pictures_are_written(tmp_path: Path) -> None:
 def test_every_method_is_drawn_with_its_name(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     points = [
-        bench_plots.Point("untouched", (1.0, 0.0), (0.0, 0.0), bound=True),
-        bench_plots.Point("a <b> $x", (0.8, 0.1), (7.0, 2.0), over=True),
+        bench_plots.Point("untouched", 1.0, 0.0, bound=True),
+        bench_plots.Point("a <b> $x", 0.8, 7.0, (0.7, 0.9), (5.0, 9.0), over=True),
     ]
     bench_plots.left_against_cost(points, "Cells", tmp_path / "p.svg")
     drawn = (tmp_path / "p.svg").read_text()
-    for words in ("untouched", "a &lt;b&gt; ", "Cells", "cost: points of accuracy on what stays"):
-        assert f"<!-- {words}" in drawn
+    for words in (
+        "untouched", "a &lt;b&gt; $x", "Cells", "cost: points of accuracy on what stays",
+    ):  # fmt: skip
+        assert f">{words}</text>" in drawn
     bench_plots.left_against_cost(points[:1], "Cells", tmp_path / "q.svg")  # control
     assert "a &lt;b&gt;" not in (tmp_path / "q.svg").read_text()
     with pytest.raises(ValueError, match="there is no method to draw"):

@@ -59,6 +59,7 @@ def test_a_grid_on_the_bundled_model() -> None:
         "recipe.yaml",
         "results.csv",
         "results.parquet",
+        "summary.json",
     ]
     assert result["files"] == sorted(file.name for file in Path("out").iterdir())
     assert len({(row["classes"], row["domains"]) for row in rows}) == 8 == result["requests"]
@@ -216,7 +217,7 @@ def test_without_pyarrow_and_matplotlib(npz: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(builtins, "__import__", without)
     done = nsu("sweep", "--data", npz, "--class", "cat", "--method", "hull", "--output", "out",
                "--json")  # fmt: skip
-    assert done.code == 0 and done.json["files"] == ["recipe.yaml", "results.csv"]
+    assert done.code == 0 and done.json["files"] == ["recipe.yaml", "results.csv", "summary.json"]
     warned = [line for line in done.err.splitlines() if "warning" in line]
     assert len(warned) == 2 == done.err.count("[report]")
 
