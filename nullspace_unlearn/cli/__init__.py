@@ -23,6 +23,7 @@ from nullspace_unlearn.cli.models import models
 from nullspace_unlearn.cli.prototypes import prototypes
 from nullspace_unlearn.cli.push import push
 from nullspace_unlearn.cli.recipes import recipes
+from nullspace_unlearn.cli.report import report
 from nullspace_unlearn.cli.revert import revert
 from nullspace_unlearn.cli.sweep import sweep
 from nullspace_unlearn.cli.train import train
@@ -65,6 +66,7 @@ for command in (
     prototypes,
     bench,
     recipes,
+    report,
 ):
     nsu.add_command(command)
 

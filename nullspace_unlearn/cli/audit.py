@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -91,7 +90,7 @@ def audit(
     if not (quiet or as_json):
         click.echo(_head(subject))
     show = (lambda question, answer: None) if quiet or as_json else _show
-    command = shlex.join(["nsu", *sys.argv[1:]])
+    command = options.command_line(sys.argv[1:])
     try:
         found = run(subject, target, only=named, overwrite=overwrite, command=command, note=show)
     except KeyboardInterrupt:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nullspace_unlearn.files import new_file, refuse_foreign
 
@@ -18,7 +18,7 @@ FORMATS = (".png", ".svg", ".pdf")
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 """Of Okabe and Ito, told apart with every kind of colour blindness."""
 
-_SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "nullspace-unlearn"}
+_SETTINGS: Any = {"svg.fonttype": "none", "svg.hashsalt": "nullspace-unlearn"}
 """Letters stay letters, which can be found, read out and written in any script; and the same
 picture is the same file."""
 

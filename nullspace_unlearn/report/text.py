@@ -24,6 +24,10 @@ def shortened(name: str, width: int) -> str:
     name = "".join(c for c in name if unicodedata.category(c)[0] != "C" and c not in "\u2028\u2029")
     if columns(name) <= width:
         return name
-    while columns(name) > width - 2:
-        name = name[:-1]
-    return name + ".."
+    taken, kept = 0, ""
+    for c in name:
+        taken += columns(c)
+        if taken > width - 2:
+            break
+        kept += c
+    return kept + ".."
