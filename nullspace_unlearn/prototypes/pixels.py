@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import struct
+import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -212,32 +213,40 @@ def _pictures(
     synthesis: Synthesis,
     quiet: bool,
 ) -> UInt8[Tensor, "n 3 rows columns"]:
-    """Read or make every picture; each batch is written before the next is begun."""
+    """Read or make every picture; each batch is written before the next is begun.
+
+    Batches are always the same ones, since what a picture is made with decides its last bits: a run
+    that was stopped and goes on makes the very pictures that it would have made.
+    """
     rows, columns = clip.image_size
     images = torch.empty(len(cell), 3, rows, columns, dtype=torch.uint8)
-    missing = []
+    missing = torch.zeros(len(cell), dtype=torch.bool)
     for i, file in enumerate(files):
         picture = None if file is None else _read(file, rows, columns)
         if picture is None:
-            missing.append(i)
+            missing[i] = True
         else:
             images[i] = picture
-    if not missing:
+    if not missing.any():
         return images
     tower = _float32(clip.model)
+    keeps = True
     with tqdm(
-        total=len(missing), unit="image", desc="synthesising", disable=quiet, leave=False
+        total=int(missing.sum()), unit="image", desc="synthesising", disable=quiet, leave=False
     ) as bar:
-        for batch in torch.tensor(missing).split(synthesis.batch_size):
+        for batch in torch.arange(len(cell)).split(synthesis.batch_size):
+            new = missing[batch]
+            if not new.any():
+                continue
             first = torch.stack(
                 [start(rows, columns, synthesis.seed, int(s)) for s in sample[batch]]
             )
             found = _ascend(clip, tower, first, targets, cell[batch], synthesis)
-            images[batch] = (found * 255).round().byte()
-            for i in batch.tolist():
-                if (file := files[i]) is not None:
-                    _write(file, images[i])
-            bar.update(len(batch))
+            images[batch[new]] = (found[new] * 255).round().byte()
+            for i in batch[new].tolist():
+                if keeps and (file := files[i]) is not None:
+                    keeps = _write(file, images[i])
+            bar.update(int(new.sum()))
     return images
 
 
@@ -324,6 +333,12 @@ def _read(file: Path, rows: int, columns: int) -> UInt8[Tensor, "3 rows columns"
         return None
 
 
-def _write(file: Path, image: UInt8[Tensor, "3 rows columns"]) -> None:
-    with new_file(file, overwrite=True) as temporary:
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(temporary, format="PNG")
+def _write(file: Path, image: UInt8[Tensor, "3 rows columns"]) -> bool:
+    """Keep a picture; where that fails, which is no error, say so."""
+    try:
+        with new_file(file, overwrite=True) as temporary:
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(temporary, format="PNG")
+    except (OSError, ValueError) as error:
+        warnings.warn(f"pictures are not kept: {error}", stacklevel=2)
+        return False
+    return True

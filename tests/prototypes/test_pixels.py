@@ -263,10 +263,11 @@ def test_damaged_cache_files_are_made_anew(vit, tmp_path, passes):
     Image.new("RGB", (8, 8)).save(small)
     text.write_text("not a picture")
     passes.clear()
-    again = make(vit, replace(FEW, batch_size=100), cache=tmp_path)
-    # Which four they are depends on our code, of which the names are hashes; some stop early.
-    assert passes[0] == 4 and passes == sorted(passes, reverse=True)
-    assert ((again.images.int() - whole.images.int()).abs() <= 1).float().mean() > 0.999
+    again = make(vit, cache=tmp_path)
+    # Which four they are depends on our code, of which the names are hashes. They are made in the
+    # batches that they were made in, not in one of four, which would give other last bits.
+    assert passes and set(passes[:1]) <= {FEW.batch_size, 2 * CELLS % FEW.batch_size}
+    assert torch.equal(again.images, whole.images)
     passes.clear()
     assert torch.equal(make(vit, cache=tmp_path).images, again.images)
     assert passes == [] and sorted(tmp_path.iterdir()) == files
@@ -279,6 +280,19 @@ def test_a_cache_that_cannot_be_written_is_refused_before_any_work(vit, tmp_path
     assert passes == []
     make(vit, cache=tmp_path / "new" / "folder")
     assert passes != []  # control
+
+
+def test_a_cache_that_fails_meanwhile_only_warns(vit, tmp_path, monkeypatch):
+    whole, full = make(vit), []
+
+    def fails(*_: object, **__: object) -> None:
+        full.append(1)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pixels, "new_file", fails)
+    with pytest.warns(UserWarning, match="pictures are not kept: .*No space left"):
+        assert torch.equal(make(vit, cache=tmp_path).images, whole.images)
+    assert len(full) == 1  # said once
 
 
 @pytest.mark.parametrize(
