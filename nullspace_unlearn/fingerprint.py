@@ -23,9 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from nullspace_unlearn.files import new_file
+from nullspace_unlearn.progress import progress
 from nullspace_unlearn.version import __version__
 
 # torch is imported where tensors are: facts of other things do without.
@@ -216,7 +215,9 @@ class Contents:
         hidden = None if len(stale) > _MANY else True
         with (
             ThreadPoolExecutor() as pool,
-            tqdm(total=len(stale), desc="hashing", unit="file", disable=hidden, leave=False) as bar,
+            progress(
+                total=len(stale), desc="hashing", unit="file", hidden=hidden, leave=False
+            ) as bar,
         ):
             made = {}
             for file, entry in zip(stale, pool.map(_entry, stale), strict=True):

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from nullspace_unlearn.audit.attacks import chosen
 from nullspace_unlearn.audit.opening import Subject
 from nullspace_unlearn.audit.question import NOT_MEASURED, Answer, Question, severity
@@ -19,6 +17,7 @@ from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.evaluate.compare import EVERYWHERE
 from nullspace_unlearn.files import OutputExists, new_file, refuse_existing
 from nullspace_unlearn.fingerprint import Fingerprint, code_of, machine
+from nullspace_unlearn.progress import progress
 
 FORMAT = 1
 RESULT = "audit.json"
@@ -101,7 +100,9 @@ def run(
         claim(output, subject, overwrite)
     case = None
     answers: list[tuple[Question, Answer]] = []
-    for question in tqdm(questions, "questions", disable=subject.choices.quiet, leave=False):
+    for question in progress(
+        questions, desc="questions", hidden=subject.choices.quiet, leave=False
+    ):
         file = None if output is None else _file(output, question, subject)
         answer = None if file is None else _read(file)
         if answer is None:

@@ -13,8 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from nullspace_unlearn.bench.choices import choices
 from nullspace_unlearn.bench.datasets import Pool
 from nullspace_unlearn.bench.methods import Subject, TrialResult, run_method
@@ -25,6 +23,7 @@ from nullspace_unlearn.features import Features
 from nullspace_unlearn.files import OutputExists, new_file, refuse_existing
 from nullspace_unlearn.fingerprint import Fingerprint, code_of, in_words, machine
 from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.progress import progress
 from nullspace_unlearn.prototypes import Synthesis
 from nullspace_unlearn.words import Words
 
@@ -248,7 +247,7 @@ def run(
             pool.name: _subject(pool, clip, words[pool.name], output, hidden, quiet)
             for pool in pools
         }
-    for i in tqdm(left, "trials", unit="trial", disable=quiet):
+    for i in progress(left, desc="trials", unit="trial", hidden=quiet):
         trial = trials[i]
         others = [one for name, one in subjects.items() if name != trial.dataset]
         said = _head(recipe, trial, made[i])

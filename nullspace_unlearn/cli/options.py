@@ -116,7 +116,7 @@ device_options: Decorator = together(
 
 
 def _no_bars(_: click.Context, __: click.Parameter, quiet: bool) -> bool:
-    # Read by tqdm when it is imported, which no command has done while it parses.
+    # Which `progress` reads, and those of other libraries, that no command has imported by now.
     if quiet:
         os.environ["TQDM_DISABLE"] = "1"
     return quiet

@@ -12,7 +12,6 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from nullspace_unlearn import words as vocabulary
 from nullspace_unlearn.clip import folder, folding
@@ -32,6 +31,7 @@ from nullspace_unlearn.clip.visual_prompts import Adapter
 from nullspace_unlearn.edit import Edit, Side, Space
 from nullspace_unlearn.fingerprint import Fingerprint, of_tensors
 from nullspace_unlearn.history import History
+from nullspace_unlearn.progress import progress
 
 _MANY = 1000  # prompts
 _PROBE = ("a photo of a café.", "Sketch, 2 guitars: naïve über-ostrich!", "crème brûlée 漢字 😀")
@@ -241,7 +241,7 @@ class Clip:
         hidden = None if len(texts) > _MANY else True
         parts = [
             self._embed(encode_prompts, self.model, self.tokenizer(list(texts[i : i + batch_size])))
-            for i in tqdm(starts, desc="encoding prompts", disable=hidden, leave=False)
+            for i in progress(starts, desc="encoding prompts", hidden=hidden, leave=False)
         ]
         return torch.cat(parts) if parts else torch.empty(0, self.dim, device=self.device)
 

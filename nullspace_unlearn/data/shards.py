@@ -22,13 +22,13 @@ from typing import BinaryIO
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from nullspace_unlearn.data.folders import holds_images
 from nullspace_unlearn.data.names import check_domains, spoken
 from nullspace_unlearn.data.picture import SUFFIXES, decode
 from nullspace_unlearn.data.source import NO_DOMAIN, NO_DOMAIN_WORD, Source
 from nullspace_unlearn.files import check_regular
+from nullspace_unlearn.progress import progress
 from nullspace_unlearn.words import check_template
 
 NAMES_FILE = "classnames.txt"
@@ -142,7 +142,7 @@ def read_shards(
     check_domains(root, folders)
     samples = [
         sample
-        for shard in tqdm(shards, desc="indexing", unit="shard", disable=None, leave=False)
+        for shard in progress(shards, desc="indexing", unit="shard", hidden=None, leave=False)
         for sample in _samples(shard, root, _folder_domain(shard, root), len(names))
     ]
     if not samples:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from nullspace_unlearn.edit import Edit, joined
 from nullspace_unlearn.erasers import METHODS
@@ -27,6 +26,7 @@ from nullspace_unlearn.features import Features
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.linalg import unit
 from nullspace_unlearn.plans import Texts
+from nullspace_unlearn.progress import progress
 from nullspace_unlearn.spelling import did_you_mean, listed
 from nullspace_unlearn.unlearn import MAX_STRENGTH
 
@@ -292,7 +292,7 @@ class Run:
             The rows of a chunk. A request that a method refuses (it finds nothing to remove, say)
             has no figures but says why in "refused".
         """
-        with tqdm(total=len(self.sweep), unit="row", disable=quiet, desc="sweeping") as bar:
+        with progress(total=len(self.sweep), unit="row", hidden=quiet, desc="sweeping") as bar:
             for number, chunk in enumerate(self.chunks()):
                 if number >= skip:
                     yield self._measure(chunk)

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.data.source import Skipped, Source
 from nullspace_unlearn.edit import Space
 from nullspace_unlearn.features.features import Features
 from nullspace_unlearn.fingerprint import Fingerprint, in_words, machine
+from nullspace_unlearn.progress import progress
 
 _OF_IMAGES = ("weights", "edits.visual", "model_cfg", "preprocessing", "adapter")
 """Facts of a model that tell whose features images have."""
@@ -143,7 +143,7 @@ def embed_spaces(
     """
     kept: list[Tensor] = []
     skipped: list[Skipped] = []
-    with tqdm(total=len(source), unit="image", disable=quiet, desc="embedding") as bar:
+    with progress(total=len(source), unit="image", hidden=quiet, desc="embedding") as bar:
 
         def images() -> Iterator[Tensor]:
             for batch in source.batches(clip.preprocess, batch_size, workers):

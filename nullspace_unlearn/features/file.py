@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.clip.tensors import to_bytes
@@ -34,6 +33,7 @@ from nullspace_unlearn.files import new_file, refuse_existing
 from nullspace_unlearn.fingerprint import Fingerprint, code_of, in_words, machine
 from nullspace_unlearn.header import layout, parse_header
 from nullspace_unlearn.processes import Processes
+from nullspace_unlearn.progress import progress
 from nullspace_unlearn.sealed import SEALED, read_sealed, write_sealed
 
 _FORMAT = "nullspace-unlearn parts 2"
@@ -95,11 +95,11 @@ def embed_to_file(
     chosen = torch.cat([torch.empty(0, dtype=torch.int64), *map(job.images_of, mine)])
     batches = source.subset(chosen).batches(clip.preprocess, batch_size, workers, part=True)
     sizes = [len(job.images_of(part)) for part in todo.tolist()]
-    bar = tqdm(
+    bar = progress(
         total=len(source),
         initial=len(source) - sum(sizes),
         unit="image",
-        disable=quiet or not processes.leads,
+        hidden=quiet or not processes.leads,
         desc="embedding",
     )
     with closing(batches), bar:

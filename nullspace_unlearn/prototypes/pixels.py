@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from nullspace_unlearn.clip import Clip, encode
 from nullspace_unlearn.features import Features
@@ -24,6 +23,7 @@ from nullspace_unlearn.features.embed import encode_all, made_with
 from nullspace_unlearn.files import new_file, refuse_existing
 from nullspace_unlearn.fingerprint import Fingerprint, code_of, machine, of_tensors
 from nullspace_unlearn.linalg import unit
+from nullspace_unlearn.progress import progress
 from nullspace_unlearn.prototypes.starts import start
 from nullspace_unlearn.prototypes.text import cell_prototypes, checked_grid
 
@@ -231,8 +231,8 @@ def _pictures(
         return images
     tower = _float32(clip.model)
     keeps = True
-    with tqdm(
-        total=int(missing.sum()), unit="image", desc="synthesising", disable=quiet, leave=False
+    with progress(
+        total=int(missing.sum()), unit="image", desc="synthesising", hidden=quiet, leave=False
     ) as bar:
         for batch in torch.arange(len(cell)).split(synthesis.batch_size):
             new = missing[batch]

@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.fingerprint import Fingerprint, code_of, machine
+from nullspace_unlearn.progress import progress
 from nullspace_unlearn.sealed import read_sealed, write_sealed
 
 _TOGETHER = 16  # prompts
@@ -156,7 +156,7 @@ def _encode_alike(clip: Clip, prompts: Sequence[str], tokens: Tensor) -> Float[T
     batches = [batch for group in groups for batch in group.split(_TOGETHER)]
     made = []
     hidden = None if len(prompts) > _MANY else True
-    for batch in tqdm(batches, desc="encoding prompts", disable=hidden, leave=False):
+    for batch in progress(batches, desc="encoding prompts", hidden=hidden, leave=False):
         some = [prompts[i] for i in batch.tolist()]
         full = some + some[:1] * (_TOGETHER - len(some))
         made.append(clip.encode_text(full).cpu()[: len(some)])

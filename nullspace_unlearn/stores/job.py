@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from nullspace_unlearn.files import new_file, new_folder, refuse_existing
 from nullspace_unlearn.fingerprint import Fingerprint, code_of, in_words
 from nullspace_unlearn.processes import Processes
+from nullspace_unlearn.progress import progress
 from nullspace_unlearn.stores.change import Change, Seen
 from nullspace_unlearn.stores.store import Store, StoreFile, open_store
 
@@ -93,13 +93,13 @@ def edit_store(
     processes.step(lambda: job.begin() if processes.leads else None)
     todo = processes.step(job.todo)
     mine = todo[processes.rank :: processes.count]
-    bar = tqdm(
+    bar = progress(
         total=job.store.rows,
         initial=job.store.rows - sum(part.rows for part in todo),
         unit="row",
         unit_scale=True,
         desc="editing",
-        disable=quiet or not processes.leads,
+        hidden=quiet or not processes.leads,
     )
     # Threads share the rows, so those of the matrix products would only wait for one another.
     with threadpool_limits(1), ThreadPoolExecutor(threads or _cores(processes)) as pool, bar:

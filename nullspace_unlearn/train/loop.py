@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.evaluate.figures import FIGURES
 from nullspace_unlearn.files import new_file
 from nullspace_unlearn.fingerprint import Fingerprint, OtherRun, code_of, in_words, machine
+from nullspace_unlearn.progress import progress
 from nullspace_unlearn.train import checkpoint
 from nullspace_unlearn.train.augment import augment
 from nullspace_unlearn.train.method import Stage, TrainedMethod
@@ -239,12 +239,12 @@ class _Loop:
             checkpoint.restore_optimizer(optimizer, parts.get("optimizer", {}))
             result = parts.get("best") or checkpoint.trained_state(module)
         steps = len(self._order(stage, shots, 0))
-        bar = tqdm(
+        bar = progress(
             total=stage.epochs * steps,
             initial=self.state.epoch * steps,
             desc=stage.name,
             unit="step",
-            disable=self.quiet,
+            hidden=self.quiet,
         )
         try:
             with bar:
