@@ -14,6 +14,7 @@ from nullspace_unlearn.cli.apply import apply
 from nullspace_unlearn.cli.audit import audit
 from nullspace_unlearn.cli.bench import bench
 from nullspace_unlearn.cli.certify import certify
+from nullspace_unlearn.cli.diff import diff
 from nullspace_unlearn.cli.embed import embed
 from nullspace_unlearn.cli.erase import erase
 from nullspace_unlearn.cli.evaluate import evaluate
@@ -53,6 +54,7 @@ for command in (
     erase,
     train,
     apply,
+    diff,
     embed,
     evaluate,
     audit,

@@ -155,3 +155,16 @@ main()
     for name in "ab":
         assert Path("two", f"{name}.npy").read_bytes() == Path("one", f"{name}.npy").read_bytes()
     assert sorted(p.name for p in Path().iterdir()) == ["in", "one", "script.py", "two"]
+
+
+def test_diff(patches: Path) -> None:
+    original, edited = mini.MODEL_FOLDER, patches / "car" / "out"
+    said = nsu("diff", original, edited)
+    assert said.code == 0 and said.out.startswith("1 of 122 tensors differ.\n  visual.proj [")
+    assert "as an edit of the embedding" in said.out and "looks for car (+" in said.out
+    assert "names whose score moves most: car " in said.out
+    told = nsu("diff", original, edited, "--classes", "car,dog", "--top", "1", "--json").json
+    assert told["changed"][0]["rank"] == len(Patch.load(patches / "car.patch").read.T)
+    assert len(told["projections"][0]["directions"]) == 1 and not told["same"]
+    assert nsu("diff", original, original).out.startswith("The same: all 122 tensors")
+    one_line(nsu("diff", original, "no"), "unknown model 'no'")
