@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("first")
 @click.argument("second")
+@click.option("--pretrained", help="Tag or weights file of FIRST, for an open_clip name.")
 @click.option("--classes", metavar="A,B,C|FILE", help="Names to look for; absent: FIRST's own, "
               "else ImageNet's.")  # fmt: skip
 @click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="Directions.")
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 def diff(
     first: str,
     second: str,
+    pretrained: str | None,
     classes: str | None,
     top: int,
     device: str,
@@ -41,7 +43,8 @@ def diff(
     from nullspace_unlearn.words import Words
 
     names = options.class_list(classes)
-    one, two = (options.load_model(name, None, device, precision) for name in (first, second))
+    one = options.load_model(first, pretrained, device, precision)
+    two = options.load_model(second, None, device, precision)
     words = one.words or Words()
     if names is None:
         names = list(words.classes or imagenet_names())
