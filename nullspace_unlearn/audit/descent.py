@@ -28,6 +28,11 @@ def differences(original: Clip, edited: Clip) -> dict[str, Tensor]:
             not descend from the original.
     """
     old, new = original.model.state_dict(), edited.model.state_dict()
+    if edited.adapter is not None and original.adapter is None:
+        # Visual prompts leave the weights as they are; those of the blocks go by other names then.
+        if off := [key for key in old if key in new and _moved(old[key], new[key]) is not None]:
+            raise _unrelated(f"{off[0]} differs, and visual prompts change no weight")
+        return {}
     grown = {key for key in set(new) - set(old) if key.startswith(f"{GROWN}.")}
     for key in sorted((set(old) ^ set(new)) - grown):
         raise _unrelated(f"only one of them has {key}")

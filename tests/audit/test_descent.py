@@ -10,6 +10,7 @@ import torch
 import nullspace_unlearn as nsu
 from nullspace_unlearn.audit.control import random_features, random_like, random_model
 from nullspace_unlearn.audit.descent import differences
+from nullspace_unlearn.clip import attach, new_prompts
 from nullspace_unlearn.features import Features
 
 
@@ -44,6 +45,14 @@ def test_a_model_that_does_not_descend_is_refused(clip, edited):
     stranger = replace(clip.with_parameters(drawn, {}), edits=())
     with pytest.raises(ValueError, match="does not descend.*every weight differs"):
         differences(clip, stranger)
+
+
+def test_visual_prompts_change_no_weight(clip):
+    prompted = attach(clip, new_prompts(clip.model), {"method": "adu"})
+    assert differences(clip, prompted) == {}
+    moved = clip.with_parameters({"visual.proj": clip.model.visual.proj + 0.1}, {"method": "x"})
+    with pytest.raises(ValueError, match="visual.proj differs, and visual prompts"):
+        differences(clip, attach(moved, new_prompts(clip.model), {}))
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (4, 3, 2, 2), (6,)])
