@@ -3,7 +3,7 @@
 Cars everywhere, and cars in sketches, by the bundled model; ten classes everywhere, and cells, by
 a real CLIP's features where these are at hand. Every audit leaves one JSON in the work folder, so
 that a command that was cut short goes on where it stopped; then benchmarks/results/audits.md and
-.json are written from what is there.
+.json, and the tables of docs/audits.md, are written from what is there.
 """
 
 from __future__ import annotations
@@ -71,6 +71,8 @@ CLOSED: dict[str, dict[str, tuple[str, dict[str, Any], bool]]] = {
     },
 }
 """Request -> row -> method, its numbers, whether it is shown images."""
+
+MARK = "<!-- from here on written by benchmarks/audits.py -->"
 
 TRAINED = ("adu", "cliperase", "salun")
 
@@ -327,7 +329,7 @@ def rows_of(request: str, retrained: Path | None) -> Sequence[str]:
 def write(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
     """The tables, and every answer."""
     titles = {question.name: question for question in QUESTIONS}
-    parts = ["# Audits", "Made by `python benchmarks/audits.py`; what they say: docs/audits.md."]
+    parts = []
     for name in ASKED:
         parts.append(f"## {titles[name].title}\n\n{titles[name].asks}")
         for request, audits in found.items():
@@ -335,7 +337,12 @@ def write(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
             if there:
                 parts.append(f"{request[0].upper()}{request[1:]}:\n\n{table(name, there)}")
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "audits.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    tables = "\n\n".join(parts) + "\n"
+    head = "# Audits\n\nMade by `python benchmarks/audits.py`; what they say: docs/audits.md.\n\n"
+    (RESULTS / "audits.md").write_text(head + tables, encoding="utf-8")
+    page = ROOT / "docs" / "audits.md"
+    prose = page.read_text(encoding="utf-8").split(MARK)[0]
+    page.write_text(f"{prose}{MARK}\n\n{tables}", encoding="utf-8")
     text = json.dumps(rounded(found), indent=1, ensure_ascii=False)
     (RESULTS / "audits.json").write_text(text + "\n", encoding="utf-8")
 
