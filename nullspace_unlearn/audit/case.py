@@ -160,6 +160,16 @@ class Case:
         # A checksum of the words, unlike hash(), is the same in every process.
         return torch.Generator().manual_seed(self.seed + zlib.crc32("/".join(purpose).encode()))
 
+    @cached_property
+    def comparisons(self) -> dict[str, Comparison]:
+        """Each model beside the original one, by what `Finding.values` calls it."""
+        return {role: self.against(view) for role, view in self.views()}
+
+    @cached_property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """95 % intervals of evaluate's figures of the edited model; none without draws."""
+        return self.comparisons["edited"].measured.intervals(self.draws) if self.draws else {}
+
     def subset(self, chosen: Int[Tensor, " k"]) -> Case:
         """The case with some of the images.
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nullspace_unlearn.audit.case import Case, View
-from nullspace_unlearn.audit.figures import compared, findings, interval_of_mean
+from nullspace_unlearn.audit.figures import findings, interval_of_mean
 from nullspace_unlearn.audit.question import (
     KEPT,
     NOT_KEPT,
@@ -46,10 +46,10 @@ def ask(case: Case) -> Answer:
     stays = ~case.gone
     if not stays.any():
         return Answer.unmeasured("There is no image of what stays.")
-    models = compared(case)
+    models = case.comparisons
     rows = _classes(case, models["edited"])
     made: list[Finding] = [
-        *findings(_FIGURES, models, case.draws),
+        *findings(_FIGURES, case),
         *_groups(case, stays),
         _calibration(case, stays),
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -11,34 +11,21 @@ from torch import Tensor
 from nullspace_unlearn.audit.case import Case
 from nullspace_unlearn.audit.question import Finding
 from nullspace_unlearn.evaluate.bootstrap import resampled
-from nullspace_unlearn.evaluate.compare import Comparison
 from nullspace_unlearn.evaluate.figures import FIGURES
 
 
-def compared(case: Case) -> dict[str, Comparison]:
-    """Each model beside the original one, by what `Finding.values` calls it.
-
-    Args:
-        case: What is audited.
-    """
-    return {role: case.against(view) for role, view in case.views()}
-
-
-def findings(
-    names: Sequence[str], models: Mapping[str, Comparison], draws: int = 200
-) -> tuple[Finding, ...]:
+def findings(names: Sequence[str], case: Case) -> tuple[Finding, ...]:
     """Some of evaluate's figures.
 
     Args:
         names: Which, by their keys in `evaluate.figures.FIGURES`.
-        models: From `compared`.
-        draws: Samples of the bootstrap; 0: no intervals.
+        case: What is audited.
 
     Returns:
         One a name, in this order; those that the edited model does not tell are left out.
     """
+    models = case.comparisons
     edited = models["edited"]
-    ends = edited.measured.intervals(draws) if draws else {}
     images = edited.images
     counts = {**images, "both": images["forgotten"] + images["others"]}
     found = []
@@ -49,8 +36,8 @@ def findings(
             continue
         if (blind := edited.figures["chance"][name]) is not None:
             values["chance"] = blind
-        ended = ends.get(name)
-        found.append(Finding(name, figure.title, figure.good, values, ended, counts[figure.images]))
+        ends, number = case.intervals.get(name), counts[figure.images]
+        found.append(Finding(name, figure.title, figure.good, values, ends, number))
     return tuple(found)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nullspace_unlearn.audit.case import Case, View
-from nullspace_unlearn.audit.figures import compared, findings
+from nullspace_unlearn.audit.figures import findings
 from nullspace_unlearn.audit.lexicon import EXTRA, misspelt, related
 from nullspace_unlearn.audit.question import (
     FORGOTTEN,
@@ -80,7 +80,7 @@ def ask(case: Case) -> Answer:
     Args:
         case: What is audited.
     """
-    models = compared(case)
+    models = case.comparisons
     evidence = models["edited"].measured.evidence
     told = evidence.told
     if told is None or not told.value.shape[-2]:
@@ -115,7 +115,7 @@ def ask(case: Case) -> Answer:
     return Answer(
         verdict,
         sentence + notes,
-        findings(ways, models, case.draws),
+        findings(ways, case),
         (_by_length(case),),
         rows,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nullspace_unlearn.audit.case import Case
-from nullspace_unlearn.audit.figures import compared, findings
+from nullspace_unlearn.audit.figures import findings
 from nullspace_unlearn.audit.question import (
     FORGOTTEN,
     NOT_FORGOTTEN,
@@ -25,7 +25,7 @@ def ask(case: Case) -> Answer:
     Args:
         case: What is audited.
     """
-    models = compared(case)
+    models = case.comparisons
     evidence = models["edited"].measured.evidence
     told, untouched = evidence.told, evidence.told_before
     if told is None or untouched is None or not told.value.shape[-2]:
@@ -60,7 +60,7 @@ def ask(case: Case) -> Answer:
     sentence += (
         ". Give --retrained to compare with one that never saw it." if never is None else "."
     )
-    made = findings(("over", "forgotten", *_WAYS), models, case.draws)
+    made = findings(("over", "forgotten", *_WAYS), case)
     return Answer(verdict, sentence, made, (), tuple(rows))
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nullspace_unlearn.audit.case import Case, View
-from nullspace_unlearn.audit.figures import compared, findings, interval_of_mean
+from nullspace_unlearn.audit.figures import findings, interval_of_mean
 from nullspace_unlearn.audit.question import (
     FORGOTTEN,
     NAME_ONLY,
@@ -38,7 +38,7 @@ def ask(case: Case) -> Answer:
     asking = Asking.of(case.mask, case.labels, case.domains, len(case.names))
     if not len(asking.classes):
         return Answer.unmeasured("There is no image of what was to be forgotten, or of others.")
-    models = compared(case)
+    models = case.comparisons
     edited = models["edited"]
     evidence = edited.measured.evidence
     assert evidence.told is not None
@@ -70,7 +70,7 @@ def ask(case: Case) -> Answer:
     return Answer(
         verdict,
         f"{sentence}.",
-        (*findings((FOUND, "recall"), models, case.draws), example),
+        (*findings((FOUND, "recall"), case), example),
         (_recall(case, asking),),
     )
 

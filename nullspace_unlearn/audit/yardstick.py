@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nullspace_unlearn.audit.case import Case
-from nullspace_unlearn.audit.figures import compared, findings
+from nullspace_unlearn.audit.figures import findings
 from nullspace_unlearn.audit.question import (
     FORGOTTEN,
     NOT_FORGOTTEN,
@@ -29,7 +29,7 @@ def ask(case: Case) -> Answer:
     Args:
         case: What is audited.
     """
-    models = compared(case)
+    models = case.comparisons
     edited = models["edited"]
     verdict = VERDICTS[edited.verdict]
     if verdict == NOT_MEASURED:
@@ -39,7 +39,7 @@ def ask(case: Case) -> Answer:
     sentence = f"Of what the name tells, {told['left']} is left{by}; over {told['over']}"
     if edited.figures["after"]["cost"] is not None:
         sentence += f"; cost {told['cost']} points"
-    figures = findings(("left", "over", "cost", "kept", "worst_kept"), models, case.draws)
+    figures = findings(("left", "over", "cost", "kept", "worst_kept"), case)
     return Answer(verdict, f"{sentence}.", figures)
 
 
