@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from nullspace_unlearn.cli import options
+
+if TYPE_CHECKING:
+    from nullspace_unlearn.clip import Layout
 
 
 @click.command()
@@ -25,7 +30,11 @@ def models(
         from nullspace_unlearn.clip import describe
 
         clip = options.load_model(model, pretrained, device, precision)
-        sides = describe(clip.model)
+        layout = clip.source.layout
+        sides = {
+            side: None if found is None or side not in layout.sides else _named(found, layout)
+            for side, found in describe(clip.model).items()
+        }
         if as_json:
             options.print_json({"model": model, "sides": sides})
         elif not quiet:
@@ -45,6 +54,14 @@ def models(
         added = " (an edit adds it: the tower ends in attention pooling)" if family.pooled else ""
         click.echo(f"    visual  {family.visual}{added}")
         click.echo(f"    text    {family.text or 'none (the tower ends in a layer norm)'}")
+
+
+def _named(found: dict[str, object], layout: Layout) -> dict[str, object]:
+    """The same by the names that the model's folder has for its tensors."""
+    from nullspace_unlearn.clip.folding import DEEPER
+
+    keys = [key for key in ("key", "bias", *DEEPER) if isinstance(found[key], str)]
+    return found | {key: layout.names([str(found[key])])[0] for key in keys}
 
 
 def _sentence(found: dict[str, object] | None) -> str:

@@ -185,7 +185,8 @@ def _transformers(clip: Clip, layout: Layout, folder: Path) -> _Computed:
         tensors.write(folder / layout.weights, theirs, {"format": "pt"})
     if layout.part:
         _write_modules(folder)
-    model = kind.from_pretrained(place, dtype=torch.float32).eval()
+    called = "dtype" if int(transformers.__version__.partition(".")[0]) >= 5 else "torch_dtype"
+    model = kind.from_pretrained(place, **{called: torch.float32}).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(place)
     length = clip.tokenizer(["a"]).shape[1]
     ids = tokenizer(

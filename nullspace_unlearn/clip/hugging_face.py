@@ -128,6 +128,7 @@ def find(folder: Path) -> Found:
     kind, given = _kind(file, config), config.get("model_type")
     _check_weights(place)
     try:
+        _check_size(file, config)
         clip = given in ("clip", "clip_vision_model", "clip_text_model")
         made, tied, sides = (_clip if clip else _siglip)(kind, config)
         made["preprocess_cfg"] = _preprocessing(place, made, "clip" if clip else given)
@@ -225,6 +226,21 @@ def _check_weights(place: Path) -> None:
         )
     raise ValueError(f"model folder {str(place)!r} holds no {HF_WEIGHTS_NAME}")
 
+
+def _check_size(file: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a configuration that would fill the memory, and whose weights are not there."""
+    towers = [config.get(name) or {} for name in ("vision_config", "text_config")]
+    sizes = [[one.get(name, 0) for name in ("num_hidden_layers", "hidden_size")] for one in towers]
+    asked = sum(4 * n * width**2 + 500 * n for n, width in sizes)
+    held = (file.parent / HF_WEIGHTS_NAME).stat().st_size
+    if asked > max(held, _SMALL):
+        raise ValueError(
+            f"it asks for a model of at least {asked:,} bytes, and {HF_WEIGHTS_NAME} has "
+            f"{held:,}: they do not belong together"
+        )
+
+
+_SMALL = 1 << 28  # bytes; of a smaller model loading itself says what does not fit
 
 _Read = tuple[dict[str, Any], tuple[ties.Tie, ...], tuple[Any, ...]]
 

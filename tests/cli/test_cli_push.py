@@ -91,3 +91,20 @@ def test_export(made, tmp_path):
     assert again.code == 0 and "car: holds" in again.out
     told = nsu("export", folder, "--to", "keras", "--output", tmp_path / "no")
     assert told.code == 2 and "allowed: open_clip" in told.err and not (tmp_path / "no").exists()
+
+
+def test_models_and_erase_name_the_tensors_that_the_folder_has(made, tmp_path):
+    """A model of transformers end to end: looked at, edited, undone."""
+    folder, out = tmp_path / "hf", tmp_path / "out"
+    assert nsu("export", "nsu-mini", "--to", "transformers", "--output", folder).code == 0
+    sides = nsu("models", "--model", folder, "--json").json["sides"]
+    assert sides["visual"]["key"] == "visual_projection.weight"
+    assert sides["visual"]["mlp"] == "vision_model.encoder.layers.5.mlp.fc2.weight"
+    undo = tmp_path / "undo"
+    told = nsu("erase", "--model", folder, "--class", "car", "--output", out, "--undo", undo)
+    assert "visual_projection.weight" in told.out
+    assert f"CLIPModel.from_pretrained({str(out)!r})" in told.out
+    assert nsu("revert", out, undo, "--output", tmp_path / "back").code == 0
+    weights = "model.safetensors"
+    assert (tmp_path / "back" / weights).read_bytes() == (folder / weights).read_bytes()
+    assert (out / weights).read_bytes() != (folder / weights).read_bytes()

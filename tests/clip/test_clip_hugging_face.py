@@ -18,6 +18,7 @@ import pytest
 import tiny
 import torch
 import transformers
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -334,6 +335,18 @@ def test_a_repository_is_downloaded_as_transformers_does(hub, monkeypatch):
         load("org/repo", device="cpu")
 
 
+def test_what_has_no_configuration_of_open_clip_is_taken_for_transformers(hub, monkeypatch):
+    module = sys.modules["nullspace_unlearn.clip.load"]
+
+    def absent(repository: str, *_: Any, **__: Any) -> str:
+        raise EntryNotFoundError(f"{repository} has no such file")
+
+    monkeypatch.setattr(module, "download_pretrained_from_hf", absent)
+    monkeypatch.setattr(module, "snapshot_download", lambda *_, **__: str(hub / "CLIPModel"))
+    clip = load("hf-hub:org/repo", device="cpu")
+    assert (clip.source.name, clip.source.layout.kind) == ("hf-hub:org/repo", "CLIPModel")
+
+
 def _config(folder: Path, file: str = "config.json", **said: Any) -> None:
     path = folder / file
     path.write_text(json.dumps({**json.loads(path.read_text()), **said}))
@@ -373,6 +386,11 @@ def _mixed(folder: Path) -> None:
     _config(folder, text_config={**said, "hidden_act": "quick_gelu"})
 
 
+def _huge(folder: Path) -> None:
+    said = json.loads((folder / "config.json").read_text())["text_config"]
+    _config(folder, text_config={**said, "num_hidden_layers": 10**9})
+
+
 def _crop(folder: Path) -> None:
     _config(folder, "preprocessor_config.json", size={"shortest_edge": 40})
 
@@ -404,6 +422,8 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "a list": (lambda f: (f / "config.json").write_text("[]"), "holds no dict"),
     "a configuration of text": (lambda f: _config(f, projection_dim="much"), "cannot be used"),
     "another size": (_wider, "text_model.*cannot be made of|token_embedding.*cannot be made of"),
+    "a size that fills the memory": (_huge, "do not belong together"),
+    "towers that are no mappings": (lambda f: _config(f, text_config=[1]), "cannot be used"),
     "NaN": (_nan, "holds NaN or Inf in logit_scale"),
     "two activations": (_mixed, "different activations"),
     "an unknown crop": (_crop, "then cropped to another size"),
