@@ -413,7 +413,8 @@ def space_for(clip: Clip, made: Plan, asked: Space | None = None) -> Space:
         The space.
 
     Raises:
-        ValueError: If there is no such space, or the method does not read it.
+        ValueError: If there is no such space, or the method does not read it, or the model lacks
+            it; says which it has.
     """
     method = METHODS[made.method]
     if asked is None:
@@ -425,6 +426,12 @@ def space_for(clip: Clip, made: Plan, asked: Space | None = None) -> Space:
             f"{made.method} reads {', '.join(method.spaces)}, not {asked}; "
             f"those that do: {', '.join(able)}"
         )
+    if asked == "mlp" and asked not in clip.spaces:
+        has = listed(dict.fromkeys((*clip.spaces, "embedding")))
+        try:
+            clip.last_mlp()
+        except ValueError as error:
+            raise ValueError(f"{error}; --space may be {has}") from None
     return asked
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -137,15 +138,21 @@ def choose(
         most: The highest beta.
 
     Returns:
-        The numbers; the defaults where some cell has a single prototype, so that none can be left
-        out.
+        The numbers; the defaults, and a warning, where some cell has a single prototype, so that
+        none can be left out.
 
     Raises:
         ValueError: As `neutral`.
     """
     shown = _Shown.of(embeddings, labels, domains, mask, source)
     if int(shown.count.min()) < 2:
-        return NeutralNumbers()
+        fixed = NeutralNumbers()
+        warnings.warn(
+            "a cell has a single image or picture, so none can be left out to choose numbers by: "
+            f"ridge {fixed.ridge:g} and beta {fixed.beta:g} are taken unchosen",
+            stacklevel=2,
+        )
+        return fixed
     request = _Request.of(shown, mask.to(shown.rows.device))
     group = _place(shown.cell) if pictures else torch.arange(len(shown.cell))
     names = as_float64("classes", classes)

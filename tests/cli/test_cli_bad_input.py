@@ -138,6 +138,12 @@ ROWS: dict[str, tuple[tuple[str, ...], str]] = {
     "strength below 0": ((*ERASE, "--strength", "-1"), r"strength must lie in \(0, 2\]"),
     "strength NaN": ((*ERASE, "--strength", "nan"), r"strength must lie in \(0, 2\], got nan"),
     "strength 3": ((*ERASE, "--strength", "3"), r"strength must lie in \(0, 2\], got 3"),
+    "depth below 0": ((*ERASE, "--depth", "-0.1"), "depth"),
+    "depth above 1": (
+        (*ERASE, "--depth", "1.5"),
+        r"depth must lie in \[0, 1\] and ridge above 0, got 1.5",
+    ),
+    "depth NaN": ((*ERASE, "--depth", "nan"), "depth"),
     "strength in words": ((*ERASE, "--strength", "much"), "'much' is not a valid float"),
     "unknown side": ((*ERASE, "--side", "audio"), "'audio' is not one of 'visual', 'text'"),
     "unknown option": ((*ERASE, "--foo"), "No such option"),

@@ -34,6 +34,8 @@ from nullspace_unlearn.clip import (
     revert,
 )
 from nullspace_unlearn.edit import Edit
+from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.plans import plan, space_for
 
 HERE = Path(__file__).parent
 SHARED = HERE.parents[2] / "shared" / "models"
@@ -108,6 +110,18 @@ def clip_of(folder: Callable[..., Path], clip_of: Callable[[str], Clip]) -> Call
         return load(str(folder(name)), device="cpu") if ours else clip_of(name)
 
     return clip
+
+
+def test_a_request_for_an_mlp_that_there_is_not_says_what_there_is(clip_of):
+    told = {"classes": ("ox", "emu"), "domains": {"photo": "photo", "sketch": "sketch"}}
+    shallow, deep = (
+        (clip, plan(clip, Forget(["ox"], ["photo"]), images=True, **told))
+        for clip in (clip_of("RN50"), clip_of("ViT-B-32"))
+    )
+    with pytest.raises(ValueError, match="is no vision.*--space may be embedding, hidden$"):
+        space_for(*shallow, "mlp")
+    assert space_for(*shallow) == "hidden"  # by default the deepest that it has
+    assert space_for(*deep, "mlp") == space_for(*deep) == "mlp"  # control
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -183,7 +185,12 @@ def test_pictures_are_left_out_by_their_start() -> None:
 def test_a_single_prototype_a_cell_leaves_nothing_out() -> None:
     first = torch.arange(0, len(GRID), EACH)
     given = (Z[first], LABELS[first], COLUMNS[first])
-    assert choose_neutral(*given, TEXT, domain(1), source=READ[first]) == NeutralNumbers()
+    with pytest.warns(UserWarning, match="single image or picture.*ridge 0.03 and beta 1"):
+        chosen = choose_neutral(*given, TEXT, domain(1), source=READ[first])
+    assert chosen == NeutralNumbers()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # control: with several a cell nothing is said
+        assert choose_neutral(Z, LABELS, COLUMNS, TEXT, domain(1), source=READ) != chosen
 
 
 def test_a_batch_of_requests_is_the_loop() -> None:
