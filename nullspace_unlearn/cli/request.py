@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,6 +106,7 @@ class RequestOptions:
     depth: float | None
     side: Side
     wordings: bool
+    hyponyms: bool
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -145,16 +146,20 @@ class RequestOptions:
             images: As for `plans.plan`.
 
         Raises:
-            ValueError: As `plans.plan`; and if --domain-word names a domain the data lacks.
+            ValueError: As `plans.plan`; and if --domain-word names a domain the data lacks, or
+                --hyponyms finds no name.
         """
         from nullspace_unlearn.plans import plan
 
         names = class_list(self.classes)
         if names is None and clip.words is None:
             names = list(data.classes) if data and data.classes else None
+        forget = self.forget()
+        if self.hyponyms:
+            forget = _with_hyponyms(forget, names or (clip.words.classes if clip.words else ()))
         return plan(
             clip,
-            self.forget(),
+            forget,
             classes=names,
             domains=_domain_words(clip, data.words if data else {}, self.domain_words()),
             templates=self.cells.template or (data.templates if data else ()) or None,
@@ -226,6 +231,12 @@ request_options = gathered(
         help="A class everywhere: in other words too (80 templates, plurals). On a small model "
         "searches by names that stay find less.",
     ),
+    click.option(
+        "--hyponyms",
+        is_flag=True,
+        help="Forget with each class the names that WordNet has below it (puppy, below dog), less "
+        "those of the class list.",
+    ),
 )
 
 
@@ -249,6 +260,29 @@ def default_name(model: str, forget: Forget, *behind: str) -> str:
     ]
     full = "-".join(re.sub(r"[^\w.-]+", "_", part) for part in parts)
     return full.encode()[:100].decode(errors="ignore")  # file systems limit the bytes of a name
+
+
+def _with_hyponyms(forget: Forget, classes: Sequence[str]) -> Forget:
+    """The request, the names below each forgotten class among its aliases.
+
+    Raises:
+        ValueError: If there are none; says what brings them.
+    """
+    from nullspace_unlearn.audit.lexicon import EXTRA, related
+    from nullspace_unlearn.words import same_name
+
+    taken = {same_name(name) for name in (*classes, *forget.names, *forget.keep)}
+    aliases, joined = dict(forget.aliases), 0
+    for name in forget.classes:
+        below = [n for n in related(name).get("narrower", ()) if same_name(n) not in taken]
+        taken |= {same_name(n) for n in below}
+        joined += len(below)
+        if below:
+            aliases[name] = (*aliases.get(name, ()), *below)
+    if not joined:
+        what = ", ".join(map(repr, forget.classes)) or "a whole domain"
+        raise ValueError(f"--hyponyms: WordNet has no further name below {what}; it needs {EXTRA}")
+    return replace(forget, aliases=aliases)
 
 
 def _domain_words(

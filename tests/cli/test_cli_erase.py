@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard
 from safetensors.numpy import load_file
 from shell import nsu, nsu_process, tree
 
+from nullspace_unlearn.audit import lexicon
 from nullspace_unlearn.data import mini
 from nullspace_unlearn.erasers import METHODS
 
@@ -392,3 +393,19 @@ def test_the_card_says_what_was_measured(tmp_path):
     assert re.search(r"\| car \| 1.00 → [01].\d\d\* \|", card.text)
     assert re.search(r"\| truck \| [01].\d\d → [01].\d\d \|", card.text)
     assert "<details>" in card.text and "CERTIFICATE HOLDS" not in card.text.upper()
+
+
+def test_names_below_a_class_go_with_it_on_request(monkeypatch):
+    below = {"narrower": ("taxi", "truck", "sedan")}
+    monkeypatch.setattr(lexicon, "related", lambda name: below if name == "car" else {})
+    plain = nsu("inspect", "--class", "car", "--class", "dog", "--json").json
+    said = nsu("inspect", "--class", "car", "--class", "dog", "--hyponyms", "--json").json
+    assert "taxi" not in plain["request"]["aliases"]["car"]  # control
+    # One that is a class of the model's stays one.
+    assert said["request"]["aliases"]["car"] == ["taxi", "sedan", "automobile"]
+    assert "truck" in said["kept"] and said["request"]["aliases"]["dog"] == ["puppy", "hound"]
+    assert said["numbers"]["rank"] == plain["numbers"]["rank"] + 1
+    for asked in (("--class", "cat"), ("--all-classes", "--domain", "sketch")):
+        none = nsu("inspect", *asked, "--hyponyms")
+        assert none.code == 2 and "--hyponyms: WordNet has no further name below" in none.err
+        assert "wordnet" in none.err and none.err.count("\n") == 1
