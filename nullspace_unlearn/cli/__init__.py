@@ -15,6 +15,7 @@ from nullspace_unlearn.cli.audit import audit
 from nullspace_unlearn.cli.bench import bench
 from nullspace_unlearn.cli.certify import certify
 from nullspace_unlearn.cli.diff import diff
+from nullspace_unlearn.cli.doctor import doctor
 from nullspace_unlearn.cli.embed import embed
 from nullspace_unlearn.cli.erase import erase
 from nullspace_unlearn.cli.evaluate import evaluate
@@ -26,6 +27,7 @@ from nullspace_unlearn.cli.push import push
 from nullspace_unlearn.cli.recipes import recipes
 from nullspace_unlearn.cli.report import report
 from nullspace_unlearn.cli.revert import revert
+from nullspace_unlearn.cli.sections import Sections
 from nullspace_unlearn.cli.sweep import sweep
 from nullspace_unlearn.cli.train import train
 from nullspace_unlearn.spelling import printable
@@ -34,7 +36,11 @@ BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 _OURS = "nullspace_unlearn."
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Sections,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
 @click.version_option(__version__, prog_name="nsu")
 @click.option(
     "--debug", is_flag=True, expose_value=False, help="Show where in the code an error arose."
@@ -65,6 +71,7 @@ for command in (
     export,
     push,
     models,
+    doctor,
     prototypes,
     bench,
     recipes,

@@ -6,14 +6,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nullspace_unlearn.cli import options
+from nullspace_unlearn.cli import completion, options
 
 if TYPE_CHECKING:
     from nullspace_unlearn.clip import Layout
 
 
 @click.command()
-@click.option("--model", help="Look at this model instead of listing the families.")
+@click.option(
+    "--model",
+    shell_complete=completion.models,
+    help="Look at this model instead of listing the families.",
+)
 @click.option("--pretrained", help="Tag or weights file, for an open_clip name.")
 @options.device_options
 @options.output_options
@@ -39,7 +43,7 @@ def models(
             options.print_json({"model": model, "sides": sides})
         elif not quiet:
             for side, found in sides.items():
-                click.echo(f"{side}: " + _sentence(found))
+                click.echo(f"{side}: " + side_in_words(found))
         return
 
     from nullspace_unlearn.clip import FAMILIES
@@ -64,7 +68,12 @@ def _named(found: dict[str, object], layout: Layout) -> dict[str, object]:
     return found | {key: layout.names([str(found[key])])[0] for key in keys}
 
 
-def _sentence(found: dict[str, object] | None) -> str:
+def side_in_words(found: dict[str, object] | None) -> str:
+    """What of a tower can be edited, in a sentence.
+
+    Args:
+        found: What `clip.describe` says of the side.
+    """
     from nullspace_unlearn.clip.folding import DEEPER
 
     if found is None:

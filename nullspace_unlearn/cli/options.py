@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nullspace_unlearn.cli import completion
+
 if TYPE_CHECKING:
     from nullspace_unlearn.clip import Clip
 
@@ -77,7 +79,7 @@ class MethodOption(click.Option):
             able: Which methods: all that are "known", or those that can be "swept".
             **rest: As for `click.Option`.
         """
-        super().__init__(names, metavar="NAME", **rest)
+        super().__init__(names, metavar="NAME", shell_complete=completion.methods, **rest)
         self.told, self.able = told, able
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
@@ -99,6 +101,7 @@ model_options: Decorator = together(
         "--model",
         default=BUNDLED,
         show_default=True,
+        shell_complete=completion.models,
         help="open_clip name, hf-hub:org/repo, local-dir:PATH, a model folder, or nsu-mini.",
     ),
     click.option("--pretrained", help="Tag or weights file, for an open_clip name."),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from nullspace_unlearn.cli import completion
 from nullspace_unlearn.cli.options import MethodOption, class_list, gathered, pairs
 
 if TYPE_CHECKING:
@@ -173,9 +174,20 @@ class RequestOptions:
 cell_options = gathered(
     "cells",
     CellOptions,
-    click.option("--class", "class_", multiple=True, metavar="NAME", help="Class to forget."),
     click.option(
-        "--domain", multiple=True, metavar="NAME", help="Forget it there only; absent: everywhere."
+        "--class",
+        "class_",
+        multiple=True,
+        metavar="NAME",
+        shell_complete=completion.classes,
+        help="Class to forget.",
+    ),
+    click.option(
+        "--domain",
+        multiple=True,
+        metavar="NAME",
+        shell_complete=completion.domains,
+        help="Forget it there only; absent: everywhere.",
     ),
     click.option("--all-classes", is_flag=True, help="With --domain: forget the whole domain."),
     click.option(

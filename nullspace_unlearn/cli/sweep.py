@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from nullspace_unlearn.cli import options
+from nullspace_unlearn.cli import completion, options
 from nullspace_unlearn.cli.data import DataOptions, data_options
 from nullspace_unlearn.cli.options import ModelOptions, pairs
 from nullspace_unlearn.cli.request import CellOptions, cell_options
@@ -108,6 +108,7 @@ grid_options = options.gathered(
 @click.command()
 @click.option(
     "--model",
+    shell_complete=completion.models,
     help="As for erase; absent: nsu-mini, or none where --data is a file with text features.",
 )
 @click.option("--pretrained", help="Tag or weights file, for an open_clip name.")

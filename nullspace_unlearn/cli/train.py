@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nullspace_unlearn.cli import options
+from nullspace_unlearn.cli import completion, options
 from nullspace_unlearn.cli.data import DataOptions, class_word_option, say_skipped
 from nullspace_unlearn.cli.options import BUNDLED, gathered, pairs
 from nullspace_unlearn.cli.outputs import OutputOptions, output_files
@@ -219,7 +219,7 @@ class MethodOptions:
 method_options = gathered(
     "how",
     MethodOptions,
-    click.argument("method"),
+    click.argument("method", shell_complete=completion.trained),
     click.option("--epochs", metavar="N", help="Passes over the images; absent: the method's own."),
     click.option("--lr", metavar="NUMBER", help="Largest learning rate; absent: the method's own."),
     click.option("--batch-size", metavar="N", help="Images a step; absent: the method's own."),
