@@ -214,7 +214,8 @@ def test_every_letter_on_a_heat_map_can_be_read() -> None:
 def test_a_plot_within_a_page_is_shapes_and_letters_alone(tmp_path: Path) -> None:
     svg = """<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">
     <script>1</script><foreignObject/><g id="a" onclick="1" style="fill: #000000">
-    <use xlink:href="#a"/><path clip-path="url(#a)" style="stroke: #0072b2"/></g></svg>"""
+    <use xlink:href="#a"/><path clip-path="url(#a)" style="stroke: #e69f00; fill: #0072B2"/>
+    </g></svg>"""
     drawing = Drawing("a", "A", "says", lambda path: None if path.write_text(svg) else None)
     found = inline(drawing, tmp_path, "k")
     for word in ("script", "foreign", "onclick", "#000000"):
@@ -224,7 +225,8 @@ def test_a_plot_within_a_page_is_shapes_and_letters_alone(tmp_path: Path) -> Non
         '"#k-a"',
         "url(#k-a)",
         "var(--ink)",
-        "#0072b2",
+        "var(--blue)",
+        "#e69f00",
         'aria-label="A. says"',
     ):
         assert word in found

@@ -7,16 +7,18 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from nullspace_unlearn.report.page.blocks import Drawing
+from nullspace_unlearn.report.picture import COLOURS
 
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _KEPT = {"svg", "g", "path", "rect", "text", "tspan", "use", "defs", "clipPath", "line", "circle"}
-_GREYS = re.compile(r"#([0-9a-fA-F])\1([0-9a-fA-F])\2([0-9a-fA-F])\3|#([0-9a-fA-F]{2})\4\4")
+_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
+_BLUE = COLOURS[0].lower()  # the one that is too dark for a dark page
 
 
 def inline(drawing: Drawing, folder: Path, key: str) -> str:
     """Draw it, and make it a part of a page.
 
-    Black, white and greys become the theme's; all other colours are told apart in both.
+    Black, white, greys and the blue become the theme's; all others are told apart in both.
 
     Args:
         drawing: The plot.
@@ -57,14 +59,15 @@ def _clean(element: ElementTree.Element, key: str) -> None:
             element.set(name, f"#{key}-{value.removeprefix('#')}")
         else:
             linked = value.replace("url(#", f"url(#{key}-")
-            element.set(name, _GREYS.sub(_themed, linked) if name == "style" else linked)
+            themed = _COLOUR.sub(_themed, linked) if name == "style" else linked
+            element.set(name, themed)
 
 
 def _themed(match: re.Match[str]) -> str:
-    """The theme's own colour in place of black, white or grey."""
+    """The theme's own colour in place of black, white, grey or blue."""
     red, green, blue = (int(match[0][i : i + 2], 16) for i in (1, 3, 5))
     if not red == green == blue:
-        return match[0]
+        return "var(--blue)" if match[0].lower() == _BLUE else match[0]
     if red < 0x30:
         return "var(--ink)"
     if red < 0xA0:
