@@ -29,7 +29,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the page makes before the first index, of fewer pictures."""
     folder = tmp_path_factory.mktemp("stores")
     clip = nsu.load("nsu-mini", device="cpu")
-    images = embed(clip, bundled_to_report(4, 0), quiet=True)
+    images = embed(clip, bundled_to_report(8, 0), quiet=True)
     rows = images.embeddings / images.embeddings.norm(dim=1, keepdim=True)
     np.save(folder / "store.npy", rows.half().numpy())
     words = class_prototypes(clip, images.class_names, ["a photo of a {class}."])
