@@ -9,7 +9,10 @@ import json
 import logging
 import os
 import platform
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -353,6 +356,71 @@ def training() -> None:
     save("training", {"rows": rows, "ratio": statistics.median(row["ratio"] for row in rows)})
 
 
+# Stored embeddings.
+
+
+@main.command()
+@click.option("--rows", default=1_000_000, show_default=True)
+@click.option("--ranks", default="3,100", show_default=True)
+def stores(rows: int, ranks: str) -> None:
+    """`nsu apply --embeddings` on unit rows of 512 float16, on two threads; and `Edit.apply`."""
+    dim, found = 512, []
+    random = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as f:
+        shape = rows, dim
+        held = np.lib.format.open_memmap(f"{f}/store.npy", "w+", np.float16, shape)
+        for start in range(0, rows, 10_000):
+            some = random.standard_normal((min(10_000, rows - start), dim), dtype=np.float32)
+            held[start : start + len(some)] = some / np.linalg.norm(some, axis=1, keepdims=True)
+        del held
+        for rank in map(int, ranks.split(",")):
+            thin = (random.standard_normal((dim, rank)) / 60 for _ in range(2))
+            Edit(*map(torch.from_numpy, thin)).save(f"{f}/{rank}.patch")
+            store = in_a_process(_apply_to_store, f, rank)
+            found.append(
+                {"rank": rank, **store, "in_memory": in_a_process(_apply_in_memory, f, rank)}
+            )
+    save("stores", {"rows": rows, "dim": dim, "runs": found})
+
+
+def _apply_to_store(folder: str, rank: int) -> dict[str, float]:
+    """Wall and processor seconds, and peak memory, of the command as a shell runs it."""
+    # It tells its own peak: that of a child begins with what its parent held.
+    code = (
+        "import atexit, pathlib\n"
+        "atexit.register(lambda: print(pathlib.Path('/proc/self/status').read_text()))\n"
+        "from nullspace_unlearn.cli import main\n"
+        "main()"
+    )
+    files = [f"{folder}/{rank}.patch", "--embeddings", f"{folder}/store.npy"]
+    command = [sys.executable, "-c", code, "apply", *files, "--output", f"{folder}/{rank}.npy"]
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    started = time.perf_counter()
+    told = subprocess.run(
+        [*command, "--quiet"], check=True, env=environment, capture_output=True, text=True
+    ).stdout
+    wall = time.perf_counter() - started
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    peak = next(line for line in told.splitlines() if line.startswith("VmHWM"))
+    return {
+        "wall_s": wall,
+        "processor_s": used.ru_utime + used.ru_stime,
+        "peak_mib": int(peak.split()[1]) / 1024,
+    }
+
+
+def _apply_in_memory(folder: str, rank: int) -> dict[str, float]:
+    """The same of `Edit.apply` in float64, on an array that is in memory already."""
+    edit, rows = Edit.load(f"{folder}/{rank}.patch"), np.load(f"{folder}/store.npy")
+    before, started, used = peak_mib(), time.perf_counter(), time.process_time()
+    edit.apply(rows)
+    return {
+        "wall_s": time.perf_counter() - started,
+        "processor_s": time.process_time() - used,
+        "above_the_data_mib": peak_mib() - before,
+    }
+
+
 @main.command(name="all")
 @data_option
 @click.pass_context
@@ -362,6 +430,7 @@ def everything(context: click.Context, data: Path) -> None:
     context.invoke(erase, model="ViT-B-32")
     context.invoke(curves, data=data)
     context.invoke(training)
+    context.invoke(stores, rows=1_000_000, ranks="3,100")
 
 
 # What is written.
@@ -478,11 +547,32 @@ def _training_part(r: dict[str, Any]) -> str:
     )
 
 
+def _stores_part(r: dict[str, Any]) -> str:
+    rows = []
+    for run in r["runs"]:
+        seconds = [f"{run[k]:.1f}" for k in ("wall_s", "processor_s")]
+        rows.append(["`nsu apply`, .npy to .npy", str(run["rank"]), *seconds,
+                     f"{run['peak_mib']:.0f} in all"])  # fmt: skip
+        memory = run["in_memory"]
+        seconds = [f"{memory[k]:.1f}" for k in ("wall_s", "processor_s")]
+        rows.append(["`Edit.apply`, in memory, float64", str(run["rank"]), *seconds,
+                     f"{memory['above_the_data_mib']:.0f} above the data"])  # fmt: skip
+    header = ["what", "rank", "seconds", "processor seconds", "peak MiB"]
+    return (
+        f"## Stored embeddings: {r['rows']:,} x {r['dim']} float16\n\n"
+        f"`python benchmarks/speed.py stores` ({r['machine']}), unit rows drawn at random, a fresh "
+        "process each; the command's seconds hold its start and the writing to disk. Where other "
+        "work shared the machine, seconds say that; processor seconds over two cores are what a "
+        "quiet one takes.\n\n" + markdown(header, rows)
+    )
+
+
 _SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "edits": _edits_part,
     "erase": _erase_part,
     "curves": _curves_part,
     "training": _training_part,
+    "stores": _stores_part,
 }
 
 
