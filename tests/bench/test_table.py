@@ -165,6 +165,24 @@ def test_tables_and_pictures_are_written(tmp_path: Path) -> None:
     assert names == {"table.md", "table.csv", "table.json", "left-cell.png", "grid-cell.png"}
 
 
+def test_the_page_of_a_benchmark_has_its_means(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
+    from nullspace_unlearn.report.page import write_page
+
+    said = write_report(recipe("a", "bb"), RUNS, tmp_path)[1]
+    (tmp_path / "recipe.yaml").write_text("name: mine\n")
+    write_page([tmp_path], tmp_path / "page.html", tmp_path / "tables")
+    with (tmp_path / "tables" / "cell.csv").open(newline="") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["untouched", "ideal", "a", "bb"]
+    for label, row in rows.items():
+        kept = said["groups"]["cell"]["all"][label]["kept"]
+        assert (row["kept"], row["runs"]) == (str(kept["mean"]), str(kept["n"]))
+    page = (tmp_path / "page.html").read_text()
+    assert "A test." in page and "Classes in one domain" in page and said["titles"]["cell"] in page
+
+
 def test_every_method_is_drawn_with_its_name(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     points = [

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import html
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 from pages import HOSTILE, audit_folder, edited_folder
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
@@ -230,6 +233,28 @@ def test_a_plot_within_a_page_is_shapes_and_letters_alone(tmp_path: Path) -> Non
         'aria-label="A. says"',
     ):
         assert word in found
+
+
+def test_pictures_are_decoded_and_written_anew(tmp_path: Path) -> None:
+    cell = {"class": "<b>car", "domain": "photo", "pictures": 4, "reached": 3, "cosine": 0.25}
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "prototypes.json").write_text(json.dumps({"cells": [cell]}))
+    note = PngInfo()
+    note.add_text("comment", "<script>")
+    picture = Image.effect_noise((1500, 40), 60).convert("RGB")
+    picture.save(folder / "sheet.png", pnginfo=note)
+    write_page([folder], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    (uri,) = [a["src"] for tag, a in Elements(page).tags if tag == "img"]
+    found = base64.b64decode(str(uri).removeprefix("data:image/png;base64,"))
+    with Image.open(io.BytesIO(found)) as image:
+        assert image.size == (1400, 37) and "comment" not in image.info
+    assert b"<script>" in (folder / "sheet.png").read_bytes() and b"<script>" not in found
+    assert "&lt;b&gt;car" in page and '<data value="0.25">0.250</data>' in page
+    picture.save(folder / "sheet.png", "JPEG")
+    with pytest.raises(ValueError, match="is no PNG picture"):
+        write_page([folder], tmp_path / "b.html")
 
 
 def test_numbers_are_checked() -> None:
