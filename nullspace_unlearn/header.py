@@ -135,7 +135,7 @@ def write_arrays(
 
     Args:
         target: The file to write.
-        arrays: By name, float16, float32 or float64.
+        arrays: By name, float16, float32, float64 or int64.
         metadata: Free text.
 
     Raises:
@@ -146,7 +146,7 @@ def write_arrays(
         for name, value in arrays.items()
     }
     specs = {
-        name: (f"F{8 * value.itemsize}", value.shape, value.nbytes)
+        name: (f"{value.dtype.kind.upper()}{8 * value.itemsize}", value.shape, value.nbytes)
         for name, value in stored.items()
     }
     text = layout(specs, metadata)

@@ -21,6 +21,7 @@ from nullspace_unlearn.linalg import (
 )
 
 # Classes tried as decoy, those first that score highest on what is to be forgotten.
+_TOGETHER = 512  # classes whose scores are held at a time
 _DECOYS = 16
 
 
@@ -121,7 +122,8 @@ def gated(
     norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
     table = _Table(
         rows=source / norm,
-        scores=(z / norm) @ t.mT,
+        z=z / norm,
+        t=t,
         labels=labels.to(z.device),
         domains=domains.to(z.device),
         numbers=numbers,
@@ -147,18 +149,37 @@ def gated(
 
 @dataclass(frozen=True, eq=False)
 class _Table:
-    """Prototypes as the regressions see them: rows to read, their scores, and the numbers."""
+    """Prototypes as the regressions see them: rows to read, what gives scores, and the numbers.
+
+    Scores of all rows for all classes would be gigabytes where there are ten thousand names.
+    """
 
     rows: Float[Tensor, "n source"]
-    scores: Float[Tensor, "n classes"]
+    z: Float[Tensor, "n dim"]
+    t: Float[Tensor, "classes dim"]
     labels: Int[Tensor, " n"]
     domains: Int[Tensor, " n"]
     numbers: Numbers
 
     @property
-    def own(self) -> Bool[Tensor, "n classes"]:
-        """Which class each row is of."""
-        return torch.nn.functional.one_hot(self.labels, self.scores.shape[-1]).bool()
+    def first(self) -> Float[Tensor, " n"]:
+        """The score of each row's own class."""
+        return (self.z * self.t[self.labels]).sum(-1)
+
+    def scores(self, classes: Int[Tensor, " k"]) -> Float[Tensor, "k n"]:
+        """The scores of all rows for some classes."""
+        return self.t[classes] @ self.z.mT
+
+    def own(self, classes: Int[Tensor, " k"]) -> Bool[Tensor, "k n"]:
+        """Which rows are of some classes."""
+        return self.labels == classes[:, None]
+
+    def best(self, classes: Int[Tensor, " k"]) -> Float[Tensor, " n"]:
+        """The best score of each row among some classes, a few of these at a time."""
+        found = torch.full_like(self.z[:, 0], -torch.inf)
+        for some in classes.split(_TOGETHER):
+            found = torch.maximum(found, self.scores(some).amax(0))
+        return found
 
     def weight(self, mask: Bool[Tensor, "classes domains"]) -> Float[Tensor, " n"]:
         """Each group of cells that a request is judged by weighs the same, each cell in it too."""
@@ -190,14 +211,13 @@ def _falls(table: _Table, mask: Bool[Tensor, "classes domains"]) -> _Gates:
     """Each class with a forgotten cell falls there, beneath the best class that does not."""
     touched = mask.any(-1)
     moving = touched.nonzero()[:, 0]
-    scores, own = table.scores, table.own
     forgotten = mask[table.labels, table.domains]
-    first = scores[own]
+    first = table.first
     weight = table.weight(mask)
-    above = first - scores.masked_fill(touched, -torch.inf).amax(-1)
+    above = first - table.best((~touched).nonzero()[:, 0])
     margin = table.numbers.margin * _mean_lead(above, weight * forgotten)
-    of_class = own[:, moving].mT
-    rise = table.numbers.slack * (first - scores[:, moving].mT).clamp(min=0)
+    of_class = table.own(moving)
+    rise = table.numbers.slack * (first - table.scores(moving)).clamp(min=0)
     infinite = torch.full_like(rise, torch.inf)
     low = torch.where(of_class & forgotten, margin + above, -infinite)
     low = torch.where(~of_class & ~forgotten, -rise, low)
@@ -207,16 +227,16 @@ def _falls(table: _Table, mask: Bool[Tensor, "classes domains"]) -> _Gates:
 
 def _decoys(table: _Table, mask: Bool[Tensor, "classes domains"]) -> _Gates:
     """One class rises above all that is forgotten, a second one above that class's own images."""
-    scores, own = table.scores, table.own
+    scores = table.z @ table.t.mT
     forgotten = mask[table.labels, table.domains]
     weight = table.weight(mask)
-    first = scores[own]
+    first = table.first
     lead = leads(scores, table.labels)
     margin = table.numbers.margin * _mean_lead(lead, weight * forgotten)
 
     def rise(decoy: Tensor, needed: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Where `needed`, at least `low`; elsewhere as much as the kept images can bear."""
-        of_decoy = own[:, decoy].mT
+        of_decoy = table.own(decoy)
         bearable = table.numbers.slack * (first - scores[:, decoy].mT).clamp(min=0)
         low = torch.where(needed, low, torch.full_like(low, -torch.inf))
         low = torch.where(~forgotten & of_decoy, torch.zeros_like(low), low)
@@ -225,7 +245,7 @@ def _decoys(table: _Table, mask: Bool[Tensor, "classes domains"]) -> _Gates:
 
     by_score = ((weight * forgotten) @ scores).argsort(descending=True, stable=True)
     decoy = by_score[:_DECOYS]
-    of_decoy, score = own[:, decoy].mT, scores[:, decoy].mT
+    of_decoy, score = table.own(decoy), scores[:, decoy].mT
     unbounded = torch.full_like(score, torch.inf)
     needed = forgotten & ~of_decoy
     gate, risen = rise(decoy, needed, margin + first - score, unbounded)
@@ -235,16 +255,17 @@ def _decoys(table: _Table, mask: Bool[Tensor, "classes domains"]) -> _Gates:
     total = (weight * mine) @ scores
     second = total.scatter(-1, decoy[:, None], -torch.inf).argmax(-1)
     ahead = risen + score - scores[:, second].mT
-    high = torch.where(forgotten & own[:, second].mT, ahead - margin, unbounded)
+    high = torch.where(forgotten & table.own(second), ahead - margin, unbounded)
     gate2, risen2 = rise(second, mine, margin + ahead, high)
     two = mine.any(-1)
 
-    index = torch.arange(len(decoy), device=scores.device)
-    moved = scores.repeat(len(decoy), 1, 1)
-    moved[index, :, decoy] += risen
-    moved[index, :, second] += risen2 * two[:, None]
     softness = SOFTNESS * lead.clamp(min=0).mean()
-    judged = [harmonic(one, softness, table.labels, table.domains, mask) for one in moved]
+    judged = []
+    for i in range(len(decoy)):
+        moved = scores.clone()
+        moved[:, decoy[i]] += risen[i]
+        moved[:, second[i]] += risen2[i] * two[i]
+        judged.append(harmonic(moved, softness, table.labels, table.domains, mask))
     best = max(range(len(judged)), key=judged.__getitem__)
     if not two[best]:
         return _Gates(decoy[best : best + 1], -gate[best : best + 1])

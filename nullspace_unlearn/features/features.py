@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nullspace_unlearn.files import new_file, refuse_existing, refuse_foreign
 from nullspace_unlearn.fingerprint import Fingerprint, of_tensors
+from nullspace_unlearn.header import write_arrays
 from nullspace_unlearn.words import check_printable
 
 _FORMAT = "nullspace-unlearn features 1"
@@ -114,14 +114,14 @@ class Features:
         Raises:
             OutputExists: If the file exists and `overwrite` is false.
         """
-        tensors = {
-            name: value.contiguous().cpu()
+        arrays = {
+            name: value.cpu().numpy()
             for name in ("embeddings", "labels", "hidden", "domains", "text")
             if (value := getattr(self, name)) is not None
         }
         header = file_header(self.class_names, self.domain_names, self.provenance)
         with new_file(Path(path), overwrite) as temporary:
-            save_file(tensors, temporary, metadata=header)
+            write_arrays(temporary, arrays, header)
 
     @classmethod
     def load(cls, path: str | Path) -> Features:

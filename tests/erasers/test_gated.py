@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import reduce
 from operator import matmul
 
@@ -531,3 +532,33 @@ def test_shapes_that_do_not_fit(unchecked) -> None:
         ):
             with pytest.raises(ValueError, match="expected embeddings"):
                 gated(rows, labels, columns, text, mask, hidden=hidden)
+
+
+def test_scores_of_all_rows_for_all_classes_are_never_held_at_once(monkeypatch) -> None:
+    """Of 10,000 classes in 4 domains they would be 3 GB."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, given=(), named=None):
+            nonlocal largest
+            made = function(*given, **(named or {}))
+            if isinstance(made, torch.Tensor):
+                largest = max(largest, made.numel())
+            return made
+
+    count, wide, dim = 300, 2, 8
+    random = torch.Generator().manual_seed(0)
+    classes = unit(torch.randn(count, dim, generator=random, dtype=torch.float64))
+    labels = torch.arange(count).repeat_interleave(wide)
+    domains = torch.arange(wide).repeat(count)
+    rows = classes[labels] + 0.1 * torch.randn(len(labels), dim, generator=random)
+    mask = torch.zeros(count, wide, dtype=torch.bool)
+    mask[0, 0] = True
+    whole = gated(rows, labels, domains, classes, mask)
+    monkeypatch.setattr(sys.modules["nullspace_unlearn.erasers.gated"], "_TOGETHER", 16)
+    with Watch():
+        some = gated(rows, labels, domains, classes, mask)
+    assert largest <= 16 * len(labels) < count * len(labels)
+    torch.testing.assert_close(some.read, whole.read)
