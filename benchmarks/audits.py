@@ -290,7 +290,7 @@ COLUMNS: dict[str, tuple[tuple[str, str], ...]] = {
     "membership": (("AUC", "auc"), ("TPR at 1 % FPR", "tpr")),
     "restoring": (("left, projection put back", "projection"),),
 }
-CONTROLS = {"untouched": "original", "random change": "random"}
+CONTROLS = {"untouched": "original", "random change": "random", "chance": "chance"}
 
 
 def table(name: str, audits: Mapping[str, Mapping[str, Any]]) -> str:
