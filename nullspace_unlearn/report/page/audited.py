@@ -125,14 +125,14 @@ def _rows(name: str, rows: list[Mapping[str, Any]]) -> Table:
     shown = ["value"] + [key for key in ("original", "chance")
                          if any(one.get(key) is not None for one in rows)]  # fmt: skip
     kinds = any(one.get("kind") for one in rows)
-    heads = ("what was tried", *(("kind",) if kinds else ()),
+    heads = ("which", *(("kind",) if kinds else ()),
              *("edited" if key == "value" else key for key in shown))  # fmt: skip
     cells = tuple(
         (one["text"], *((str(one.get("kind", "")),) if kinds else ()),
          *(number(one.get(key)) for key in shown))
         for one in rows
     )  # fmt: skip
-    return Table(f"{name}-tried", "What tells most, the worst first", heads, cells)
+    return Table(f"{name}-tried", "One by one, the worst first", heads, cells)
 
 
 def _made(said: Mapping[str, Any]) -> Facts:
