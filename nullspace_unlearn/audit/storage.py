@@ -39,8 +39,8 @@ def rounded_to(value: Float[Tensor, "*any"], dtype: torch.dtype) -> Float[Tensor
 def absmax(value: Tensor, bits: int) -> Tensor:
     """A tensor as it comes back from integers: a scale a row, the nearest of `2^bits - 1` levels.
 
-    `round(w / s) s` with `s = max |row| / (2^(bits - 1) - 1)`: round to nearest, which the paper
-    (arXiv 2410.16454, section 3) finds to bring as much back as quantisers that look at data.
+    `round(w / s) s` with `s = max |row| / (2^(bits - 1) - 1)`: round to nearest, the plainest of
+    the quantisers of arXiv 2410.16454.
 
     Args:
         value: `[rows, *any]` floating.
@@ -117,11 +117,8 @@ def ask(case: Case) -> Answer:
     cost, own = (found[worst.text][name]["cost"] for name in ("edited", "original"))
     if cost is not None and own is not None:
         said += f", at a cost of {cost:.1f} points ({own:.1f} to the original)"
-    # What was not forgotten before is not what storage brings back.
-    back = leaks > max(figures.FORGOTTEN, was + figures.FORGOTTEN)
-    return Answer(
-        NOT_FORGOTTEN if back else FORGOTTEN, f"{said}.", tuple(findings), rows=tuple(rows)
-    )
+    verdict = FORGOTTEN if leaks <= figures.FORGOTTEN else NOT_FORGOTTEN
+    return Answer(verdict, f"{said}.", tuple(findings), rows=tuple(rows))
 
 
 STORAGE = Question(

@@ -88,7 +88,7 @@ def test_storage_brings_back_a_change_that_it_rounds_away(case, nothing_done, mo
 
     monkeypatch.setitem(storage.FORMATS, "int4", undo)
     assert STORAGE.answer(case).verdict == NOT_FORGOTTEN
-    assert STORAGE.answer(nothing_done).verdict == FORGOTTEN  # nothing comes back that was there
+    assert STORAGE.answer(nothing_done).verdict == NOT_FORGOTTEN  # nor was it before
 
 
 def test_the_projection_put_back_brings_everything_back(case):
