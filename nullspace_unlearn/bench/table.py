@@ -15,6 +15,7 @@ import torch
 from nullspace_unlearn.bench.recipe import Recipe
 from nullspace_unlearn.evaluate.figures import FIGURES, grid_figures
 from nullspace_unlearn.evaluate.zeroshot import grid_of
+from nullspace_unlearn.report.tidy import no_formula
 
 BOUNDS = {"untouched": "before", "ideal": "ideal"}
 """The rows that are always there, and the grid each is read from."""
@@ -164,7 +165,8 @@ def to_csv(found: Mapping[str, Any]) -> str:
             for label, row in rows.items():
                 for metric, value in row.items():
                     if value is not None:
-                        lines.writerow([group, of, label, metric, *asdict(value).values()])
+                        told = map(no_formula, (group, of, label, metric))
+                        lines.writerow([*told, *asdict(value).values()])
     return text.getvalue()
 
 

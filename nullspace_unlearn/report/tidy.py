@@ -41,10 +41,15 @@ def write_csv(
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(columns)
             for row in rows:
-                writer.writerow([_no_formula(value) for value in _checked(row, columns).values()])
+                writer.writerow([no_formula(value) for value in _checked(row, columns).values()])
 
 
-def _no_formula(value: Any) -> Any:
+def no_formula(value: Any) -> Any:
+    """A value for a CSV table: text that a spreadsheet would compute gets an apostrophe before it.
+
+    Args:
+        value: Any value; numbers stay.
+    """
     return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
 
 

@@ -156,6 +156,14 @@ def test_the_csv_reads_back() -> None:
     assert row["group"] == "cell" and row["n"] == "2"
 
 
+def test_no_name_is_a_formula_in_the_csv() -> None:
+    found = table.summary(recipe("a", "bb"), RUNS)
+    by = found["cell"]["by"]
+    by["=1+1"] = by.pop("car|truck")
+    names = {row["of"] for row in csv.DictReader(io.StringIO(table.to_csv(found)))}
+    assert "'=1+1" in names and not any(name.startswith("=") for name in names)
+
+
 def test_tables_and_pictures_are_written(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     text, said = write_report(recipe("a", "bb"), RUNS, tmp_path)

@@ -197,5 +197,5 @@ def test_whatever_is_given_is_answered(things: None, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_whatever_is_given_is_answered_at_length(things: None) -> None:
-    codes = check(5000, seed=1)
-    assert codes[2] > 3000
+    codes = check(2500, seed=1)  # half a minute; 5,000 were answered too
+    assert codes[2] > 1500
