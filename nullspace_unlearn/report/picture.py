@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nullspace_unlearn.files import new_file, refuse_foreign
+from nullspace_unlearn.files import new_file, refuse_existing, refuse_foreign
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,6 +72,7 @@ def picture(
         ValueError: If matplotlib is not installed, or the ending is another.
     """
     path = Path(path)
+    refuse_existing(path, overwrite)
     check_picture(path)
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -32,6 +32,11 @@ def test_an_existing_picture_is_refused_before_anything_is_drawn(tmp_path: Path)
     with pytest.raises(OutputExists), picture(tmp_path / "a.png", (2, 1)):
         raise AssertionError("drawn")
     assert (tmp_path / "a.png").read_text() == "mine"
-    with picture(tmp_path / "a.png", (2, 1), overwrite=True):
-        pass
+    with pytest.raises(ValueError, match="is no picture of a report, so it is not replaced"):
+        with picture(tmp_path / "a.png", (2, 1), overwrite=True):
+            raise AssertionError("drawn")
+    (tmp_path / "a.png").unlink()
+    for _ in range(2):
+        with picture(tmp_path / "a.png", (2, 1), overwrite=True):
+            pass
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

@@ -114,7 +114,7 @@ def test_the_note_is_on_the_sheet():
     assert contact_sheet(cut).height > contact_sheet(whole).height
 
 
-@pytest.mark.parametrize("name", ["{}" + "x" * 400, "\x1b[31m{}\n", "日本 {}", "é̈ {}"])
+@pytest.mark.parametrize("name", ["{}" + "x" * 400, "日本 {}", "é̈ {}"])
 def test_any_name_can_be_drawn(name):
     picture = contact_sheet(synthesis(2, 2, 1, name=name))
     assert isinstance(picture, Image.Image) and picture.width < 1500
