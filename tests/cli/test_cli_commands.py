@@ -52,7 +52,8 @@ def test_without_a_command_it_explains_itself():
 def test_the_commands_are_those_of_the_specification():
     expected = {"erase", "train", "evaluate", "inspect", "certify", "revert", "models"}
     assert set(group.commands) == expected | {
-        *("prototypes", "embed", "sweep", "bench", "recipes", "audit")
+        *("prototypes", "embed", "sweep", "bench", "recipes", "audit", "report", "doctor"),
+        *("apply", "diff", "export", "push"),
     }
     for name in set(group.commands) - {"recipes"}:  # which print a line or two, nothing to silence
         command = group.commands[name]
