@@ -319,7 +319,7 @@ def table(name: str, audits: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _short(value: float) -> str:
-    if value and abs(value) < 0.001:
+    if 1e-12 < abs(value) < 0.001:
         return f"{value:.0e}"
     return f"{value:.2f}".replace("-0.00", "0.00")
 
