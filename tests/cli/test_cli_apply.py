@@ -83,7 +83,7 @@ def test_a_store(patches: Path) -> None:
     np.save("a.npy", rows)
     said = nsu("apply", patches / "car.patch", "--embeddings", "a.npy", "--output", "b.npy")
     assert said.code == 0 and "300 embeddings of images, 300 of them of length 1" in said.out
-    assert "editing" in said.err  # the bar
+    assert said.err == ""  # bars are for terminals
     patch, out = Patch.load(patches / "car.patch"), np.load("b.npy")
     wanted = rows.astype(np.float64) @ (np.eye(64) - patch.read @ patch.write.T)
     wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
