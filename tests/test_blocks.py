@@ -29,7 +29,9 @@ PAGES = sorted(
     for page in [ROOT / "README.md", ROOT / "benchmarks/README.md", *(ROOT / "docs").glob("*.md")]
     if page.name != FOLLOWED
 )
-NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted(page.name for page in (ROOT / "docs" / "notebooks").glob("*.ipynb"))
+# These start the command many times, or train.
+LONG = ("docs/patches.md", "docs/stores.md", "compare.ipynb")
 _BLOCK = re.compile(r"(<!-- not run: (?P<why>.+?) -->\n)?```(?P<kind>\w+)\n(?P<text>.*?)```", re.S)
 _INDENTED = re.compile(r"^    (nsu .*)$", re.M)
 
@@ -109,8 +111,13 @@ def test_every_python_block_compiles_and_imports_what_exists(block):
                 assert hasattr(module, alias.name), f"{node.module} has no {alias.name}"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", sorted({one.page for one in blocks() if one.run}))
+def marked(name):
+    """What takes longer than CI has is for before a release."""
+    mark = pytest.mark.long if name in LONG else pytest.mark.slow
+    return pytest.param(name, marks=mark, id=name)
+
+
+@pytest.mark.parametrize("page", map(marked, sorted({one.page for one in blocks() if one.run})))
 def test_what_needs_nothing_of_the_readers_own_runs(page, tmp_path):
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for block in blocks():
@@ -123,13 +130,10 @@ def test_what_needs_nothing_of_the_readers_own_runs(page, tmp_path):
         assert done.returncode == 0, f"{block.text}\n{done.stderr[-2000:]}"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "page", sorted((ROOT / "docs/notebooks").glob("*.ipynb")), ids=lambda page: page.stem
-)
-def test_notebooks_run(page, tmp_path):
+@pytest.mark.parametrize("name", map(marked, NOTEBOOKS))
+def test_notebooks_run(name, tmp_path):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-    notebook = nbformat.read(page, as_version=4)
+    notebook = nbformat.read(ROOT / "docs" / "notebooks" / name, as_version=4)
     nbclient.NotebookClient(
         notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
