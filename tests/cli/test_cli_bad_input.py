@@ -235,7 +235,13 @@ def test_bad_input(row, table):
 
 def test_the_same_without_what_is_bad(table):
     for number, good in enumerate(
-        (ERASE, CELL, (*ERASE, "--data", "pair"), (*ERASE, "--strength", "2"), (*ERASE, "--undo=u"))
+        (
+            ERASE,
+            (*CELL, "--method", "gated", "--prototypes", "text"),  # which draws no pictures
+            (*ERASE, "--data", "pair"),
+            (*ERASE, "--strength", "2"),
+            (*ERASE, "--undo=u"),
+        )
     ):
         result = nsu(*good, "--output", str(number), "--json")
         assert result.code == 0 and result.json and result.err == ""
