@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -128,6 +128,16 @@ def _width(dtype: str, shape: tuple[int, ...], size: int) -> float:
     return size / max(math.prod(shape), 1)
 
 
+def opening(text: str) -> bytes:
+    """What a file begins with, before its tensors.
+
+    Args:
+        text: Its header.
+    """
+    encoded = text.encode()
+    return struct.pack("<Q", len(encoded)) + encoded
+
+
 def write_arrays(
     target: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
@@ -149,8 +159,21 @@ def write_arrays(
         name: (f"{value.dtype.kind.upper()}{8 * value.itemsize}", value.shape, value.nbytes)
         for name, value in stored.items()
     }
-    text = layout(specs, metadata)
+    write_file(target, layout(specs, metadata), lambda out, name: out.write(stored[name].tobytes()))
+
+
+def write_file(target: Path, text: str, write: Callable[[BinaryIO, str], object]) -> None:
+    """Write a file as its header says: the header, then one tensor after another.
+
+    Args:
+        target: The file to write.
+        text: The header.
+        write: Writes the bytes of a tensor, of which it gets the name, to the file.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
     with target.open("wb") as out:
-        out.write(struct.pack("<Q", len(text.encode())) + text.encode())
+        out.write(opening(text))
         for name in parse_header(text).entries:
-            out.write(stored[name].tobytes())
+            write(out, name)

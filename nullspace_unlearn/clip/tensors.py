@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -10,7 +9,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from nullspace_unlearn.header import Header, layout, parse_header, read_header
+from nullspace_unlearn.header import Header, layout, parse_header, read_header, write_file
 
 _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _BLOCK = 1 << 22
@@ -30,11 +29,9 @@ def write(
         OSError: If it cannot be written.
     """
     specs = {k: (_NAMES[v.dtype], tuple(v.shape), v.nbytes) for k, v in values.items()}
-    text = layout(specs, metadata or {})
-    with target.open("wb") as out:
-        _start(out, text)
-        for name in parse_header(text).entries:
-            out.write(to_bytes(values[name]))
+    write_file(
+        target, layout(specs, metadata or {}), lambda out, name: out.write(to_bytes(values[name]))
+    )
 
 
 def rewrite(source: Path, target: Path, replaced: Mapping[str, Tensor]) -> None:
@@ -56,13 +53,15 @@ def rewrite(source: Path, target: Path, replaced: Mapping[str, Tensor]) -> None:
         for name, value in replaced.items()
     }
     text = header.text if after == before else layout(after, header.metadata)
-    with source.open("rb") as original, target.open("wb") as out:
-        _start(out, text)
-        for name in parse_header(text).entries:
+    with source.open("rb") as original:
+
+        def put(out: BinaryIO, name: str) -> None:
             if name in replaced:
                 out.write(to_bytes(replaced[name]))
             else:
                 _copy(original, header, name, out)
+
+        write_file(target, text, put)
 
 
 def extract(source: Path, target: Path, names: Iterable[str], metadata: Mapping[str, str]) -> None:
@@ -82,10 +81,8 @@ def extract(source: Path, target: Path, names: Iterable[str], metadata: Mapping[
     taken = {name: header.entries[name] for name in names}
     specs = {name: (e.dtype, e.shape, e.stop - e.start) for name, e in taken.items()}
     text = layout(specs, metadata)
-    with source.open("rb") as original, target.open("wb") as out:
-        _start(out, text)
-        for name in parse_header(text).entries:
-            _copy(original, header, name, out)
+    with source.open("rb") as original:
+        write_file(target, text, lambda out, name: _copy(original, header, name, out))
 
 
 def reassemble(text: str, first: Path, second: Path, target: Path) -> None:
@@ -102,25 +99,24 @@ def reassemble(text: str, first: Path, second: Path, target: Path) -> None:
         OSError: If `target` cannot be written.
     """
     headers = {path: read_header(path) for path in (first, second)}
-    with first.open("rb") as one, second.open("rb") as two, target.open("wb") as out:
-        _start(out, text)
-        for name, entry in parse_header(text).entries.items():
+    entries = parse_header(text).entries
+    with first.open("rb") as one, second.open("rb") as two:
+
+        def put(out: BinaryIO, name: str) -> None:
+            entry = entries[name]
             file, path = (one, first) if name in headers[first].entries else (two, second)
             held = headers[path].entries.get(name)
             if held is None or (held.dtype, held.shape) != (entry.dtype, entry.shape):
                 raise ValueError(f"{path} does not hold {name} as {entry.dtype} {entry.shape}")
             _copy(file, headers[path], name, out)
 
+        write_file(target, text, put)
+
 
 def to_bytes(value: Tensor) -> bytes:
     """A tensor's elements as stored: row by row, little-endian."""
     flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return flat.numpy().tobytes()
-
-
-def _start(out: BinaryIO, text: str) -> None:
-    encoded = text.encode()
-    out.write(struct.pack("<Q", len(encoded)) + encoded)
 
 
 def _copy(source: BinaryIO, header: Header, name: str, out: BinaryIO) -> None:

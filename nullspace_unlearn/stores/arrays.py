@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import struct
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from nullspace_unlearn.header import Header, read_header
+from nullspace_unlearn.header import Header, opening, read_header
 from nullspace_unlearn.stores.change import Change, Seen
 
 _DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
@@ -179,7 +178,7 @@ def safetensors_file(path: Path, name: str, column: str | None, change: Change) 
     rows, width = entry.shape
     start = header.offset + entry.start
     text = _told(header, change)
-    head = struct.pack("<Q", len(text.encode())) + text.encode()
+    head = opening(text)
     return ArrayFile(path, name, dtype, (rows, width), start, head, header.offset)
 
 
