@@ -140,6 +140,23 @@ def refuse_foreign(path: Path, mark: bytes, what: str) -> None:
             raise ValueError(f"output {str(path)!r} is no {what}, so it is not replaced")
 
 
+def refuse_replacing(path: Path, overwrite: bool, mark: bytes, what: str) -> None:
+    """Refuse to write over anything but an older file of the kind, and that unless it is allowed.
+
+    Args:
+        path: The file to write.
+        overwrite: Whether an older one may be replaced.
+        mark: As for `refuse_foreign`, and so `what`.
+        what: What it is.
+
+    Raises:
+        OutputExists: If it exists and `overwrite` is false.
+        ValueError: If it is another file, or as `refuse_existing`.
+    """
+    refuse_existing(path, overwrite)
+    refuse_foreign(path, mark, what)
+
+
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[None]:
     """Keep other processes from an output, and clear what dead ones left beside it.

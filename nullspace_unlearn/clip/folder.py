@@ -36,7 +36,7 @@ from nullspace_unlearn.files import (
     new_folder,
     read_text,
     refuse_existing,
-    refuse_foreign,
+    refuse_replacing,
 )
 from nullspace_unlearn.fingerprint import file_sha256
 from nullspace_unlearn.header import parse_header, read_header
@@ -311,8 +311,7 @@ def check_undo(path: Path, overwrite: bool) -> None:
         OutputExists: If it exists and `overwrite` is false.
         ValueError: If it is another file.
     """
-    refuse_existing(path, overwrite)
-    refuse_foreign(path, _UNDO_FORMAT.encode(), "undo file")
+    refuse_replacing(path, overwrite, _UNDO_FORMAT.encode(), "undo file")
 
 
 def _check_replaceable(path: Path, overwrite: bool) -> None:

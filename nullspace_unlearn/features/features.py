@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from nullspace_unlearn.files import new_file, refuse_existing, refuse_foreign
+from nullspace_unlearn.files import new_file, refuse_replacing
 from nullspace_unlearn.fingerprint import Fingerprint, of_tensors
 from nullspace_unlearn.header import write_arrays
 from nullspace_unlearn.words import check_printable
@@ -174,8 +174,7 @@ def check_replaceable(path: Path, overwrite: bool) -> None:
         OutputExists: If it exists and `overwrite` is false.
         ValueError: If it is another file.
     """
-    refuse_existing(path, overwrite)
-    refuse_foreign(path, _FORMAT.encode(), "feature file")
+    refuse_replacing(path, overwrite, _FORMAT.encode(), "feature file")
 
 
 def read_features(path: str | Path) -> Features:
