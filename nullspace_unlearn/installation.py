@@ -9,8 +9,8 @@ from importlib import metadata
 from packaging.requirements import Requirement
 
 _NAME = "nullspace-unlearn"
-_OF_USE = ("hf", "leace", "report", "bench")
-"""Extras that are not for developing."""
+_FOR_DEVELOPING = ("test", "docs", "dev")
+"""Extras that those who use it need not have."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ def needed() -> tuple[Needed, ...]:
     """
     found = [_looked_up(one, "") for one in _requirements("")]
     known = {one.name for one in found}
-    for extra in _OF_USE:
+    extras = metadata.metadata(_NAME).get_all("Provides-Extra") or []
+    for extra in sorted({*extras} - {*_FOR_DEVELOPING}):
         own = [_looked_up(one, extra) for one in _requirements(extra)]
         found += [one for one in own if one.name not in known]
     return tuple(found)

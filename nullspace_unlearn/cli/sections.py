@@ -9,20 +9,22 @@ import click
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "What to forget": (
-        "class_", "domain", "all_classes", "requests", "recipe", "keep", "alias", "classes",
+        "class_", "domain", "all_classes", "requests", "recipe", "keep", "alias", "hyponyms",
+        "classes",
     ),
     "Words": ("template", "domain_word", "class_word"),
     "How": (
         "method", "strength", "depth", "rank", "ridge", "set", "side", "wordings", "space",
         "images_too", "prototypes", "images", "shots", "validation",
     ),
-    "Model": ("model", "pretrained", "base", "device", "precision"),
+    "Model": ("model", "pretrained", "base", "retrained", "device", "precision"),
     "Images": (
         "data", "listing", "test", "test_listing", "batch_size", "num_workers", "seed",
     ),
     "Judging": ("deployed", "fail_if", "discard", "against", "phrasing"),
     "Output": (
-        "output", "overwrite", "undo", "heatmap", "curve", "cache", "no_cache", "as_json", "quiet",
+        "output", "overwrite", "undo", "patch", "heatmap", "curve", "cache", "no_cache", "as_json",
+        "quiet",
     ),
 }  # fmt: skip
 """Title -> names of the options' parameters. Others come last."""

@@ -94,7 +94,7 @@ def test_the_doctor_says_what_there_is_and_what_can_be_edited() -> None:
 
 def test_the_doctor_finds_what_is_missing_or_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     there = metadata.version
-    versions = {"scipy": "1.0", "matplotlib": None, "pyarrow": "1.0"}
+    versions = {"scipy": "1.0", "matplotlib": None, "pyarrow": "1.0", "wn": None}
 
     def version(name: str) -> str:
         if name in versions and versions[name] is None:
@@ -106,6 +106,7 @@ def test_the_doctor_finds_what_is_missing_or_too_old(monkeypatch: pytest.MonkeyP
     assert result.code == 1 and result.json["wrong"] == ["scipy 1.0 is too old: >=1.10"]
     missing = result.json["extras_missing"]
     assert missing["report"][0].startswith("matplotlib is missing") and "hf" not in missing
+    assert missing["wordnet"][0].startswith("wn is missing") and not {"dev", "test"} & set(missing)
     assert "edits" not in result.json  # it asks nothing of what may not import
     versions.pop("scipy")
     assert nsu("doctor", "--json").code == 0  # the control: an extra may be missing
