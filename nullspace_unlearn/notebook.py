@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from nullspace_unlearn.audit import door
+from nullspace_unlearn.audit.question import COLUMNS
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.data.find import open_source
 from nullspace_unlearn.data.source import Source
@@ -245,13 +246,12 @@ def audit(*arguments: Any, **choices: Any) -> Shown:
         ValueError: As `nsu.audit`.
     """
     found = door.audit(*arguments, **choices)
-    models = ("edited", "original", "random", "retrained", "chance")
     rows = tuple(
         {
             "question": question.title,
             "verdict": answer.verdict,
             "figure": finding.title,
-            **{model: finding.values.get(model) for model in models},
+            **{model: finding.values.get(model) for model in COLUMNS},
             "images": finding.images,
         }
         for question, answer in found.answers

@@ -12,13 +12,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from nullspace_unlearn.audit.question import Need
+from nullspace_unlearn.audit.question import MODELS, Need
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.data.source import Source
 from nullspace_unlearn.evaluate.compare import EVERYWHERE, Comparison, Lists, compared
 from nullspace_unlearn.features import Features
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.prototypes import prompt_features
+
+_SCALE = 100.0  # CLIP's own, at its upper end
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +36,11 @@ class View:
     features: Features
     text: Float[Tensor, "names dim"]
     clip: Clip | None = None
+
+    @property
+    def scale(self) -> float:
+        """What cosines are multiplied by before a softmax: the model's own, else CLIP's."""
+        return _SCALE if self.clip is None else self.clip.logit_scale
 
     @property
     def embeddings(self) -> Float[Tensor, "n dim"]:
@@ -146,7 +153,7 @@ class Case:
 
     def views(self) -> Iterator[tuple[str, View]]:
         """Every model there is and what `Finding.values` calls it, the edited one first."""
-        for name in ("edited", "original", "random", "retrained"):
+        for name in MODELS:
             view = getattr(self, name)
             if view is not None:
                 yield name, view

@@ -23,6 +23,7 @@ from nullspace_unlearn.audit.question import (
 from nullspace_unlearn.evaluate.asking import rounded
 from nullspace_unlearn.evaluate.compare import Comparison
 from nullspace_unlearn.evaluate.verdict import COSTLY
+from nullspace_unlearn.evaluate.zeroshot import predict
 from nullspace_unlearn.linalg import unit
 from nullspace_unlearn.words import same_name
 
@@ -30,7 +31,6 @@ _FIGURES = ("cost", "paid", "same_class", "same_domain", "rest", "kept_search")
 _NEAREST = 5  # names whose own figure is told
 _BINS = 15
 _FIRST = (1, 5, 10)
-_SCALE = 100.0  # of the cosines, where no model says
 _LEAST = 3  # images that a class must lose before it is called lost
 _MUCH = 0.1  # share of a class's accuracy
 
@@ -129,17 +129,15 @@ def _groups(case: Case, stays: Bool[Tensor, " n"]) -> list[Finding]:
 
 
 def _right(case: Case, some: Bool[Tensor, " n"], view: View) -> Float[Tensor, " k"]:
-    scores = unit(view.embeddings[some].double()) @ unit(view.text.double()).mT
-    return (scores.argmax(-1) == case.labels[some]).double()
+    return (predict(view.embeddings[some], view.text) == case.labels[some]).double()
 
 
 def _calibration(case: Case, stays: Bool[Tensor, " n"]) -> Finding:
     """Expected calibration error of the softmax over all names, on what stays."""
     values: dict[str, float | None] = {}
     for role, view in case.views():
-        scale = _SCALE if view.clip is None else view.clip.logit_scale
         scores = unit(view.embeddings[stays].double()) @ unit(view.text.double()).mT
-        sure, guess = (scale * scores).softmax(-1).max(-1)
+        sure, guess = (view.scale * scores).softmax(-1).max(-1)
         right = (guess == case.labels[stays]).double()
         place = (sure * _BINS).long().clamp(max=_BINS - 1)
         off = torch.zeros(_BINS, dtype=torch.float64).index_add_(0, place, right - sure)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nullspace_unlearn.audit.case import Case
 from nullspace_unlearn.audit.question import Finding
-from nullspace_unlearn.evaluate.bootstrap import resampled
+from nullspace_unlearn.evaluate.bootstrap import LEVEL, resampled
 from nullspace_unlearn.evaluate.figures import FIGURES
 
 
@@ -59,5 +59,6 @@ def interval_of_mean(
     rows = values.double()
     strata = torch.zeros(len(rows), dtype=torch.int64)
     means = torch.cat([some @ rows / len(rows) for some in resampled(strata, draws, seed)])
-    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    ends = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
+    low, high = torch.quantile(means, ends).tolist()
     return low, high

@@ -137,10 +137,7 @@ def ask(case: Case) -> Answer:
     dtypes = {parameter.dtype for clip in clips for parameter in clip.model.parameters()}
     if dtypes != {torch.float32}:
         return Answer.unmeasured("Fine-tuning takes models in float32: load them with that.")
-    try:
-        parts = split(case.mask, case.labels, case.domains, case.generator("finetuning"))
-    except ValueError as error:
-        return Answer.unmeasured(f"{error}.")
+    parts = split(case.mask, case.labels, case.domains, case.generator("finetuning"))
     parts = parts.thinned(TESTED)
     named = float(by_name(case, parts).told)
     if named < figures.TOLD:

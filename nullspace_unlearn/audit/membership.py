@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nullspace_unlearn.audit.case import Case, View
-from nullspace_unlearn.audit.probes import AS_RETRAINED, Split, split
+from nullspace_unlearn.audit.probes import AS_RETRAINED, Split, basic_ends, split
 from nullspace_unlearn.audit.question import (
     FORGOTTEN,
     NAME_ONLY,
@@ -22,13 +22,9 @@ from nullspace_unlearn.linalg import unit
 FALSE_POSITIVES = 0.01
 """Share of the others that may be taken for forgotten ones, for the true positive rate."""
 
-SCALE = 100.0
-"""What cosines are multiplied by where no model says: CLIP's own, at its upper end."""
-
 TOLD = 0.1
 """How far an AUC may exceed one half and still be said to tell nothing."""
 
-_LEVEL = 0.95
 _LEAST = 1e-6
 
 
@@ -126,8 +122,7 @@ def _attack(case: Case, view: View, parts: Split) -> tuple[Tensor, Tensor]:
     listed = torch.cat([stays, more])
     if int(listed.sum()) < 2:
         listed = torch.ones_like(listed)
-    scale = SCALE if view.clip is None else view.clip.logit_scale
-    sure = confidence(view.embeddings, view.text, listed, scale)
+    sure = confidence(view.embeddings, view.text, listed, view.scale)
     ratio = likelihood_ratio(sure[parts.tests], sure[parts.shots], case.gone[parts.shots])
     return ratio, case.gone[parts.tests]
 
@@ -138,10 +133,7 @@ def ask(case: Case) -> Answer:
     Args:
         case: What is audited.
     """
-    try:
-        parts = split(case.mask, case.labels, case.domains, case.generator("membership"), each=4)
-    except ValueError as error:
-        return Answer.unmeasured(f"{error}.")
+    parts = split(case.mask, case.labels, case.domains, case.generator("membership"), each=4)
     gone = case.gone[parts.tests]
     if gone.all():
         return Answer.unmeasured(
@@ -157,9 +149,7 @@ def ask(case: Case) -> Answer:
         rates[name] = float(true_positives(ratio, positive))
         if name == "edited" and case.draws:
             samples = [auc(ratio, positive, w) for w in resampled(positive.long(), case.draws, 0)]
-            edges = torch.tensor([(1 + _LEVEL) / 2, (1 - _LEVEL) / 2], dtype=torch.float64)
-            low, high = (2 * area - torch.cat(samples).quantile(edges)).clamp(0, 1).tolist()
-            ends = (low, high)
+            ends = basic_ends(area, torch.cat(samples))
     many = len(parts.tests)
     findings = (
         Finding("auc", "AUC of the likelihood ratio of confidences", "chance", areas, ends, many),

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from nullspace_unlearn.audit.question import Unmeasurable
 from nullspace_unlearn.evaluate.asking import Asking
-from nullspace_unlearn.evaluate.bootstrap import resampled
+from nullspace_unlearn.evaluate.bootstrap import LEVEL, resampled
 from nullspace_unlearn.linalg import unit
 
 MOST_CLASSES = 50
@@ -22,8 +23,6 @@ RECOVERED = 0.5
 
 AS_RETRAINED = 0.1
 """A model tells no more than one that never saw the class where it tells at most this much more."""
-
-_LEVEL = 0.95
 
 Probe = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -146,9 +145,18 @@ def interval(
         return None
     _, strata = torch.cat([asking.own, asking.others]).int().unique(dim=1, return_inverse=True)
     samples = [Named.of(predicted, asking, w).value for w in resampled(strata, draws, seed)]
-    ends = torch.tensor([(1 + _LEVEL) / 2, (1 - _LEVEL) / 2], dtype=torch.float64)
-    mirrored = 2 * Named.of(predicted, asking).value - torch.cat(samples).quantile(ends)
-    low, high = mirrored.clamp(0, 1).tolist()
+    return basic_ends(float(Named.of(predicted, asking).value), torch.cat(samples))
+
+
+def basic_ends(value: float, samples: Float[Tensor, " draws"]) -> tuple[float, float]:
+    """Ends of a 95 % interval by the basic bootstrap, of what lies between 0 and 1.
+
+    Args:
+        value: Of all images.
+        samples: `[draws]` of samples of them.
+    """
+    edges = torch.tensor([(1 + LEVEL) / 2, (1 - LEVEL) / 2], dtype=torch.float64)
+    low, high = (2 * value - samples.quantile(edges)).clamp(0, 1).tolist()
     return low, high
 
 
@@ -249,7 +257,7 @@ def split(
         The halves.
 
     Raises:
-        ValueError: If a forgotten cell has fewer images, or there is no other class to tell it
+        Unmeasurable: If a forgotten cell has fewer images, or there is no other class to tell it
             from.
     """
     rows = mask.any(1)
@@ -261,12 +269,12 @@ def split(
     listed[others] = True
     there = mask.any(0)[domains] & listed[labels]
     if len(labels[there].unique()) < 2:
-        raise ValueError("a probe tells classes apart, and there are not images of two of them")
+        raise Unmeasurable("a probe tells classes apart, and there are not images of two of them")
     cells = labels * mask.shape[1] + domains
     count = torch.bincount(cells, minlength=mask.numel()).reshape(mask.shape)
     thin = mask & (count > 0) & (count < each)
     if thin.any():
-        raise ValueError(
+        raise Unmeasurable(
             f"to learn from some images and be tested on others takes at least {each} of each "
             f"forgotten cell, and there are {int(count[thin].min())}: give more images"
         )
@@ -280,5 +288,5 @@ def split(
     tested = torch.cat(tests).sort().values
     asking = Asking.of(mask, labels[tested], domains[tested])
     if not len(asking.classes):
-        raise ValueError("no image of a forgotten cell is left beside images of other classes")
+        raise Unmeasurable("no image of a forgotten cell is left beside images of other classes")
     return Split(torch.cat(shots).sort().values, tested, asking)

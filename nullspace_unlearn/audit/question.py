@@ -21,6 +21,17 @@ NOT_KEPT = "not kept"
 NOT_FORGOTTEN = "not forgotten"
 NOT_MEASURED = "not measured"
 
+MODELS = ("edited", "original", "random", "retrained")
+"""What an answer may be told of, the audited one first."""
+
+COLUMNS = (*MODELS, "chance")
+"""What a finding may have values of."""
+
+
+class Unmeasurable(ValueError):
+    """What is at hand does not let a question be answered; says why, without a full stop."""
+
+
 SHOWN = 20
 """Rows of an answer that are kept, those that tell most."""
 
@@ -76,9 +87,9 @@ class Finding:
     images: int = 0
 
     def __post_init__(self) -> None:
-        known = {"edited", "original", "random", "retrained", "chance"}
-        if not set(self.values) <= known:
-            raise ValueError(f"values are of {', '.join(self.values)}; allowed: {', '.join(known)}")
+        if not set(self.values) <= set(COLUMNS):
+            given = ", ".join(self.values)
+            raise ValueError(f"values are of {given}; allowed: {', '.join(COLUMNS)}")
         told = {k: None if v is None or math.isnan(v) else float(v) for k, v in self.values.items()}
         object.__setattr__(self, "values", told)
         if self.interval is not None:
@@ -228,5 +239,8 @@ class Question:
         """
         if missing := sorted(self.needs - case.has):
             return Answer.unmeasured(f"It needs {' and '.join(missing)}, which are not at hand.")
-        found = self.ask(case)
+        try:
+            found = self.ask(case)
+        except Unmeasurable as error:
+            return Answer.unmeasured(f"{error}.")
         return replace(found, rows=found.rows[:SHOWN])

@@ -111,10 +111,7 @@ def ask(case: Case) -> Answer:
     Args:
         case: What is audited.
     """
-    try:
-        parts = split(case.mask, case.labels, case.domains, case.generator("relearning"))
-    except ValueError as error:
-        return Answer.unmeasured(f"{error}.")
+    parts = split(case.mask, case.labels, case.domains, case.generator("relearning"))
     pool = torch.bincount(case.labels[parts.shots])[parts.asking.classes].min()
     shots = tuple(k for k in SHOTS if k <= int(pool))
     draws = QUICK_DRAWS if case.quick else DRAWS

@@ -67,10 +67,7 @@ def ask(case: Case) -> Answer:
     Args:
         case: What is audited.
     """
-    try:
-        parts = split(case.mask, case.labels, case.domains, case.generator("retention"))
-    except ValueError as error:
-        return Answer.unmeasured(f"{error}.")
+    parts = split(case.mask, case.labels, case.domains, case.generator("retention"))
     shuffled = case.labels.clone()
     order = torch.randperm(len(parts.shots), generator=case.generator("retention", "shuffled"))
     shuffled[parts.shots] = shuffled[parts.shots][order]

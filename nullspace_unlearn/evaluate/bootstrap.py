@@ -16,7 +16,8 @@ from nullspace_unlearn.evaluate.kept_search import Searched
 
 # Numbers held at once for draws x images.
 _TILE = 1 << 22
-_LEVEL = 0.95
+LEVEL = 0.95
+"""Of every interval."""
 
 
 def resampled(
@@ -96,7 +97,7 @@ def intervals(
         )  # fmt: skip
         for name, value in _several(sample).items():
             values.setdefault(name, []).append(value.expand(len(weight), -1))
-    ends = torch.tensor([(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], dtype=torch.float64)
+    ends = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
     said = {}
     for name, several in values.items():
         low, high = torch.nanquantile(torch.cat(several), ends, dim=0)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from nullspace_unlearn.audit.question import Answer, Question
+from nullspace_unlearn.audit.question import COLUMNS, Answer, Question
 from nullspace_unlearn.report.picture import COLOURS, MARKS, picture
 from nullspace_unlearn.report.text import shortened
-
-_MODELS = ("edited", "original", "random", "retrained", "chance")
 
 
 def audit_plot(
@@ -37,7 +35,7 @@ def audit_plot(
         raise ValueError("the audit has no figures to draw")
     with picture(path, (8, 1.2 + 0.24 * len(rows)), overwrite) as figure:
         ax = figure.subplots()
-        for model, colour, mark in zip(_MODELS, COLOURS, MARKS, strict=False):
+        for model, colour, mark in zip(COLUMNS, COLOURS, MARKS, strict=False):
             at = [
                 (value, row)
                 for row, (_, finding) in enumerate(rows)
@@ -54,4 +52,4 @@ def audit_plot(
         ax.set_xlim(-0.03, 1.03)
         ax.invert_yaxis()
         ax.grid(axis="x", alpha=0.3)
-        ax.legend(loc="lower center", bbox_to_anchor=(0.3, 1), ncols=len(_MODELS), frameon=False)
+        ax.legend(loc="lower center", bbox_to_anchor=(0.3, 1), ncols=len(COLUMNS), frameon=False)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from nullspace_unlearn.audit.question import COLUMNS
+from nullspace_unlearn.audit.run import FORMAT, RESULT
 from nullspace_unlearn.report.lines import line_plot
 from nullspace_unlearn.report.page.blocks import (
     Block,
@@ -22,10 +24,7 @@ from nullspace_unlearn.report.page.blocks import (
 )
 from nullspace_unlearn.report.page.runs import Run
 
-RESULT = "audit.json"
-_MODELS = ("edited", "original", "random", "retrained", "chance")
 _CALLED = {"random": "random edit", "retrained": "retrained without it"}
-_FORMAT = 1
 
 
 def part(run: Run) -> Part:
@@ -38,8 +37,8 @@ def part(run: Run) -> Part:
         ValueError: If it is malformed; also KeyError, TypeError and AttributeError.
     """
     said = run.said[RESULT]
-    if said["format"] != _FORMAT:
-        raise ValueError(f"its format is {said['format']!r}, and {_FORMAT} is what is read here")
+    if said["format"] != FORMAT:
+        raise ValueError(f"its format is {said['format']!r}, and {FORMAT} is what is read here")
     asked = said["questions"]
     sections = [Section("What was audited", (_about(said),))]
     rows = tuple((one["title"], one["verdict"], one["sentence"]) for one in asked)
@@ -86,7 +85,7 @@ def _question(one: Mapping[str, Any]) -> Section:
 
 
 def _findings(name: str, findings: list[Mapping[str, Any]]) -> Table:
-    shown = [model for model in _MODELS if any(model in one["values"] for one in findings)]
+    shown = [model for model in COLUMNS if any(model in one["values"] for one in findings)]
     rows = tuple(
         (
             one["title"],

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from nullspace_unlearn.audit.run import RESULT
 from nullspace_unlearn.clip.hugging_face import layout_of
 from nullspace_unlearn.clip.source import ADAPTER_NAME, RECIPE_NAME, REPORT_NAME
 from nullspace_unlearn.files import read_text
@@ -18,7 +19,7 @@ from nullspace_unlearn.strict import plain_yaml
 Kind = Literal["edited", "audit", "sweep", "bench", "pictures"]
 
 _TOLD_BY: dict[Kind, tuple[str, ...]] = {
-    "audit": ("audit.json",),
+    "audit": (RESULT,),
     "bench": ("table.json", RECIPE_NAME),
     "sweep": (SUMMARY, RECIPE_NAME),
     "pictures": (FACTS, SHEET),
