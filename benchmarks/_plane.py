@@ -33,6 +33,9 @@ TEXT["domain"], TEXT["global"] = TEXT["cell"], ("hull", "level", "nullspace", "l
 """What is measured from prompts alone."""
 
 SHOWN = ("left", "over", "cost", "kept", "kept_search", "worst_kept", "balance")
+BLIND = "knows nothing of it"
+"""The row of a model that cannot tell what is forgotten."""
+
 _NEAR = 3  # cells that paid most, named
 
 Make = Callable[[Forget], Edit | None]
@@ -63,7 +66,32 @@ def measure(bench: cells.Bench, kind: str, few: int) -> dict[str, list[dict[str,
         found[name] = [
             judged(bench.embeddings(make(one)), f, bench.classes, one) for make, one in bar
         ]
+        if name == "untouched" and kind != "global":
+            found[BLIND] = [judged(blind(f, one), f, bench.classes, one) for one in asked]
     return found
+
+
+def blind(features: Features, request: Forget) -> Float[Tensor, "n dim"]:
+    """The embeddings of a model that cannot tell what is forgotten: what the figures' zero is.
+
+    Every forgotten image gets the embedding of another image of its domain, drawn among those of
+    classes that stay there, or among all where none does; kept images are untouched. With finitely
+    many images it has `left` and `over` above 0, by chance alone.
+    """
+    assert features.domains is not None
+    mask = request.mask(features.class_names, features.domain_names)
+    gone = mask[features.labels, features.domains]
+    rows = features.embeddings.clone()
+    generator = torch.Generator().manual_seed(0)
+    for domain in range(mask.shape[1]):
+        here = features.domains == domain
+        stay = here & ~gone
+        pool = (stay if stay.any() else here).nonzero()[:, 0]
+        lost = (here & gone).nonzero()[:, 0]
+        rows[lost] = features.embeddings[
+            pool[torch.randint(len(pool), lost.shape, generator=generator)]
+        ]
+    return rows
 
 
 def judged(
