@@ -76,7 +76,7 @@ def of(name: str) -> int:
 
 
 @pytest.mark.parametrize("depth", [0.01, None])
-@pytest.mark.parametrize("pairs", [FEW, pytest.param(PAIRS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("pairs", [FEW, pytest.param(PAIRS, marks=pytest.mark.long)])
 def test_a_class_stays_forgotten_when_another_goes(pairs, depth, clip, pictures):
     untouched, controls, firsts = accuracy(clip, pictures), [], {}
     for first, second in pairs:

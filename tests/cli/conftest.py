@@ -59,8 +59,11 @@ def load() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def pictures_made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where synthesised pictures are kept, so that the tests make them once."""
-    return tmp_path_factory.mktemp("cache")
+    """Where synthesised pictures are kept, so that the tests, and those beside, make them once."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(autouse=True)

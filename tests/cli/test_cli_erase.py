@@ -70,7 +70,7 @@ def test_a_class_in_a_domain():
     assert said["figures"]["after"]["h4"] > 0.9 * said["figures"]["ideal"]["h4"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_whole_domain():
     said = nsu("erase", "--all-classes", "--domain", "sketch", "--json").json
     assert said["output"] == "nsu-mini-without-all-sketch"
@@ -200,10 +200,14 @@ def renamed(photos, tmp_path) -> Path:
     return root
 
 
+# From prompts alone, where no picture need be made.
+TEXT = ("--prototypes", "text")
+
+
 @pytest.mark.parametrize("asked", ["art_painting", "painting"])
 def test_a_domain_has_a_folder_and_a_word(asked, renamed):
     request = ("erase", "--class", "car", "--domain", asked, "--data", renamed, "--output", "out")
-    said = nsu(*request, "--domain-word", "art_painting=painting", "--json").json
+    said = nsu(*request, *TEXT, "--domain-word", "art_painting=painting", "--json").json
     assert said["request"]["domains"] == ["art_painting"]
     assert said["domains"] == {
         "art_painting": "painting",
@@ -225,7 +229,7 @@ def test_the_model_folder_may_carry_the_word(renamed, tmp_path):
     words["domains"] = {"photo": "photo", "art_painting": "oil painting"}
     (folder / "vocabulary.json").unlink()
     (folder / "vocabulary.json").write_text(json.dumps(words))
-    request = ("erase", "--model", folder, "--class", "car", "--domain", "art_painting")
+    request = ("erase", "--model", folder, "--class", "car", "--domain", "art_painting", *TEXT)
     said = nsu(*request, "--data", renamed, "--output", "out", "--json").json
     assert said["domains"]["art_painting"] == "oil painting"
     assert said["domains"]["sketch"] == "sketch"  # which only the data has
