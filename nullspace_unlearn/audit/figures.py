@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nullspace_unlearn.audit.case import Case
 from nullspace_unlearn.audit.question import Finding
-from nullspace_unlearn.evaluate.bootstrap import LEVEL, resampled
+from nullspace_unlearn.evaluate.bootstrap import ends, resampled
 from nullspace_unlearn.evaluate.figures import FIGURES
 
 
@@ -36,15 +36,15 @@ def findings(names: Sequence[str], case: Case) -> tuple[Finding, ...]:
             continue
         if (blind := edited.figures["chance"][name]) is not None:
             values["chance"] = blind
-        ends, number = case.intervals.get(name), counts[figure.images]
-        found.append(Finding(name, figure.title, figure.good, values, ends, number))
+        between, number = case.intervals.get(name), counts[figure.images]
+        found.append(Finding(name, figure.title, figure.good, values, between, number))
     return tuple(found)
 
 
 def interval_of_mean(
     values: Float[Tensor, " n"], draws: int, seed: int = 0
 ) -> tuple[float, float] | None:
-    """Bootstrap interval (95 %) of a mean over images, by percentiles as `evaluate.bootstrap`.
+    """Bootstrap interval (95 %) of a mean over images.
 
     Args:
         values: `[n]`, one an image.
@@ -59,6 +59,5 @@ def interval_of_mean(
     rows = values.double()
     strata = torch.zeros(len(rows), dtype=torch.int64)
     means = torch.cat([some @ rows / len(rows) for some in resampled(strata, draws, seed)])
-    ends = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
-    low, high = torch.quantile(means, ends).tolist()
+    low, high = ends(means).tolist()
     return low, high

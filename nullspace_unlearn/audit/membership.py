@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nullspace_unlearn.audit.case import Case, View
-from nullspace_unlearn.audit.probes import AS_RETRAINED, Split, basic_ends, split
+from nullspace_unlearn.audit.probes import AS_RETRAINED, Split, split
 from nullspace_unlearn.audit.question import (
     FORGOTTEN,
     NAME_ONLY,
@@ -16,7 +16,7 @@ from nullspace_unlearn.audit.question import (
     Finding,
     Question,
 )
-from nullspace_unlearn.evaluate.bootstrap import resampled
+from nullspace_unlearn.evaluate.bootstrap import ends, resampled
 from nullspace_unlearn.linalg import unit
 
 FALSE_POSITIVES = 0.01
@@ -141,7 +141,7 @@ def ask(case: Case) -> Answer:
         )
     areas: dict[str, float | None] = {"chance": 0.5}
     rates: dict[str, float | None] = {"chance": FALSE_POSITIVES}
-    ends = None
+    spread = None
     for name, view in case.views():
         ratio, positive = _attack(case, view, parts)
         area = float(auc(ratio, positive))
@@ -149,10 +149,11 @@ def ask(case: Case) -> Answer:
         rates[name] = float(true_positives(ratio, positive))
         if name == "edited" and case.draws:
             samples = [auc(ratio, positive, w) for w in resampled(positive.long(), case.draws, 0)]
-            ends = basic_ends(area, torch.cat(samples))
+            low, high = ends(torch.cat(samples)).tolist()
+            spread = low, high
     many = len(parts.tests)
     findings = (
-        Finding("auc", "AUC of the likelihood ratio of confidences", "chance", areas, ends, many),
+        Finding("auc", "AUC of the likelihood ratio of confidences", "chance", areas, spread, many),
         Finding("tpr", "true positive rate at 1 % false positives", "chance", rates, None, many),
     )
     area, rate = float(areas["edited"] or 0.0), float(rates["edited"] or 0.0)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nullspace_unlearn.audit.question import Unmeasurable
 from nullspace_unlearn.evaluate.asking import Asking
-from nullspace_unlearn.evaluate.bootstrap import LEVEL, resampled
+from nullspace_unlearn.evaluate.bootstrap import ends, resampled
 from nullspace_unlearn.linalg import unit
 
 MOST_CLASSES = 50
@@ -133,7 +133,7 @@ class Named:
 def interval(
     predicted: Int[Tensor, " all"], asking: Asking, draws: int, seed: int
 ) -> tuple[float, float] | None:
-    """A 95 % interval of `Named.value`, by the basic bootstrap over the images that are named.
+    """A 95 % interval of `Named.value`, over samples of the images that are named.
 
     Args:
         predicted: `[all]` the class that each image was given.
@@ -145,18 +145,7 @@ def interval(
         return None
     _, strata = torch.cat([asking.own, asking.others]).int().unique(dim=1, return_inverse=True)
     samples = [Named.of(predicted, asking, w).value for w in resampled(strata, draws, seed)]
-    return basic_ends(float(Named.of(predicted, asking).value), torch.cat(samples))
-
-
-def basic_ends(value: float, samples: Float[Tensor, " draws"]) -> tuple[float, float]:
-    """Ends of a 95 % interval by the basic bootstrap, of what lies between 0 and 1.
-
-    Args:
-        value: Of all images.
-        samples: `[draws]` of samples of them.
-    """
-    edges = torch.tensor([(1 + LEVEL) / 2, (1 - LEVEL) / 2], dtype=torch.float64)
-    low, high = (2 * value - samples.quantile(edges)).clamp(0, 1).tolist()
+    low, high = ends(torch.cat(samples)).tolist()
     return low, high
 
 

@@ -45,6 +45,18 @@ def resampled(
         yield count.scatter_add_(1, drawn, torch.ones_like(count))
 
 
+def ends(samples: Float[Tensor, "draws ..."]) -> Float[Tensor, "2 ..."]:
+    """The lower and the upper end of an interval: percentiles (Efron and Tibshirani 1993, 13.3).
+
+    They lie where the figure can lie, as other bootstrap intervals need not.
+
+    Args:
+        samples: `[draws, ...]` float64, figures of each sample; NaN where there is none.
+    """
+    edges = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
+    return torch.nanquantile(samples, edges, dim=0)
+
+
 def intervals(
     evidence: Evidence,
     labels: Int[Tensor, " n"],
@@ -58,9 +70,8 @@ def intervals(
     """Intervals (95 %) of every figure over samples of the images.
 
     Both models are measured on the same samples. A class's images in forgotten cells and its other
-    images are drawn apart, so each sample has as many of both. The ends are percentiles, so that
-    they lie where the figure can lie (Efron and Tibshirani 1993, 13.3). `left` and `over` are the
-    largest of several ways of asking: their ends are the largest of the ways' ends.
+    images are drawn apart, so each sample has as many of both. `left` and `over` are the largest
+    of several ways of asking: their ends are the largest of the ways' ends.
 
     Args:
         evidence: What the model made of all images, the untouched one beside it.
@@ -97,10 +108,9 @@ def intervals(
         )  # fmt: skip
         for name, value in _several(sample).items():
             values.setdefault(name, []).append(value.expand(len(weight), -1))
-    ends = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
     said = {}
     for name, several in values.items():
-        low, high = torch.nanquantile(torch.cat(several), ends, dim=0)
+        low, high = ends(torch.cat(several))
         told = ~(low + high).isnan()
         if told.any():
             least = 0.0 if FIGURES[name].unit == "share" else -math.inf
