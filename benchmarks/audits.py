@@ -20,7 +20,9 @@ from typing import Any
 import click
 import torch
 from _tables import RESULTS, markdown, rounded
+from jaxtyping import Bool, Float, Int
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 import nullspace_unlearn as nsu
@@ -39,6 +41,7 @@ from nullspace_unlearn.features.features import read_features
 from nullspace_unlearn.files import new_file
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.linalg import unit
+from nullspace_unlearn.prototypes.text_cache import cached_text
 from nullspace_unlearn.train.shots import from_source
 
 ROOT = Path(__file__).parents[1]
@@ -46,12 +49,11 @@ REQUESTS = {"everywhere": Forget(["car"]), "in sketches": Forget(["car"], ["sket
 EACH, SHOTS, VALIDATION = 8, 8, 4
 """Pictures a cell to report on, to learn from and to choose by."""
 
-ASKED = (
-    "yardstick", "search", "retention", "relearning", "finetuning", "adversary", "storage",
-    "membership", "restoring",
-)  # fmt: skip
+ASKED = tuple(question.name for question in QUESTIONS if question.name != "several-edits")
 QUICKLY = ("relearning", "finetuning", "adversary")
 """Questions asked with the numbers of --quick: fewer draws; one learning rate; fewer pictures."""
+NO_RANDOM = ("finetuning", "adversary", "storage")
+"""Questions that are too dear to ask of the random change."""
 
 CLOSED: dict[str, dict[str, tuple[str, dict[str, Any], bool]]] = {
     "everywhere": {
@@ -158,25 +160,24 @@ def answers(case: Case, first: bool = True) -> dict[str, Any]:
     """
     case = case if first else replace(case, random=None)
     said = {}
-    for question in tqdm(QUESTIONS, leave=False):
-        if question.name not in ASKED:
-            continue
+    for question in tqdm([one for one in QUESTIONS if one.name in ASKED], leave=False):
         few = case if question.name not in QUICKLY else replace(case, quick=True)
-        if question.name in ("finetuning", "adversary", "storage"):
+        if question.name in NO_RANDOM:
             few = replace(few, random=None)
         alone = question.name == "finetuning" and not first and "models" in few.has
         if alone:
             few = replace(few, original=replace(few.original, clip=None))
         try:
-            answer = question.ask(few) if alone else question.answer(few)
+            with cached_text(None):
+                answer = question.ask(few) if alone else question.answer(few)
         except (RuntimeError, ValueError) as error:
             answer = Answer.unmeasured(" ".join(str(error).split()))
         said[question.name] = answer.to_json()
     return said
 
 
-def _answered(row: str, case: Callable[[], Case]) -> dict[str, Any]:
-    return answers(case(), row == "hull")
+def _answered(first: bool, case: Callable[[], Case]) -> dict[str, Any]:
+    return answers(case(), first)
 
 
 def bundled_audit(request: str, row: str, work: Path, retrained: Path | None) -> dict[str, Any]:
@@ -224,24 +225,39 @@ def imagenet(data: Path) -> dict[str, Callable[[], Case]]:
         "ccup": lambda: erasers.ccup(f, k),
         "leace": lambda: erasers.leace(f, k),
     }
-    return {row: partial(real_case, before, make, forget, ()) for row, make in edits.items()}
+    cases = {row: partial(real_case, before, make, forget, ()) for row, make in edits.items()}
+    shown, rest = apart(before, 1)
+    images = unit(shown.embeddings[shown.labels.argsort()].double())
+    cases["two_sided, 1 image"] = partial(
+        real_case, rest, lambda: erasers.two_sided(f, k, images[gone], images[kept]), forget, ()
+    )
+    return cases
+
+
+def apart(held: Features, each: int) -> tuple[Features, Features]:
+    """As many images of each cell for an edit, and the others to report on."""
+    domains = torch.zeros_like(held.labels) if held.domains is None else held.domains
+    cell = held.labels * max(1, len(held.domain_names)) + domains
+    order = torch.randperm(len(cell), generator=torch.Generator().manual_seed(0))
+    shown = torch.zeros(len(cell), dtype=torch.bool)
+    for one in cell.unique():
+        shown[order[cell[order] == one][:each]] = True
+    return held.subset(shown.nonzero()[:, 0]), held.subset((~shown).nonzero()[:, 0])
 
 
 def thumbnails(data: Path) -> dict[str, Callable[[], Case]]:
     """One class in thumbnails, from four images a cell, which are not reported on."""
     held = read_features(data / "data" / "clip_vitb32" / "thumbnails_vs_photos_vitb32.npz")
     assert held.domains is not None and held.text is not None
-    cell = held.labels * len(held.domain_names) + held.domains
-    order = torch.randperm(len(cell), generator=torch.Generator().manual_seed(0))
-    seen = torch.zeros(len(cell), dtype=torch.bool)
-    for one in cell.unique():
-        seen[order[cell[order] == one][:4]] = True
-    before = held.subset((~seen).nonzero()[:, 0])
+    given, before = apart(held, 4)
     classes, text = held.class_names, unit(held.text.double())
     small = next(i for i, name in enumerate(held.domain_names) if "thumb" in name)
     forget = Forget([classes[1]], [held.domain_names[small]])
     mask = forget.mask(classes, held.domain_names)
-    shown = (held.embeddings[seen].double(), held.labels[seen], held.domains[seen])
+    assert given.domains is not None
+    shown = (given.embeddings.double(), given.labels, given.domains)
+    cells = unit(prototypes(*shown, mask).flatten(0, 1))
+    f, k = cells[mask.flatten()], cells[~mask.flatten()]
     edits: dict[str, Callable[[], Edit]] = {
         "neutral, 4 images": lambda: erasers.neutral(
             *shown, mask, numbers=erasers.choose_neutral(*shown, text, mask)
@@ -249,9 +265,23 @@ def thumbnails(data: Path) -> dict[str, Callable[[], Case]]:
         "gated, 4 images": lambda: erasers.gated(
             *shown, text, mask, numbers=erasers.leave_out(*shown, text, mask)
         ),
+        "nullspace, 4 images": lambda: erasers.nullspace(f),
+        "ccup, 4 images": lambda: erasers.ccup(f, k),
+        "leace, 4 images": lambda: erasers.leace(f, k),
     }
     columns = held.domain_names
     return {row: partial(real_case, before, make, forget, columns) for row, make in edits.items()}
+
+
+def prototypes(
+    rows: Float[Tensor, "n dim"],
+    labels: Int[Tensor, " n"],
+    domains: Int[Tensor, " n"],
+    mask: Bool[Tensor, "classes domains"],
+) -> Float[Tensor, "classes domains dim"]:
+    """The mean of each cell's unit embeddings."""
+    sums = torch.zeros(*mask.shape, rows.shape[1], dtype=rows.dtype)
+    return sums.index_put_((labels, domains), unit(rows), accumulate=True)
 
 
 REAL = {
@@ -260,9 +290,25 @@ REAL = {
 }
 
 
-# Question -> columns: head, finding, whose value, digits.
+# Question -> columns: head, finding.
 COLUMNS: dict[str, tuple[tuple[str, str], ...]] = {
     "yardstick": (("left", "left"), ("over", "over"), ("cost", "cost")),
+    "names": (
+        ("named(2)", "named_2"),
+        ("named(5)", "named_5"),
+        ("named(10)", "named_10"),
+        ("named(all)", "named_all"),
+    ),
+    "over-forgetting": (("over", "over"), ("named(2)", "named_2"), ("found", "found")),
+    "collateral": (
+        ("paid most", "paid"),
+        ("kept search", "kept_search"),
+        ("nearest names", "nearest"),
+        ("never named", "never_named"),
+        ("calibration error", "calibration"),
+        ("image to text R@1", "image_to_text_1"),
+        ("text to image R@1", "text_to_image_1"),
+    ),
     "search": (("by name", "found"), ("by one image", "found_by_image")),
     "retention": (
         ("embedding, logistic", "embedding_logistic"),
@@ -290,6 +336,7 @@ COLUMNS: dict[str, tuple[tuple[str, str], ...]] = {
     "membership": (("AUC", "auc"), ("TPR at 1 % FPR", "tpr")),
     "restoring": (("left, projection put back", "projection"),),
 }
+COLUMN_OF_ROWS = {"names": "worst phrasing", "collateral": "class that lost most"}
 CONTROLS = {"untouched": "original", "random change": "random", "chance": "chance"}
 
 
@@ -302,8 +349,9 @@ def table(name: str, audits: Mapping[str, Mapping[str, Any]]) -> str:
         found = [values.get(key, {}).get(whose) for _, key in columns]
         return ["-" if value is None else _short(value) for value in found]
 
+    worst = COLUMN_OF_ROWS.get(name)
     lines = [
-        [row, *cells(said[name], "edited"), said[name]["verdict"]]
+        [row, *cells(said[name], "edited"), *_worst(said[name], worst), said[name]["verdict"]]
         for row, said in audits.items()
         if name in said
     ]
@@ -312,10 +360,23 @@ def table(name: str, audits: Mapping[str, Mapping[str, Any]]) -> str:
         for answer in first[:1]:
             shown = cells(answer, whose)
             if any(cell != "-" for cell in shown):
-                lines.append([f"*{row}*", *shown, ""])
-    used = [i for i in range(len(columns)) if any(line[i + 1] != "-" for line in lines)]
-    header = ["method", *(columns[i][0] for i in used), "verdict"]
-    return markdown(header, [[line[0], *(line[i + 1] for i in used), line[-1]] for line in lines])
+                lines.append([f"*{row}*", *shown, *([""] if worst else []), ""])
+    header = [head for head, _ in columns] + ([worst] if worst else [])
+    used = [i for i in range(len(header)) if any(line[i + 1] not in ("-", "") for line in lines)]
+    return markdown(
+        ["method", *(header[i] for i in used), "verdict"],
+        [[line[0], *(line[i + 1] for i in used), line[-1]] for line in lines],
+    )
+
+
+def _worst(answer: Mapping[str, Any], column: str | None) -> list[str]:
+    """The row of an answer that tells most, where the table has a column for it."""
+    rows = [one for one in answer["rows"] if one["kind"] != "wider" and one["value"] is not None]
+    if column is None or not rows:
+        return [] if column is None else ["-"]
+    one = rows[0]
+    before = "" if one["original"] is None else f"{_short(one['original'])} -> "
+    return [f"{one['text']}: {before}{_short(one['value'])}"]
 
 
 def _short(value: float) -> str:
@@ -370,8 +431,8 @@ def main(work: Path, data: Path, retrained: Path | None, only: tuple[str, ...]) 
         jobs.append((f"cars {request}", row, make))
     for request, cases in REAL.items():
         if (data / "data" / "clip_vitb32").exists():
-            for row, case in cases(data).items():
-                jobs.append((request, row, partial(_answered, row, case)))
+            for place, (row, case) in enumerate(cases(data).items()):
+                jobs.append((request, row, partial(_answered, place == 0, case)))
     work.mkdir(parents=True, exist_ok=True)
     found: dict[str, dict[str, Any]] = {}
     for request, row, make in tqdm(jobs, "audits"):
