@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -65,6 +65,22 @@ class View:
 
 
 @dataclass(frozen=True, eq=False)
+class Elsewhere:
+    """Another data set, of classes that nobody asked to forget.
+
+    Attributes:
+        name: What reports call it.
+        labels: `[n]` classes of its images.
+        views: Every model on it, its classifier being over the data set's own classes; by what
+            `Finding.values` calls the model.
+    """
+
+    name: str
+    labels: Int[Tensor, " n"]
+    views: Mapping[str, View]
+
+
+@dataclass(frozen=True, eq=False)
 class Case:
     """An edited model, the original, their controls, and images to ask them about.
 
@@ -80,6 +96,7 @@ class Case:
         retrained: A model that never saw what was to be forgotten, where there is one.
         source: The images, a row of every view's features each; None where only features are at
             hand.
+        elsewhere: Other data sets.
         quick: Whether minutes are wanted, not hours.
         draws: Samples of the bootstrap.
         seed: Of everything that is drawn.
@@ -96,6 +113,7 @@ class Case:
     random: View | None = None
     retrained: View | None = None
     source: Source | None = None
+    elsewhere: tuple[Elsewhere, ...] = ()
     quick: bool = False
     draws: int = 200
     seed: int = 0

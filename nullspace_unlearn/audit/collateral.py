@@ -22,6 +22,7 @@ from nullspace_unlearn.audit.question import (
 )
 from nullspace_unlearn.evaluate.asking import rounded
 from nullspace_unlearn.evaluate.compare import Comparison
+from nullspace_unlearn.evaluate.kept_search import Searching
 from nullspace_unlearn.evaluate.verdict import COSTLY
 from nullspace_unlearn.evaluate.zeroshot import predict
 from nullspace_unlearn.linalg import unit
@@ -55,6 +56,8 @@ def ask(case: Case) -> Answer:
     ]
     if "names" in case.has:
         made += _retrieval(case, stays)
+    others, said = _elsewhere(case)
+    made += others
     cost = models["edited"].figures["after"]["cost"] or 0.0
     lost = [row for row in rows if row.kind.startswith("lost")]
     searches = [one.figures["after"]["kept_search"] or 0.0 for one in models.values()]
@@ -70,6 +73,9 @@ def ask(case: Case) -> Answer:
             f"{paid['after']:.2f}"
         )
     bad = cost > COSTLY or missed > _MUCH or bool(lost)
+    for name, was, now, worse in said:
+        sentence += f"; on {name} {was:.3f} -> {now:.3f} are right"
+        bad |= worse
     return Answer(NOT_KEPT if bad else KEPT, f"{sentence}.", tuple(made), (), rows)
 
 
@@ -175,6 +181,37 @@ def _retrieval(case: Case, stays: Bool[Tensor, " n"]) -> list[Finding]:
                     Finding(name, f"{title} R@{k}", "high", values, ends, len(hits["edited"]))
                 )
     return made
+
+
+def _elsewhere(case: Case) -> tuple[list[Finding], list[tuple[str, float, float, bool]]]:
+    """Other data sets: accuracy, and searches by each of their names.
+
+    Returns:
+        The findings; and of each data set its name, accuracy before and after, and whether it lost
+        more than what counts as kept.
+    """
+    made, said = [], []
+    for number, one in enumerate(case.elsewhere, 1):
+        right, found = {}, {}
+        everyone = Searching.of(torch.zeros(int(one.labels.max()) + 1, 1).bool(), one.labels)
+        for role, view in one.views.items():
+            right[role] = (predict(view.embeddings, view.text) == one.labels).double()
+            found[role] = everyone.find(view.embeddings, view.text)
+        accuracy: dict[str, float | None] = {r: float(v.mean()) for r, v in right.items()}
+        searches: dict[str, float | None] = {r: float(v.value) for r, v in found.items()}
+        blind = float(found["edited"].blind)
+        ends = interval_of_mean(right["edited"], case.draws, case.seed)
+        many = len(one.labels)
+        made += [
+            Finding(f"other_{number}_accuracy", f"accuracy on {one.name}", "high", accuracy, ends,
+                    many),
+            Finding(f"other_{number}_search", f"found by its name on {one.name}", "high",
+                    {**searches, "chance": blind}, None, many),
+        ]  # fmt: skip
+        was, now = (float(right[role].mean()) for role in ("original", "edited"))
+        missed = float(found["original"].value - found["edited"].value)
+        said.append((one.name, was, now, 100 * (was - now) > COSTLY or missed > _MUCH))
+    return made, said
 
 
 def _caption(name: str, domain: str, words: dict[str, str], several: bool) -> str:

@@ -22,6 +22,7 @@ def audit(
     *,
     forget: Forget | None = None,
     retrained: Clip | Features | str | Path | None = None,
+    others: Sequence[Source | Features | str | Path] = (),
     keep: Sequence[str] = (),
     templates: Sequence[str] = (),
     only: Sequence[str] = (),
@@ -41,6 +42,8 @@ def audit(
             Not with features in place of models, which are the data.
         forget: What was to be forgotten, its domains by key; absent: what the edited model says.
         retrained: A model, or features, that never saw it.
+        others: Other data sets, as `data`: what became of classes that nobody asked about. Not
+            with features in place of models.
         keep: Names that stay; absent: those that the edited model says were kept.
         templates: Class templates; absent: the data's, else the original model's own.
         only: Names of the questions to ask; empty: all.
@@ -67,6 +70,8 @@ def audit(
             raise ValueError("edited and original must both be features, or both be models")
         if third is not None and not isinstance(third, Features):
             raise ValueError("retrained must be features, as edited and original are")
+        if others:
+            raise ValueError("other data sets take models: features are of one set of images")
         if data is not None or forget is None:
             raise ValueError("features are the data and tell no request: give forget, and no data")
         source = from_features(original, "features")
@@ -83,7 +88,7 @@ def audit(
         assert models[0] is not None and models[1] is not None
         subject = of_models(
             models[0], models[1], _source(data), forget=forget, retrained=models[2], names=keep,
-            templates=templates, choices=choices,
+            templates=templates, others=[_source(one) for one in others], choices=choices,
         )  # fmt: skip
     with cached_text(None):
         return run(subject, target, only=tuple(only), overwrite=overwrite)

@@ -17,7 +17,7 @@ _SENSES = 1  # of a name; the first is the commonest
 
 
 def related(name: str, lexicon: Any = None) -> Mapping[str, tuple[str, ...]]:
-    """Words that WordNet relates to a name, in its commonest sense as a noun.
+    """Words that WordNet relates to a name, in its commonest sense as a common noun.
 
     Args:
         name: The name.
@@ -77,11 +77,15 @@ def misspelt(name: str, generator: torch.Generator, most: int = 8) -> tuple[str,
 
 
 def _synsets(lexicon: Any, name: str) -> Sequence[Any]:
-    """The commonest senses of a name; none where nothing is installed or downloaded."""
+    """The commonest senses of a name; none where nothing is installed or downloaded.
+
+    Senses that are somebody or some place are left out: a class called crane is not Stephen Crane.
+    """
     if lexicon is None:
         return ()
     try:
-        return list(lexicon.synsets(name, pos="n", lang="en"))[:_SENSES]
+        senses = lexicon.synsets(name, pos="n", lang="en")
+        return [one for one in senses if not one.relations("instance_hypernym")][:_SENSES]
     except Exception:  # no lexicon of that language was downloaded
         return ()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from nullspace_unlearn.audit.case import Case, View
+from nullspace_unlearn.audit.case import Case, Elsewhere, View
 from nullspace_unlearn.audit.control import random_features, random_model
 from nullspace_unlearn.audit.descent import differences
 from nullspace_unlearn.clip import Clip
@@ -23,7 +23,7 @@ from nullspace_unlearn.features import embed as embedding
 from nullspace_unlearn.features.file import has_projection
 from nullspace_unlearn.fingerprint import Fingerprint, code_of, machine
 from nullspace_unlearn.forget import Forget
-from nullspace_unlearn.words import Words
+from nullspace_unlearn.words import Words, same_name
 
 _SHOWN = 16  # characters of a hash in a file's name
 _RANDOM = 104_729  # so that the control is not drawn as anything else of the same seed
@@ -67,6 +67,7 @@ class Subject:
         templates: Class templates.
         changes: What was changed in the weights, by key.
         choices: How the audit is made.
+        others: Other data sets, without what was to be forgotten.
     """
 
     original: Clip | Features
@@ -79,6 +80,7 @@ class Subject:
     templates: tuple[str, ...]
     changes: dict[str, Tensor]
     choices: Choices
+    others: tuple[Source, ...] = ()
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
@@ -89,6 +91,7 @@ class Subject:
                 "edited": _mark(self.edited),
                 "retrained": None if self.retrained is None else _mark(self.retrained),
                 "images": self.source.fingerprint,
+                "others": [one.fingerprint for one in self.others],
                 "forgotten": self.mask.tolist(),
                 "names": list(self.names),
                 "templates": list(self.templates),
@@ -108,6 +111,7 @@ class Subject:
         choices = self.choices
         generator = torch.Generator().manual_seed(choices.seed + _RANDOM)
         views: dict[str, View] = {}
+        models: dict[str, Any] = {}
         if isinstance(self.original, Features):
             assert isinstance(self.edited, Features)
             drawn = random_features(self.original, self.edited, generator)
@@ -119,13 +123,10 @@ class Subject:
         else:
             assert isinstance(self.edited, Clip)
             drawn_model = random_model(self.original, self.changes, generator)
-            models: dict[str, Any] = {"original": self.original, "edited": self.edited}
+            models = {"original": self.original, "edited": self.edited}
             models |= {"random": drawn_model, "retrained": self.retrained}
-            for role, clip in models.items():
-                if clip is not None:
-                    features = self._features(role, clip, keep)
-                    text = classifier(clip, features, self.templates, self.names)
-                    views[role] = View(features, text.cpu(), clip)
+            models = {role: clip for role, clip in models.items() if clip is not None}
+            views = self._views(models, self.source, self.names, keep)
         return Case(
             mask=self.mask,
             requests=self.requests,
@@ -136,6 +137,7 @@ class Subject:
             random=views.get("random"),
             retrained=views.get("retrained"),
             source=self._read(views["original"].features),
+            elsewhere=tuple(self._elsewhere(models, one, keep) for one in self.others),
             quick=choices.quick,
             draws=choices.draws,
             seed=choices.seed,
@@ -143,17 +145,34 @@ class Subject:
             workers=choices.workers,
         )
 
-    def _features(self, role: str, clip: Clip, keep: Path | None) -> Features:
-        """The images under a model; kept."""
+    def _views(
+        self, models: Mapping[str, Clip], source: Source, names: Sequence[str], keep: Path | None
+    ) -> dict[str, View]:
+        """Images and names under every model."""
+        views = {}
+        for role, clip in models.items():
+            features = self._features(role, clip, source, keep)
+            text = classifier(clip, features, self.templates, names)
+            views[role] = View(features, text.cpu(), clip)
+        return views
+
+    def _elsewhere(
+        self, models: Mapping[str, Clip], source: Source, keep: Path | None
+    ) -> Elsewhere:
+        views = self._views(models, source, source.classes, keep)
+        return Elsewhere(source.name, views["original"].features.labels, views)
+
+    def _features(self, role: str, clip: Clip, source: Source, keep: Path | None) -> Features:
+        """Some images under a model; kept."""
         assert isinstance(self.original, Clip)
-        if self.source.features is not None:
-            held = replace(self.source.features, text=None)
+        if source.features is not None:
+            held = replace(source.features, text=None)
             return held if role == "original" else self._moved(held, role, clip)
         hidden = has_projection(clip)
         made_from = Fingerprint(
             {
                 "model": clip.fingerprint,
-                "images": self.source.fingerprint,
+                "images": source.fingerprint,
                 "hidden": hidden,
                 "machine": machine(clip.device),
                 "code": code_of("features.embed"),
@@ -167,7 +186,7 @@ class Subject:
                 pass  # damaged: made again
         choices = self.choices
         features = embedding.embed(
-            clip, self.source, batch_size=choices.batch_size, workers=choices.workers,
+            clip, source, batch_size=choices.batch_size, workers=choices.workers,
             quiet=choices.quiet, hidden=hidden,
         )  # fmt: skip
         if file is not None:
@@ -223,6 +242,7 @@ def of_models(
     retrained: Clip | None = None,
     names: Sequence[str] = (),
     templates: Sequence[str] = (),
+    others: Sequence[Source] = (),
     choices: Choices = Choices(),
 ) -> Subject:
     """What is to be audited of an edited model.
@@ -236,11 +256,13 @@ def of_models(
         retrained: A model that never saw it.
         names: Further names that stay; absent: those that the history says were kept.
         templates: Class templates; absent: the data's, else the original model's own.
+        others: Other data sets, which show what becomes of classes that nobody asked about. Their
+            images of a forgotten class are left out.
         choices: How the audit is made.
 
     Raises:
         ValueError: If the edited model does not descend from the original, nothing was to be
-            forgotten, or the images do not show it.
+            forgotten, the images do not show it, or another data set shows nothing else.
     """
     changes = differences(original, edited)
     if not changes and edited.adapter is None:
@@ -268,6 +290,7 @@ def of_models(
     return Subject(
         original, edited, retrained, source, requests, mask, listed,
         tuple(templates) or source.templates or own, changes, choices,
+        tuple(_of_others(one, requests) for one in others),
     )  # fmt: skip
 
 
@@ -310,6 +333,19 @@ def of_features(
     return Subject(
         original, edited, retrained, source, (forget,), mask, original.class_names, (), {}, choices
     )
+
+
+def _of_others(source: Source, requests: Sequence[Forget]) -> Source:
+    """The classes of a data set that no request names."""
+    asked = {same_name(name) for request in requests for name in request.names}
+    kept = [c for c, name in enumerate(source.classes) if same_name(name) not in asked]
+    if len(kept) < 2:
+        raise ValueError(
+            f"{source.name} shows no two classes that nobody asked to forget: name other data"
+        )
+    if len(kept) == len(source.classes):
+        return source
+    return source.cut(kept, range(len(source.domains)))
 
 
 def _check(mask: Bool[Tensor, "classes domains"], source: Source) -> None:

@@ -209,6 +209,7 @@ def about(subject: Subject, command: str = "") -> dict[str, Any]:
             "edited": _hash(subject.edited),
             "original": _hash(subject.original),
             "images": source.fingerprint.digest,
+            **{f"images of {one.name}": one.fingerprint.digest for one in subject.others},
             "code": own["source"],
         },
         "request": {
@@ -218,6 +219,7 @@ def about(subject: Subject, command: str = "") -> dict[str, Any]:
             "requests": [one.to_json() for one in subject.requests],
         },
         "data": source.name,
+        "others": [one.name for one in subject.others],
         "images": {"forgotten": int(gone.sum()), "others": int((~gone).sum())},
         "seed": subject.choices.seed,
         "quick": subject.choices.quick,

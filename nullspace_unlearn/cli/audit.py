@@ -34,6 +34,10 @@ _WORST = 5  # rows shown of each question
     help="A model that never saw what was to be forgotten: what an ideal edit would be like.",
 )  # fmt: skip
 @data_options
+@click.option(
+    "--other", "others", multiple=True, metavar="ROOT|FILE",
+    help="Another data set, as --data takes it: what became of classes nobody asked about.",
+)  # fmt: skip
 @cell_options
 @click.option(
     "--classes", metavar="A,B,C|FILE", help="Names that stay; absent: those that the edit kept."
@@ -51,6 +55,7 @@ def audit(
     which: ModelOptions,
     retrained: str | None,
     data: DataOptions,
+    others: tuple[str, ...],
     cells: CellOptions,
     classes: str | None,
     only: str | None,
@@ -86,7 +91,7 @@ def audit(
     options.use_text_cache(cache, no_cache)
     choices = Choices(quick, data.seed, batch_size=data.batch_size, workers=data.num_workers,
                       quiet=quiet or as_json)  # fmt: skip
-    subject = _subject(edited, which, retrained, data, cells, classes, choices)
+    subject = _subject(edited, which, retrained, data, others, cells, classes, choices)
     if not (quiet or as_json):
         click.echo(_head(subject))
     show = (lambda question, answer: None) if quiet or as_json else _show
@@ -107,6 +112,7 @@ def _subject(
     which: ModelOptions,
     retrained: str | None,
     data: DataOptions,
+    others: tuple[str, ...],
     cells: CellOptions,
     classes: str | None,
     choices: Choices,
@@ -121,6 +127,8 @@ def _subject(
 
         if data.data is not None:
             raise ValueError("feature files are the data: leave out --data")
+        if others:
+            raise ValueError("--other takes models: feature files are of one set of images")
         before = read_features(original)
         third = None if retrained is None else read_features(retrained)
         source = from_features(before, Path(original).name)
@@ -142,6 +150,7 @@ def _subject(
         retrained=None if retrained is None else replace(load, model=retrained).load(),
         names=options.class_list(classes) or (),
         templates=cells.template,
+        others=[replace(data, data=one, listing=None).open(words, choices.quiet) for one in others],
         choices=choices,
     )
 

@@ -57,12 +57,24 @@ class DataOptions:
         Raises:
             ValueError: If the data cannot be used.
         """
-        from nullspace_unlearn.data.find import open_source
-
         if self.data is None and self.listing is not None:
             raise ValueError("--list names images of a folder: give --data ROOT")
         if self.data is None and model != BUNDLED:
             return None
+        return self.open(domain_words, quiet)
+
+    def open(self, domain_words: Mapping[str, str], quiet: bool = False) -> Source:
+        """The data that are named, or the bundled pictures.
+
+        Args:
+            domain_words: Domain folder -> word.
+            quiet: Whether to say nothing of how the data were read.
+
+        Raises:
+            ValueError: If the data cannot be used.
+        """
+        from nullspace_unlearn.data.find import open_source
+
         source = open_source(
             self.data or BUNDLED,
             domain_words=domain_words,

@@ -10,6 +10,7 @@ import torch
 
 from nullspace_unlearn import Forget
 from nullspace_unlearn.audit.attacks import QUESTIONS
+from nullspace_unlearn.audit.case import Elsewhere, View
 from nullspace_unlearn.audit.question import (
     FORGOTTEN,
     KEPT,
@@ -114,6 +115,25 @@ def test_a_class_that_was_not_asked_for_and_is_lost_is_named():
     assert answer.rows[0].text == "dog" and answer.rows[0].kind.startswith("lost")
     assert (answer.rows[0].value, answer.rows[0].original) == (0, 1)
     assert all(row.value == row.original for row in answer.rows[1:])  # control
+
+
+def test_what_is_lost_on_other_data_is_told():
+    """Here nothing is; there one class is taken for another, or the images are all alike."""
+    case, one = planted.case(planted.original()), planted.original()
+    mistaken, alike = one.embeddings.clone(), torch.ones_like(one.embeddings)
+    mistaken[one.labels == 3] = one.embeddings[one.labels == 4]
+    for rows, verdict, right in ((one.embeddings, KEPT, 1), (mistaken, NOT_KEPT, 5 / 6),
+                                 (alike, NOT_KEPT, 1 / 6)):  # fmt: skip
+        views = {"original": View(one, one.text),
+                 "edited": View(replace(one, embeddings=rows), one.text)}  # fmt: skip
+        there = replace(case, elsewhere=(Elsewhere("holidays", one.labels, views),))
+        answer = ASK["collateral"](there)
+        told = {finding.name: finding.values for finding in answer.findings}
+        assert answer.verdict == verdict, answer.sentence
+        assert told["other_1_accuracy"] == {"edited": pytest.approx(right), "original": 1}
+        assert (told["other_1_search"]["edited"] < 0.9) == (verdict == NOT_KEPT)
+        assert "on holidays 1.000 -> " in answer.sentence
+    assert "holidays" not in ASK["collateral"](case).sentence  # control
 
 
 def test_what_was_forgotten_first_is_asked_for_by_itself():

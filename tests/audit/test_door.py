@@ -42,6 +42,7 @@ def test_the_package_is_the_function_and_still_a_package():
         ((planted.zero(), planted.original()), {}, "give forget, and no data"),
         ((planted.zero(), planted.original(), "nsu-mini"), {"forget": CAR}, "and no data"),
         ((planted.zero(), planted.original()), {"forget": CAR, "retrained": "nsu-mini"}, "must be"),
+        ((planted.zero(), planted.original()), {"forget": CAR, "others": ["nsu-mini"]}, "one set"),
     ],
 )
 def test_what_does_not_go_together_is_refused(arguments, choices, message):

@@ -14,7 +14,9 @@ LEXICON = """<?xml version="1.0" encoding="UTF-8"?>
 <LexicalResource xmlns:dc="https://globalwordnet.github.io/schemas/dc/">
   <Lexicon id="tiny" label="tiny" language="en" email="a@b.c" license="x" version="1">
     <LexicalEntry id="w1"><Lemma writtenForm="car" partOfSpeech="n"/>
-      <Sense id="s1" synset="tiny-1"/></LexicalEntry>
+      <Sense id="s0" synset="tiny-4"/><Sense id="s1" synset="tiny-1"/></LexicalEntry>
+    <LexicalEntry id="w5"><Lemma writtenForm="Stephen Car" partOfSpeech="n"/>
+      <Sense id="s5" synset="tiny-4"/></LexicalEntry>
     <LexicalEntry id="w2"><Lemma writtenForm="motor_car" partOfSpeech="n"/>
       <Sense id="s2" synset="tiny-1"/></LexicalEntry>
     <LexicalEntry id="w3"><Lemma writtenForm="vehicle" partOfSpeech="n"/>
@@ -26,6 +28,8 @@ LEXICON = """<?xml version="1.0" encoding="UTF-8"?>
       <SynsetRelation relType="hyponym" target="tiny-3"/></Synset>
     <Synset id="tiny-2" ili="i2" partOfSpeech="n"/>
     <Synset id="tiny-3" ili="i3" partOfSpeech="n"/>
+    <Synset id="tiny-4" ili="i4" partOfSpeech="n">
+      <SynsetRelation relType="instance_hypernym" target="tiny-2"/></Synset>
   </Lexicon>
   <Lexicon id="klein" label="klein" language="de" email="a@b.c" license="x" version="1">
     <LexicalEntry id="d1"><Lemma writtenForm="Auto" partOfSpeech="n"/>

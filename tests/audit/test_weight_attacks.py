@@ -39,6 +39,18 @@ def nothing_done(case: Case) -> Case:
     return replace(case, edited=case.original)
 
 
+def test_other_data_lack_what_was_to_be_forgotten(case):
+    clip, edited = case.original.clip, case.edited.clip
+    given = {"names": mini.CLASSES[1:], "choices": Choices(draws=0)}
+    others = [
+        draw_bundled(3, 1, some, ("photo",)) for some in (("car", "dog", "cat"), ("bus", "tree"))
+    ]
+    subject = of_models(clip, edited, case.source, others=others, **given)
+    assert [one.classes for one in subject.others] == [("dog", "cat"), ("bus", "tree")]
+    with pytest.raises(ValueError, match="shows no two classes that nobody asked to forget"):
+        of_models(clip, edited, case.source, others=[others[0].cut([0, 1], [0])], **given)
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("shape", [(6, 5), (4, 3, 2, 2)])
 def test_integers_are_torchs_own(bits, shape):

@@ -33,7 +33,7 @@ def few() -> Callable[..., Any]:
         source = source or bundled.bundled_to_report(2, seed)
         if not source.name.startswith("bundled") or model.changes or model.adapter:
             return original(model, source, **options)
-        key = str(model.source.weights), model.source.sha256, source.name
+        key = str(model.source.weights), model.source.sha256, source.name, len(source)
         if key not in made:
             made[key] = original(model, source, quiet=True, hidden=True)
         return made[key]

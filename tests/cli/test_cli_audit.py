@@ -21,6 +21,7 @@ def few_phrasings(monkeypatch):
     monkeypatch.setattr(names, "wordings", lambda: ("{class}", "a {class}"))
     monkeypatch.setattr(names, "standard_templates", lambda: ())
     monkeypatch.setattr(names, "_ROUNDABOUT", (("negation", "not a {class}"),))
+    monkeypatch.setattr(names, "related", lambda name: {"plural": ("cars",)})
 
 
 def test_an_audit_of_an_edited_folder(made, tmp_path):
@@ -34,6 +35,8 @@ def test_an_audit_of_an_edited_folder(made, tmp_path):
         "yardstick,names,collateral",
         "--retrained",
         made("--class", "car"),
+        "--other",
+        "nsu-mini",
     )
     first = nsu(*given, "--output", "a", "--json")
     assert first.code == 0, first.err
@@ -45,6 +48,9 @@ def test_an_audit_of_an_edited_folder(made, tmp_path):
     left = said["questions"][0]["findings"][0]
     assert left["values"]["edited"] < 0.2 and left["values"]["random"] > 0.5
     assert left["values"]["retrained"] == left["values"]["edited"]
+    elsewhere = {one["name"]: one for one in said["questions"][2]["findings"]}["other_1_accuracy"]
+    assert elsewhere["images"] == 88  # those of cars are left out
+    assert elsewhere["values"]["edited"] > 0.8 and said["others"] == [said["data"]]
     kinds = {row["kind"] for row in said["questions"][1]["rows"]}
     assert {"template", "composed", "alias", "negation", "misspelling"} <= kinds
     before = tree(tmp_path / "a" / "answers")
@@ -85,6 +91,7 @@ def test_an_interrupted_audit_goes_on(made, tmp_path, monkeypatch):
         ((), "the edited model is the original"),
         (("--only", "name"), "no question 'name'; allowed: yardstick"),
         (("--class", "spoon"), "unknown class 'spoon'"),
+        (("--other", "absent"), "absent"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message):

@@ -66,6 +66,7 @@ def _about(said: Mapping[str, Any]) -> Facts:
     if said.get("retrained"):
         items.append(("retrained without it", said["retrained"], False))
     items.append(("measured on", str(said["data"]), False))
+    items += [("and on", str(name), False) for name in said.get("others", ())]
     counts = f"{images['forgotten']:,} of what was to be forgotten, {images['others']:,} others"
     items.append(("images", counts, False))
     return Facts(tuple(items))
