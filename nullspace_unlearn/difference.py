@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nullspace_unlearn.clip import Clip
+from nullspace_unlearn.clip.grid import off_grid
 from nullspace_unlearn.edit import Side
 from nullspace_unlearn.linalg import unit
 from nullspace_unlearn.prototypes import class_prototypes
@@ -141,9 +142,10 @@ def difference(
             one, two = (clip.projection(side) for clip in (first, second))
         except ValueError:
             continue
-        if one.key in differing:
-            pair = one.matrix(), two.matrix()
-            projections.append(_projected(side, *pair, names, text, directions))
+        if one.key in differing and one.weight is not None and two.weight is not None:
+            weights = _folded(one.weight.double().cpu(), two.weight.double().cpu())
+            pair = [replace(p, weight=w).matrix() for p, w in zip((one, two), weights, strict=True)]
+            projections.append(_projected(side, pair[0], pair[1], names, text, directions))
     return Difference(
         tensors=len(held),
         changed=tuple(changed),
@@ -177,11 +179,11 @@ def rank_of(
 
 def _changed(key: str, before: Tensor, after: Tensor) -> Changed:
     one, two = (value.detach().to("cpu", torch.float64) for value in (before, after))
-    moved = two - one
-    distance, size = float(moved.norm()), float(one.norm())
+    distance, size = float((two - one).norm()), float(one.norm())
     rank, values = None, torch.empty(0)
     if one.ndim == 2 and before.is_floating_point():
-        rank, values = rank_of(moved, one, before.dtype)
+        one, two = _folded(one, two)
+        rank, values = rank_of(two - one, one, before.dtype)
     return Changed(
         key=key,
         shape=tuple(one.shape),
@@ -223,6 +225,19 @@ def _projected(
         moved = {names[i]: share for i, share in pairs}
     space = "embedding" if embedding else "hidden"
     return Projected(side, space, unexplained, directions, moved)
+
+
+def _folded(
+    before: Float[Tensor, "rows columns"], after: Float[Tensor, "rows columns"]
+) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, "rows columns"]]:
+    """Two matrices without the noise that folding may have added to one; see `clip.grid`.
+
+    Where the one differs from the other with that noise by fewer directions than without, that is
+    what was folded.
+    """
+    pairs = [(before, after), (off_grid(before), after), (before, off_grid(after))]
+    ranks = [rank_of(two - one, one, torch.float32)[0] for one, two in pairs]
+    return pairs[ranks.index(min(ranks))]
 
 
 def _nearest(

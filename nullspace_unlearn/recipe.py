@@ -24,6 +24,7 @@ from nullspace_unlearn.words import CELL_TEMPLATES, CLASS_TEMPLATES
 _TOLD = (
     "parameter",
     "invertible",
+    "noise",
     "paper",
     "same_to_the_model",
     "in_other_words",

@@ -176,9 +176,15 @@ It hides nothing from whoever wants it back: the original model, where it is pub
 _INVERTIBLE = """\
 An edit here is invertible: whoever derives it again from the recipe can take it back."""
 
-_SINGULAR = """\
+_SINGULAR = "No edit here can be inverted."
+
+_GRID = """\
 No edit here can be inverted, but where the original weights were 16-bit numbers, these can be
 computed from the edited ones, since they lie on that grid."""
+
+_NOISE = """\
+No edit here can be inverted. The original weights were 16-bit numbers, whose grid would give them
+away; half a step of noise, added to them before the edit, hides it."""
 
 
 def licence_of(card: str | None) -> str | None:
@@ -345,7 +351,11 @@ def _back(history: History) -> str:
     edits = [edit for edit in history.edits if not edit.get("trained")]
     if not edits:
         return _BACK
-    return f"{_BACK}\n{_INVERTIBLE if any(e.get('invertible', True) for e in edits) else _SINGULAR}"
+    if any(edit.get("invertible", True) for edit in edits):
+        return f"{_BACK}\n{_INVERTIBLE}"
+    if not all("noise" in edit for edit in edits):  # by a version that added none
+        return f"{_BACK}\n{_GRID}"
+    return f"{_BACK}\n{_NOISE if any(edit['noise'] for edit in edits) else _SINGULAR}"
 
 
 def _repository(source: Source) -> str:

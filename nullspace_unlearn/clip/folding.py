@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nullspace_unlearn.clip.grid import grid_of, off_grid
 from nullspace_unlearn.clip.mlp import find_mlp
 from nullspace_unlearn.clip.network import (
     Change,
@@ -114,7 +114,9 @@ def fold(
     """Write an edit into a copy of a model, and prove by a forward pass that it took.
 
     The arithmetic is float64, cast back to the parameter's dtype. The copy is in the original's
-    training mode and shares every tensor but the edited ones with it.
+    training mode and shares every tensor but the edited ones with it. Where nothing can invert the
+    edit, and the tensor consists of 16-bit numbers, `grid.off_grid` of it is what is edited: so
+    that the grid does not give back what the edit removes.
 
     Args:
         model: An open_clip model, or transformers' `CLIPModel`.
@@ -138,9 +140,19 @@ def fold(
         raise ValueError(f"a batch of edits {list(edit.batch_shape)} cannot be folded: index one")
     if not (edit.read.any() and edit.write.any()):
         return model, tuple(before)
-    new = place.edited(edit, partial(current, before))
+    hidden: dict[str, Tensor] = {}
+
+    def now(key: str, parameter: Tensor) -> Tensor:
+        value = current(before, key, parameter)
+        if gone and grid_of(value):
+            value = hidden[key] = off_grid(value)
+        return value
+
+    gone = not invertible(edit)
+    new = place.edited(edit, now)
     edited = replace_parameters(model, new)
-    _verify(model, edited, place, edit, side)
+    plain = replace_parameters(model, hidden) if hidden else model
+    _verify(plain, edited, PLACES[edit.space](plain, side), edit, side)
     return edited, record(model, new, side, before)
 
 
@@ -180,6 +192,21 @@ def applied(model: nn.Module, edit: Edit, side: Side = "visual") -> Iterator[Non
             held[key].data = value
         if grown:
             live.get_submodule(_HEAD)._modules.clear()  # it was empty: the tower ended there
+
+
+def invertible(edit: Edit) -> bool:
+    """Whether somebody who has an edit can take it back from the weights.
+
+    Args:
+        edit: One edit.
+    """
+    if edit.space != "embedding":
+        return True  # it was added, and can be subtracted
+    try:
+        edit.inverse()
+    except ValueError:
+        return False
+    return True
 
 
 def spaces(model: nn.Module) -> tuple[Space, ...]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nullspace_unlearn import words as vocabulary
 from nullspace_unlearn.clip import folder, folding
+from nullspace_unlearn.clip.grid import grid_of
 from nullspace_unlearn.clip.mlp import LastMlp, MlpFeatures, encode_mlp, find_mlp
 from nullspace_unlearn.clip.network import (
     Change,
@@ -333,8 +334,11 @@ class Clip:
             vision = config["model_cfg"]["vision_cfg"]
             vision["timm_proj"] = "linear"
             vision.pop("timm_proj_bias", None)
-        keys = self.source.layout.names([c.key for c in changes if c not in self.changes])
-        said = {"side": side, "parameter": keys, "invertible": _invertible(edit)}
+        changed = [change.key for change in changes if change not in self.changes]
+        said: dict[str, Any] = {"side": side, "parameter": self.source.layout.names(changed)}
+        said["invertible"] = folding.invertible(edit)
+        if not said["invertible"]:
+            said["noise"] = self._grid(changed)
         edits = (*self.edits, {**said, **edit.provenance})
         return replace(self, model=model, config=config, changes=changes, edits=edits)
 
@@ -414,6 +418,12 @@ class Clip:
                 "`save_adapter` writes them to a folder of their own"
             )
 
+    def _grid(self, keys: Sequence[str]) -> str | None:
+        """Of what 16-bit numbers some parameters consist, before they are edited."""
+        held = dict(self.model.named_parameters())
+        grids = [grid_of(current(self.changes, key, held[key])) for key in keys if key in held]
+        return next((str(grid).removeprefix("torch.") for grid in grids if grid), None)
+
     @cached_property
     def unseen(self) -> Float[Tensor, "dim r"]:
         """`[dim, r]` the directions of the joint space that no image shows; `Projection.unseen`."""
@@ -436,14 +446,3 @@ class Clip:
             features = encode(model, inputs.to(self.device))
         # An inference tensor could not enter a later gradient computation; its copy can.
         return features.to(torch.float32, copy=True).clone()
-
-
-def _invertible(edit: Edit) -> bool:
-    """Whether somebody who has the edit can take it back from the weights."""
-    if edit.space != "embedding":
-        return True  # it was added, and can be subtracted
-    try:
-        edit.inverse()
-    except ValueError:
-        return False
-    return True
