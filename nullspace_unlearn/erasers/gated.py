@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nullspace_unlearn.edit import Edit
-from nullspace_unlearn.erasers.judged import SOFTNESS, harmonic, leads
+from nullspace_unlearn.erasers.judged import SOFTNESS, harmonic_of
 from nullspace_unlearn.erasers.method import Given, Method, said
 from nullspace_unlearn.forget import groups
 from nullspace_unlearn.linalg import (
@@ -23,6 +23,7 @@ from nullspace_unlearn.linalg import (
 # Classes tried as decoy, those first that score highest on what is to be forgotten.
 _TOGETHER = 512  # classes whose scores are held at a time
 _DECOYS = 16
+_ENTRIES = 1 << 24  # of prototypes, which as many gates as are fitted at a time see
 
 
 class NothingForgotten(ValueError):
@@ -181,6 +182,16 @@ class _Table:
             found = torch.maximum(found, self.scores(some).amax(0))
         return found
 
+    def foremost(self, count: int) -> tuple[Float[Tensor, "k n"], Int[Tensor, "k n"]]:
+        """The best scores of each row and whose they are, a few classes at a time."""
+        score, whose = self.z.new_empty(0, len(self.z)), self.labels.new_empty(0, len(self.z))
+        for some in torch.arange(len(self.t), device=self.z.device).split(_TOGETHER):
+            score = torch.cat([score, self.scores(some)])
+            whose = torch.cat([whose, some[:, None].expand(-1, len(self.z))])
+            score, place = score.topk(min(count, len(score)), dim=0)
+            whose = whose.gather(0, place)
+        return score, whose
+
     def weight(self, mask: Bool[Tensor, "classes domains"]) -> Float[Tensor, " n"]:
         """Each group of cells that a request is judged by weighs the same, each cell in it too."""
         parts = torch.stack(groups(mask))
@@ -191,7 +202,12 @@ class _Table:
 
     def fit(self, weight: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Gates within bounds, and how far they move each row."""
-        gate = one_sided_ridge(self.rows, weight.expand_as(low), low, high, self.numbers.ridge)
+        at_once = max(1, _ENTRIES // self.rows.numel())
+        parts = [
+            one_sided_ridge(self.rows, weight.expand_as(some[0]), *some, self.numbers.ridge)
+            for some in zip(low.split(at_once), high.split(at_once), strict=True)
+        ]
+        gate = torch.cat(parts)
         return gate, gate @ self.rows.mT
 
 
@@ -227,34 +243,35 @@ def _falls(table: _Table, mask: Bool[Tensor, "classes domains"]) -> _Gates:
 
 def _decoys(table: _Table, mask: Bool[Tensor, "classes domains"]) -> _Gates:
     """One class rises above all that is forgotten, a second one above that class's own images."""
-    scores = table.z @ table.t.mT
     forgotten = mask[table.labels, table.domains]
     weight = table.weight(mask)
     first = table.first
-    lead = leads(scores, table.labels)
+    score, whose = table.foremost(4)  # of which the row's own and two decoys may be left out
+    of_row = whose == table.labels
+    lead = first - score.masked_fill(of_row, -torch.inf).amax(0)
     margin = table.numbers.margin * _mean_lead(lead, weight * forgotten)
 
     def rise(decoy: Tensor, needed: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Where `needed`, at least `low`; elsewhere as much as the kept images can bear."""
         of_decoy = table.own(decoy)
-        bearable = table.numbers.slack * (first - scores[:, decoy].mT).clamp(min=0)
+        bearable = table.numbers.slack * (first - table.scores(decoy)).clamp(min=0)
         low = torch.where(needed, low, torch.full_like(low, -torch.inf))
         low = torch.where(~forgotten & of_decoy, torch.zeros_like(low), low)
         high = torch.where(~forgotten & ~of_decoy, bearable, high)
         return table.fit(weight, low, high)
 
-    by_score = ((weight * forgotten) @ scores).argsort(descending=True, stable=True)
+    by_score = (table.t @ ((weight * forgotten) @ table.z)).argsort(descending=True, stable=True)
     decoy = by_score[:_DECOYS]
-    of_decoy, score = table.own(decoy), scores[:, decoy].mT
-    unbounded = torch.full_like(score, torch.inf)
+    of_decoy, decoys = table.own(decoy), table.scores(decoy)
+    unbounded = torch.full_like(decoys, torch.inf)
     needed = forgotten & ~of_decoy
-    gate, risen = rise(decoy, needed, margin + first - score, unbounded)
+    gate, risen = rise(decoy, needed, margin + first - decoys, unbounded)
 
     # The decoy's own images in what is forgotten, if there are any, go to another class.
     mine = forgotten & of_decoy
-    total = (weight * mine) @ scores
+    total = (weight * mine) @ table.z @ table.t.mT
     second = total.scatter(-1, decoy[:, None], -torch.inf).argmax(-1)
-    ahead = risen + score - scores[:, second].mT
+    ahead = risen + decoys - table.scores(second)
     high = torch.where(forgotten & table.own(second), ahead - margin, unbounded)
     gate2, risen2 = rise(second, mine, margin + ahead, high)
     two = mine.any(-1)
@@ -262,10 +279,16 @@ def _decoys(table: _Table, mask: Bool[Tensor, "classes domains"]) -> _Gates:
     softness = SOFTNESS * lead.clamp(min=0).mean()
     judged = []
     for i in range(len(decoy)):
-        moved = scores.clone()
-        moved[:, decoy[i]] += risen[i]
-        moved[:, second[i]] += risen2[i] * two[i]
-        judged.append(harmonic(moved, softness, table.labels, table.domains, mask))
+        pair, rises = (
+            torch.stack([decoy[i], second[i]]),
+            torch.stack([risen[i], risen2[i] * two[i]]),
+        )
+        own = pair[:, None] == table.labels
+        after = first + (rises * own).sum(0)
+        still = score.masked_fill(of_row | torch.isin(whose, pair), -torch.inf).amax(0)
+        moved = (table.scores(pair) + rises).masked_fill(own, -torch.inf).amax(0)
+        ahead_now = after - torch.maximum(still, moved)
+        judged.append(harmonic_of(ahead_now, softness, table.labels, table.domains, mask))
     best = max(range(len(judged)), key=judged.__getitem__)
     if not two[best]:
         return _Gates(decoy[best : best + 1], -gate[best : best + 1])

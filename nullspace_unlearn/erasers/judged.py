@@ -26,11 +26,7 @@ def harmonic(
     domains: Int[Tensor, " n"],
     mask: Bool[Tensor, "classes domains"],
 ) -> float:
-    """What a request is judged by, predicted from prototypes.
-
-    The harmonic mean of 1 - forgotten and the groups that stay, each cell counting once, where a
-    prototype is right to the degree of the logistic function of its lead: a few prototypes a cell
-    would make a coarse accuracy.
+    """`harmonic_of` scores.
 
     Args:
         scores: `[n, classes]` of the prototypes, after an edit.
@@ -42,7 +38,33 @@ def harmonic(
     Returns:
         From 0 to 1.
     """
-    right = torch.sigmoid(leads(scores, labels) / softness)
+    return harmonic_of(leads(scores, labels), softness, labels, domains, mask)
+
+
+def harmonic_of(
+    lead: Float[Tensor, " n"],
+    softness: Float[Tensor, ""],
+    labels: Int[Tensor, " n"],
+    domains: Int[Tensor, " n"],
+    mask: Bool[Tensor, "classes domains"],
+) -> float:
+    """What a request is judged by, predicted from prototypes.
+
+    The harmonic mean of 1 - forgotten and the groups that stay, each cell counting once, where a
+    prototype is right to the degree of the logistic function of its lead: a few prototypes a cell
+    would make a coarse accuracy.
+
+    Args:
+        lead: `[n]` of the prototypes after an edit; see `leads`.
+        softness: Width of the logistic function.
+        labels: `[n]` classes.
+        domains: `[n]` domains.
+        mask: `[classes, domains]`, true where a cell is forgotten.
+
+    Returns:
+        From 0 to 1.
+    """
+    right = torch.sigmoid(lead / softness)
     cell = labels * mask.shape[-1] + domains
     grid = group_means(right, cell, mask.numel()).reshape(mask.shape)
     stay = [group for group in groups(mask)[1:] if group.any()]
