@@ -6,10 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from nullspace_unlearn.certificate import Certificate
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.erasers.hull import same_names
 from nullspace_unlearn.prototypes import class_prototypes
-from nullspace_unlearn.unlearn import certify
+from nullspace_unlearn.unlearn import certify_rows
 from nullspace_unlearn.words import Words, same_name
 
 
@@ -129,15 +133,26 @@ def prove(
     for name in history.names:
         said = Words(class_templates=tuple(asked[name])).class_templates
         groups.setdefault(said, []).append(name)
+    rows: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}
     twins: set[str] = set()
     for said, names in groups.items():
-        rows = (class_prototypes(clip, some, said) for some in (names, candidates))
-        alike = same_names(*rows).tolist() if candidates else []
+        gone_rows, rest = class_prototypes(clip, [*names, *candidates], said).split(
+            [len(names), len(candidates)]
+        )
+        alike = same_names(gone_rows, rest).tolist() if candidates else []
         twins |= {name for name, same in zip(candidates, alike, strict=True) if same}
+        rows[said] = gone_rows, rest
+    stays = torch.tensor([name not in twins for name in candidates], dtype=torch.bool)
     staying = tuple(name for name in candidates if name not in twins)
     if not staying:
         raise ValueError("nothing is kept, so there is no name to be named before it: give some")
-    proven = [one for said, names in groups.items() for one in _proven(clip, names, staying, said)]
+    proven = [
+        one
+        for said, names in groups.items()
+        for one in _proven(
+            certify_rows(clip, rows[said][0], rows[said][1][stays]), names, staying, said
+        )
+    ]
     order = {name: i for i, name in enumerate(history.names)}
     return Proof(
         proven=tuple(sorted(proven, key=lambda one: order[one.name])),
@@ -149,9 +164,11 @@ def prove(
 
 
 def _proven(
-    clip: Clip, names: Sequence[str], kept: tuple[str, ...], templates: tuple[str, ...]
+    found: Certificate,
+    names: Sequence[str],
+    kept: tuple[str, ...],
+    templates: tuple[str, ...],
 ) -> list[Proven]:
-    found = certify(clip, names, kept, templates)
     columns = (found.holds, found.violation, found.room, found.index, found.weight)
     return [
         Proven(

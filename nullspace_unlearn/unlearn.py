@@ -123,7 +123,7 @@ def certify(
     Returns:
         One convex combination and one violation a forgotten name, over `kept`.
     """
-    return _certify(clip, *(class_prototypes(clip, n, templates) for n in (forgotten, kept)))
+    return certify_rows(clip, *(class_prototypes(clip, n, templates) for n in (forgotten, kept)))
 
 
 def certify_plan(edited: Clip, made: Plan) -> Certificate:
@@ -138,12 +138,22 @@ def certify_plan(edited: Clip, made: Plan) -> Certificate:
     """
     if made.side == "text":
         return certify(edited, made.forget.names, made.keep, made.words.class_templates)
-    return _certify(edited, made.forget_rows, made.keep_rows)
+    return certify_rows(edited, made.forget_rows, made.keep_rows)
 
 
-def _certify(
+def certify_rows(
     clip: Clip, forget: Float[Tensor, "m dim"], keep: Float[Tensor, "n dim"]
 ) -> Certificate:
+    """`certify` for names whose prototypes are at hand.
+
+    Args:
+        clip: The edited model.
+        forget: `[m, dim]` text prototypes of the forgotten names, by its own text tower.
+        keep: `[n, dim]` of the names that stay.
+
+    Returns:
+        One convex combination and one violation a forgotten name.
+    """
     return certificate.certify(*_visual_map(clip), forget, keep)
 
 

@@ -95,19 +95,28 @@ def _affordable(asked: bool | None, proof: Proof) -> bool:
 def _singly(clip: Clip, kept: Sequence[str] | None, proof: Proof) -> list[dict[str, Any]]:
     """Each standard template by itself that the model reads whole, the largest violation first."""
     from nullspace_unlearn.proof import prove
-    from nullspace_unlearn.prototypes import standard_templates, templates_that_fit
+    from nullspace_unlearn.prototypes import (
+        prompt_features,
+        standard_templates,
+        templates_that_fit,
+    )
+    from nullspace_unlearn.prototypes.text_cache import cached_text
 
     found = []
-    names = (*proof.kept, *(one.name for one in proof.proven))
-    for template in templates_that_fit(clip, names, standard_templates()):
-        one = prove(clip, kept, (template,))
-        worst = max(one.proven, key=lambda row: row.violation)
-        found.append(
-            {
-                "template": template, "holds": one.holds, "class": worst.name,
-                "violation": worst.violation,
-            }
-        )  # fmt: skip
+    names = (*proof.kept, *proof.left_out, *(one.name for one in proof.proven))
+    # In memory: what a folder keeps of prompts is not believed here.
+    with cached_text():
+        templates = templates_that_fit(clip, names, standard_templates())
+        prompt_features(clip, names, templates)  # all in one go; each proof finds its own
+        for template in templates:
+            one = prove(clip, kept, (template,))
+            worst = max(one.proven, key=lambda row: row.violation)
+            found.append(
+                {
+                    "template": template, "holds": one.holds, "class": worst.name,
+                    "violation": worst.violation,
+                }
+            )  # fmt: skip
     return sorted(found, key=lambda row: -float(row["violation"]))
 
 
