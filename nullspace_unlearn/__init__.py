@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 from nullspace_unlearn.version import __version__
 
 if TYPE_CHECKING:
-    from nullspace_unlearn import erasers, notebook
-    from nullspace_unlearn.audit.door import audit
+    from nullspace_unlearn import erasers
     from nullspace_unlearn.clip.load import load
     from nullspace_unlearn.clip.model import Clip
     from nullspace_unlearn.edit import Edit
     from nullspace_unlearn.forget import Forget
+    from nullspace_unlearn.notebook import audit, evaluate, sweep
     from nullspace_unlearn.plans import Plan, plan
     from nullspace_unlearn.unlearn import erase
 
@@ -41,9 +41,10 @@ __all__ = [
     "audit",
     "erase",
     "erasers",
+    "evaluate",
     "load",
-    "notebook",
     "plan",
+    "sweep",
 ]
 
 # torch and open_clip take seconds to import; each name brings what it needs when first used, so
@@ -56,10 +57,11 @@ _HOME = {
     "erase": "unlearn",
     "load": "clip",
     "plan": "plans",
+    "sweep": "notebook",
 }
 
 # These hold several names; some can be called too.
-_MODULES = ("audit", "erasers", "notebook")
+_MODULES = ("audit", "erasers", "evaluate")
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""A package that is also a function: `nsu.audit(...)`, with its modules below `nsu.audit`."""
+"""A package that is also a function: `nsu.evaluate(...)`, with its modules below `nsu.evaluate`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+_HOME = "nullspace_unlearn.notebook"  # imported when called: it stands above these packages
+
 
 class CallablePackage(ModuleType):
-    """A package whose module `door` holds a function of the package's own name.
+    """A package that stands for the function of its own name in `notebook`.
 
     The function is imported when it is first called or asked for its signature, so that the
     package itself costs nothing.
@@ -19,8 +21,7 @@ class CallablePackage(ModuleType):
     @property
     def __wrapped__(self) -> Callable[..., Any]:
         """The function, by which `inspect.signature` tells what it takes."""
-        door = importlib.import_module(f"{self.__name__}.door")
-        return getattr(door, self.__name__.rpartition(".")[2])
+        return getattr(importlib.import_module(_HOME), self.__name__.rpartition(".")[2])
 
     def __call__(self, *arguments: Any, **choices: Any) -> Any:
         """Call the function."""

@@ -1,10 +1,11 @@
-"""`evaluate`, `sweep` and `audit`: what the commands do, as objects that a notebook shows."""
+"""`nsu.evaluate`, `nsu.sweep`, `nsu.audit`: what the commands do, as objects that can be shown."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -232,18 +233,19 @@ def sweep(
     return Shown(found, said, rows, lambda path: pareto_plot(found.kinds, path))
 
 
+@wraps(door.audit, assigned=())
 def audit(*arguments: Any, **choices: Any) -> Shown:
     """Find out what an edited model still tells of what it was made to forget.
 
     Args:
-        *arguments: As for `nsu.audit`.
+        *arguments: As for `audit.door.audit`.
         **choices: Likewise.
 
     Returns:
         `measured` an `Audit`; a row is a figure of an answer, with its controls.
 
     Raises:
-        ValueError: As `nsu.audit`.
+        ValueError: As `audit.door.audit`.
     """
     found = door.audit(*arguments, **choices)
     rows = tuple(

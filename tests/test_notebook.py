@@ -1,4 +1,4 @@
-"""`nsu.notebook`: the same figures as the commands', as tables and pictures."""
+"""`nsu.evaluate`, `nsu.sweep`, `nsu.audit`: the commands' figures, as tables and pictures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def world():
 @pytest.fixture(scope="module")
 def beside(world):
     clip, edited, source = world
-    return nsu.notebook.evaluate(edited, source, against=clip, quiet=True)
+    return nsu.evaluate(edited, source, against=clip, quiet=True)
 
 
 def test_the_table_holds_what_the_library_measures(world, beside):
@@ -38,7 +38,7 @@ def test_the_table_holds_what_the_library_measures(world, beside):
 
 def test_a_model_alone_is_shown_cell_by_cell(world):
     clip, _, source = world
-    shown = nsu.notebook.evaluate(clip, source, quiet=True)
+    shown = nsu.evaluate(clip, source, quiet=True)
     table = shown.to_pandas()
     assert len(table) == len(source.classes) * len(source.words)
     assert table["images"].sum() == len(source)
@@ -61,7 +61,7 @@ def test_hostile_names_are_escaped():
 
 def test_a_sweep_is_a_row_a_setting(world, tmp_path):
     clip, _, source = world
-    shown = nsu.notebook.sweep(
+    shown = nsu.sweep(
         [nsu.Forget(["car"]), nsu.Forget(["dog"])], clip, source,
         methods=["hull", "leace"], strengths=[0.5, 1.0], quiet=True,
     )  # fmt: skip
@@ -75,7 +75,7 @@ def test_a_sweep_is_a_row_a_setting(world, tmp_path):
 
 def test_an_audit_is_a_row_a_figure(world):
     clip, edited, source = world
-    shown = nsu.notebook.audit(edited, clip, source, only=["search"], quiet=True)
+    shown = nsu.audit(edited, clip, source, only=["search"], quiet=True)
     table = shown.to_pandas()
     assert {"question", "verdict", "figure", "edited", "original", "chance"} <= set(table.columns)
     assert len(table) and shown.plot().size[0] > 100

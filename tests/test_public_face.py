@@ -16,9 +16,14 @@ CAR = nsu.Forget(["car"])
 
 def test_dir_lists_the_public_face_and_imports_nothing() -> None:
     assert set(nsu.__all__) == {name for name in dir(nsu) if name[:2] != "__"} | {"__version__"}
-    code = "import sys, nullspace_unlearn as n; dir(n); print(*sorted(sys.modules))"
+    code = (
+        "import sys, nullspace_unlearn as n; dir(n); assert callable(n.evaluate) and n.audit; "
+        "print(*sorted(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "nullspace_unlearn" in done.stdout.split() and "torch" not in done.stdout.split()
+    imported = set(done.stdout.split())
+    assert "nullspace_unlearn.evaluate" in imported
+    assert not imported & {"torch", "matplotlib", "pandas", "nullspace_unlearn.notebook"}
     for name in nsu.__all__:
         assert getattr(nsu, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'eras'"):
@@ -69,3 +74,12 @@ def test_a_string_for_a_list_gets_the_right_call(
         assert function(clip, CAR) is not None  # the control
     with unchecked(), pytest.raises(ValueError, match=r"write classes=\['car'\]"):
         nsu.Forget("car")  # type: ignore[arg-type]
+
+
+def test_packages_that_are_functions_are_still_packages() -> None:
+    from nullspace_unlearn.evaluate.figures import FIGURES
+
+    assert nsu.evaluate.figures.FIGURES is FIGURES  # type: ignore[attr-defined]
+    for name in ("evaluate", "sweep", "audit"):
+        assert getattr(nsu, name).__doc__
+        assert "quiet" in inspect.signature(getattr(nsu, name)).parameters

@@ -16,12 +16,12 @@ CAR = nsu.Forget(["car"])
 
 def test_features_are_audited_in_memory():
     one, asked = planted.original(), ["yardstick", "search"]
-    found = nsu.audit(planted.zero(), one, forget=CAR, only=asked, draws=0)
+    found = nsu.audit(planted.zero(), one, forget=CAR, only=asked, draws=0).measured
     assert [question.name for question, _ in found.answers] == asked
     assert found["yardstick"].verdict == "forgotten" and found.about["request"]["classes"] == [
         "car"
     ]
-    untouched = nsu.audit(one, one, forget=CAR, only=asked, draws=0)  # control
+    untouched = nsu.audit(one, one, forget=CAR, only=asked, draws=0).measured  # control
     assert untouched["yardstick"].verdict == untouched.verdict == NOT_FORGOTTEN
     with pytest.raises(KeyError):
         found["names"]
