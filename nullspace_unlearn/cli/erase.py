@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,7 @@ def erase(
         made.save(patch, files.overwrite)
     files.draw(outcome.measured)
     said = {**report, "seconds": seconds, "output": str(target) if written else None}
-    _print(said, outcome, as_json, quiet)
+    _print(said, outcome, _next(which, data, str(target)), as_json, quiet)
     stop_if(refused)
 
 
@@ -125,14 +126,27 @@ def _carry_out(
     return outcome, seconds | {"prototypes": seconds["prototypes"] + planned - loaded}
 
 
-def _print(said: dict[str, Any], outcome: Outcome, as_json: bool, quiet: bool) -> None:
+def _print(
+    said: dict[str, Any], outcome: Outcome, following: str, as_json: bool, quiet: bool
+) -> None:
     if as_json:
         options.print_json(said)
     elif not quiet:
-        click.echo(_report(said, outcome))
+        click.echo(_report(said, outcome, following))
 
 
-def _report(result: dict[str, Any], outcome: Outcome) -> str:
+def _next(which: ModelOptions, data: DataOptions, output: str) -> str:
+    """The command that comes next, to be typed as it stands where there are images to measure."""
+    command = ["nsu", "audit", output, "--against", which.name]
+    if which.pretrained is not None:
+        command += ["--pretrained", which.pretrained]
+    if data.data is not None:
+        command += ["--data", data.data]
+    images = " --data IMAGES" if data.data is None and which.name != options.BUNDLED else ""
+    return f"Next: {shlex.join(command)}{images} --quick  (what can still be recovered)"
+
+
+def _report(result: dict[str, Any], outcome: Outcome, following: str) -> str:
     plan, comparison, prediction = outcome.plan, outcome.measured, outcome.predicted
     where = f" in {', '.join(plan.forget.domains)}" if plan.forget.domains else " everywhere"
     what = ", ".join(plan.forget.names) or "every class"
@@ -173,5 +187,5 @@ def _report(result: dict[str, Any], outcome: Outcome) -> str:
     if result["output"] is None:
         return "\n".join([*lines, "", "Wrote nothing, as --discard asks"])
     loading = outcome.edited.source.layout.loading(result["output"])
-    lines += ["", f"Wrote {result['output']} ({loading})"]
+    lines += ["", f"Wrote {result['output']} ({loading})", following]
     return "\n".join(lines)

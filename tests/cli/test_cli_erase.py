@@ -83,14 +83,18 @@ def test_a_whole_domain():
 def test_the_report_for_a_reader():
     result = nsu("erase", "--class", "car", "--class", "dog", "--domain", "sketch")
     assert result.code == 0 and "Traceback" not in result.out + result.err
-    first, *_, last = result.out.strip().splitlines()
+    first, *_, wrote, last = result.out.strip().splitlines()
     assert first.startswith(
         "Forgot car, dog, automobile, sedan, puppy, hound in sketch with neutral"
     )
     assert "mlp.c_proj" in first  # the deepest that the model has
-    assert last == (
+    assert wrote == (
         "Wrote nsu-mini-without-car-dog-sketch (load it as "
         "local-dir:nsu-mini-without-car-dog-sketch)"
+    )
+    assert last == (
+        "Next: nsu audit nsu-mini-without-car-dog-sketch --against nsu-mini --quick  "
+        "(what can still be recovered)"
     )
     rows = [line for line in result.out.splitlines() if "*" in line]
     assert [row.split()[0] for row in rows] == ["car", "dog"]  # forgotten cells are marked
