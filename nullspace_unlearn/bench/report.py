@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from nullspace_unlearn.bench import table
+from nullspace_unlearn.bench.maps import maps
 from nullspace_unlearn.bench.recipe import Recipe
 from nullspace_unlearn.evaluate.figures import FORGOTTEN
 from nullspace_unlearn.evaluate.zeroshot import grid_of
@@ -37,7 +38,8 @@ def write_report(
         The Markdown and the JSON.
     """
     found = table.summary(recipe, runs)
-    text, said = table.to_markdown(recipe, found, failed), table.to_json(recipe, found)
+    text = table.to_markdown(recipe, found, failed)
+    said = {**table.to_json(recipe, found), "cells": maps(runs)}
     for name, content in (
         ("table.md", text),
         ("table.csv", table.to_csv(found)),

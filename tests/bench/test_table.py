@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,18 @@ def test_the_page_of_a_benchmark_has_its_means(tmp_path: Path) -> None:
     for label, row in rows.items():
         kept = said["groups"]["cell"]["all"][label]["kept"]
         assert (row["kept"], row["runs"]) == (str(kept["mean"]), str(kept["n"]))
+    for which, gone in (("forgotten", True), ("kept", False)):
+        with (tmp_path / "tables" / f"cell-a-{which}.csv").open(newline="") as file:
+            cells = {(row["class"], row["domain"]): row for row in csv.DictReader(file)}
+        assert len(cells) == 6
+        for (c, name), (d, domain) in product(enumerate(CLASSES), enumerate(DOMAINS)):
+            some = [one for one in RUNS if one["label"] == "a" and one["forgotten"][c][d] == gone]
+            for when in ("before", "after"):
+                told = cells[name, domain][when]
+                mean = [one["grids"][when]["accuracy"][c][d] for one in some]
+                assert told == "" if not some else float(told) == pytest.approx(np.mean(mean))
     page = (tmp_path / "page.html").read_text()
+    assert "a: accuracy of each cell where it was to be forgotten" in page
     assert "A test." in page and "Classes in one domain" in page and said["titles"]["cell"] in page
 
 

@@ -13,6 +13,7 @@ from nullspace_unlearn.report.page.blocks import (
     Block,
     Cell,
     Drawing,
+    HeatMap,
     Listing,
     Part,
     Section,
@@ -45,7 +46,9 @@ def part(run: Run) -> Part:
         own = [point for label, row in rows.items() if (point := _point(label, row))]
         points += [(group, point) for point in own if not point.bound]
         title = said.get("titles", {}).get(group, group)
-        sections.append(Section(title, tuple(_blocks(group, rows, own, said["metrics"]))))
+        blocks = _blocks(group, rows, own, said["metrics"])
+        maps = [map_ for one in said.get("cells", {}).get(group, ()) for map_ in _maps(group, one)]
+        sections.append(Section(title, (*blocks, *maps)))
     return Part(run.name, "a benchmark", tuple(sections), points=tuple(points))
 
 
@@ -72,6 +75,30 @@ def _blocks(
     title = "What is left, against what it cost"
     draw = partial(left_against_cost, points, "")
     return [Drawing(f"{group}-plane", title, says, draw), table]
+
+
+_OF = {
+    "forgotten": "accuracy of each cell where it was to be forgotten",
+    "kept": "accuracy of each cell where it was to stay",
+}
+
+
+def _maps(group: str, said: Mapping[str, Any]) -> list[HeatMap]:
+    """One method, cell by cell: means over the trials that forgot a cell, and over the others."""
+    method = ", ".join(filter(None, (said["method"], said["dataset"])))
+    classes, domains = tuple(said["classes"]), tuple(said["domains"])
+    found = []
+    for which, words in _OF.items():
+        map_ = said[which]
+        before, after, count = grids = [map_[name] for name in ("before", "after", "count")]
+        if any(len(g) != len(classes) or {len(r) for r in g} != {len(domains)} for g in grids):
+            raise ValueError("its grids and names are not of one shape")
+        gone = [[which == "forgotten" and n > 0 for n in row] for row in count]
+        heat = HeatMap(f"{group}-{method}-{which}", f"{method}: {words}", classes, domains,
+                       before, after, count, gone)  # fmt: skip
+        if any(map(any, count)):
+            found.append(heat.led())
+    return found
 
 
 def _title(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -66,6 +66,7 @@ def ends(both: Any, figure: str | None = None) -> str:
 
 
 Cell = str | Number
+_FIRST = 24  # rows of a heat map that matter most
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,23 @@ class HeatMap:
         """After less before, as exact as the two."""
         was, now = self.before[c][d], self.after[c][d]
         return None if was is None or now is None else now - was
+
+    def losses(self) -> list[tuple[int, int]]:
+        """The cells that stay and lost, the largest loss first."""
+        lost = [
+            (change, c, d)
+            for c in range(len(self.classes))
+            for d in range(len(self.domains))
+            if not self.mask[c][d] and (change := self.change(c, d)) is not None and change < 0
+        ]
+        return [(c, d) for _, c, d in sorted(lost)]
+
+    def led(self) -> HeatMap:
+        """The same, rows that matter most named first: the forgotten ones, then who lost most."""
+        every = range(len(self.classes))
+        gone = [c for c in every if any(self.mask[c])]
+        order = dict.fromkeys([*gone[:_FIRST], *(c for c, _ in self.losses()), *every])
+        return replace(self, first=tuple(order)[:_FIRST])
 
     def table(self) -> Table:
         """One row a cell."""

@@ -42,7 +42,6 @@ UNTOUCHED = Point("untouched", 1.0, 0.0, bound=True)
 
 _MOST_PAID = 15
 _MOST_NAMES = 60
-_FIRST = 24
 
 
 def part(run: Run) -> Part:
@@ -186,30 +185,12 @@ def _heat(found: Mapping[str, Any]) -> HeatMap:
         "cells", "Accuracy of every class in every domain", classes, domains,
         before["accuracy"], after["accuracy"], before["count"], mask,
     )  # fmt: skip
-    gone = [c for c in range(len(classes)) if any(mask[c])]
-    paid = dict.fromkeys(c for c, _ in _losses(map_))
-    rest = (c for c in range(len(classes)) if c not in paid)
-    order = dict.fromkeys([*gone[:_FIRST], *paid, *rest])
-    return HeatMap(
-        map_.name, map_.title, classes, domains, map_.before, map_.after, map_.count, mask,
-        tuple(order)[:_FIRST],
-    )  # fmt: skip
-
-
-def _losses(heat: HeatMap) -> list[tuple[int, int]]:
-    """The cells that stay and lost, the largest loss first."""
-    lost = [
-        (change, c, d)
-        for c in range(len(heat.classes))
-        for d in range(len(heat.domains))
-        if not heat.mask[c][d] and (change := heat.change(c, d)) is not None and change < 0
-    ]
-    return [(c, d) for _, c, d in sorted(lost)]
+    return map_.led()
 
 
 def _paid(found: Mapping[str, Any]) -> list[Block]:
     heat = _heat(found)
-    losses = _losses(heat)
+    losses = heat.losses()
     if not losses:
         return [Words("No cell that stays lost accuracy.")]
     rows = tuple(
