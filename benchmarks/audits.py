@@ -337,17 +337,27 @@ COLUMNS: dict[str, tuple[tuple[str, str], ...]] = {
     "restoring": (("left, projection put back", "projection"),),
 }
 COLUMN_OF_ROWS = {"names": "worst phrasing", "collateral": "class that lost most"}
+BESIDE_CHANCE = ("names", "search", "over-forgetting")
+"""Questions whose figures stand beside chance, which is another of every method."""
 CONTROLS = {"untouched": "original", "random change": "random", "chance": "chance"}
 
 
 def table(name: str, audits: Mapping[str, Mapping[str, Any]]) -> str:
     """One question, a row a method, the controls below."""
     columns = COLUMNS[name]
+    beside = name in BESIDE_CHANCE
 
     def cells(answer: Mapping[str, Any], whose: str) -> list[str]:
-        values = {one["name"]: one["values"] for one in answer["findings"]}
-        found = [values.get(key, {}).get(whose) for _, key in columns]
-        return ["-" if value is None else _short(value) for value in found]
+        findings = {one["name"]: one for one in answer["findings"]}
+        shown = []
+        for _, key in columns:
+            values = findings[key]["values"] if key in findings else {}
+            value, chance = values.get(whose), values.get("chance")
+            told = "-" if value is None else _short(value)
+            if beside and whose == "edited" and findings.get(key, {}).get("good") == "chance":
+                told += "" if chance is None else f" ({_short(chance)})"
+            shown.append(told)
+        return shown
 
     worst = COLUMN_OF_ROWS.get(name)
     lines = [
@@ -357,7 +367,7 @@ def table(name: str, audits: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     first = [said[name] for row, said in audits.items() if name in said and row != "retrained"]
     for row, whose in CONTROLS.items():
-        for answer in first[:1]:
+        for answer in first[: 0 if beside and whose == "chance" else 1]:
             shown = cells(answer, whose)
             if any(cell != "-" for cell in shown):
                 lines.append([f"*{row}*", *shown, *([""] if worst else []), ""])
@@ -396,7 +406,8 @@ def write(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
     titles = {question.name: question for question in QUESTIONS}
     parts = []
     for name in ASKED:
-        parts.append(f"## {titles[name].title}\n\n{titles[name].asks}")
+        asks = titles[name].asks + " In brackets: chance." * (name in BESIDE_CHANCE)
+        parts.append(f"## {titles[name].title}\n\n{asks}")
         for request, audits in found.items():
             there = {row: said for row, said in audits.items() if said[name]["findings"]}
             if there:
@@ -408,7 +419,7 @@ def write(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
     page = ROOT / "docs" / "audits.md"
     prose = page.read_text(encoding="utf-8").split(MARK)[0]
     page.write_text(f"{prose}{MARK}\n\n{tables}", encoding="utf-8")
-    text = json.dumps(rounded(found), indent=1, ensure_ascii=False)
+    text = json.dumps(rounded(found), ensure_ascii=False)
     (RESULTS / "audits.json").write_text(text + "\n", encoding="utf-8")
 
 
