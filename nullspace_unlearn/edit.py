@@ -19,9 +19,11 @@ from torch import Tensor
 from nullspace_unlearn.layer import EditLayer, subtracted
 from nullspace_unlearn.patch import Patch
 
-Space = Literal["embedding", "hidden", "mlp"]
+Space = Literal["embedding", "hidden", "mlp", "value"]
 SPACES: tuple[Space, ...] = get_args(Space)
 """What an edit can read."""
+DEEPER: tuple[Space, ...] = ("mlp", "value")
+"""Those that lie before the final projection, so that embeddings and hidden features lack them."""
 Side = Literal["visual", "text"]
 _BLOCK = 1 << 20  # numbers that are edited at once: 8 MiB in float64
 
@@ -39,24 +41,28 @@ class Foldable(Protocol[_Folded]):
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """A low-rank update of one final projection `z = h W`, or of the MLP before it.
+    """A low-rank update of one final projection `z = h W`, or of a layer before it.
 
         z' = z - (z @ read) @ write.T        space "embedding":  W' = W (I - read writeT)
         z' = z - (h @ read) @ write.T        space "hidden":     W' = W - read writeT
         x' = x - (k @ read) @ write.T        space "mlp":        C' = C - write readT
+        u' = u - (v @ read) @ write.T        space "value":      V' = V - write readT, by heads
 
     for row features. In a vision transformer, k is what enters the output layer C of the last
-    block's MLP and x the residual stream it adds to; only a layer norm and W follow.
+    block's MLP and x the residual stream it adds to; only a layer norm and W follow. Where a tower
+    ends in an attention pool, v is what enters its value projection V and u what leaves it, each a
+    block a head: read and write are stacked blocks of one rank, and a head has no part in another.
 
     The text side takes an embedding edit transposed, `t' = t - (t @ write) @ read.T`, which gives
     the same inner products: `z'.t = z.t'`. Leading dimensions are a batch of edits.
 
     Attributes:
         read: `[*batch, dim, rank]` (embedding), `[*batch, width, rank]` (hidden) or
-            `[*batch, mlp_width, rank]` (mlp), what is looked for.
+            `[*batch, mlp_width, rank]` (mlp) or `[*batch, heads * embed, rank]` (value), what is
+            looked for.
         write: `[*batch, dim, rank]`, what is subtracted where it is found; for an MLP edit in the
-            residual stream, so its dim is the tower's width.
-        space: Which feature is read: the embedding z, the hidden feature h that enters W, or k.
+            residual stream, so its dim is the tower's width; for a value edit in u.
+        space: Which feature is read: the embedding z, the hidden feature h that enters W, k or v.
         provenance: How the edit came to be (method, request, chosen numbers); plain JSON values.
     """
 
@@ -102,7 +108,7 @@ class Edit:
 
     @property
     def dim(self) -> int:
-        """Dimension of what is written: the joint space, or the residual stream (mlp)."""
+        """Dimension of what is written: the joint space, the residual stream (mlp) or u (value)."""
         return self.write.shape[-2]
 
     @property
@@ -141,15 +147,16 @@ class Edit:
 
         Raises:
             ValueError: If a hidden edit gets no hidden features, dimensions differ, the features
-                are no floating-point numbers, or the edit is an MLP edit, whose effect on z takes a
+                are no floating-point numbers, or the edit is of `DEEPER`: its effect on z takes a
                 model to compute.
         """
         if isinstance(features, np.ndarray):
             given = _tensor(features), None if hidden is None else _tensor(np.asarray(hidden))
             return self.apply(*given).numpy()
-        if self.space == "mlp":
+        if self.space in DEEPER:
             raise ValueError(
-                "an MLP edit acts on z through a layer norm: fold it and embed the images again"
+                f"an edit of space {self.space!r} acts on z through later layers: fold it and "
+                "embed the images again"
             )
         source = features
         if self.space == "hidden":
@@ -186,12 +193,10 @@ class Edit:
             `[*batch, dim, dim]`; for tests and folding, never needed to apply the edit.
 
         Raises:
-            ValueError: If the edit is a hidden or an MLP one, which has none.
+            ValueError: If the edit is of another space, and so has none.
         """
-        if self.space == "mlp":
-            raise ValueError("an MLP edit has no operator on embeddings: it reads k, not z")
-        if self.space == "hidden":
-            raise ValueError("a hidden edit has no operator on embeddings: it reads h, not z")
+        if self.space != "embedding":
+            raise ValueError(f"an edit of space {self.space!r} has no operator: it does not read z")
         eye = torch.eye(self.dim, dtype=self.read.dtype, device=self.read.device)
         return eye - self.read @ self.write.mT
 
@@ -225,9 +230,16 @@ class Edit:
         return replace(self, read=self.read * strength)
 
     def spectrum(self) -> Float[Tensor, "*batch rank"]:
-        """Singular values of the update `read writeT`, largest first, in the edit's dtype."""
-        upper, lower = (torch.linalg.qr(part).R for part in (self.read, self.write))
-        return torch.linalg.svdvals(upper @ lower.mT)
+        """Singular values of the update `read writeT`, largest first, in the edit's dtype.
+
+        Of a value edit as many as of one head, the largest of all heads'.
+        """
+        # A value edit reads heads times what it writes, and a block of one meets one of the other.
+        heads = self.read.shape[-2] // self.dim if self.space == "value" else 1
+        blocks = (part.unflatten(-2, (heads, -1)) for part in (self.read, self.write))
+        upper, lower = (torch.linalg.qr(part).R for part in blocks)
+        sizes = torch.linalg.svdvals(upper @ lower.mT).flatten(-2)
+        return sizes.sort(-1, descending=True).values[..., : self.rank]
 
     def __matmul__(self, other: Edit) -> Edit:
         """Compose: `(a @ b).apply(z) == b.apply(a.apply(z))`, since rows multiply from the left.
@@ -238,7 +250,7 @@ class Edit:
         """
         if (self.space, other.space) != ("embedding", "embedding"):
             raise ValueError(
-                "hidden and MLP edits compose by folding one after the other, not with @"
+                "edits of other spaces compose by folding one after the other, not with @"
             )
         crossed = other.read - self.read @ (self.write.mT @ other.read)
         batch = torch.broadcast_shapes(self.batch_shape, other.batch_shape)
@@ -259,9 +271,10 @@ class Edit:
         Raises:
             ValueError: If there is none: the operator is singular, or something else is read.
         """
-        if self.space == "mlp":
+        if self.space in DEEPER:
             raise ValueError(
-                "an MLP edit is undone by folding it at strength -1, not by an inverse"
+                f"an edit of space {self.space!r} is undone by folding it at strength -1, not by "
+                "an inverse"
             )
         if self.space == "hidden":
             raise ValueError("a hidden edit is undone by subtracting it from W, not by an inverse")
@@ -324,12 +337,12 @@ class Edit:
             A module `z -> z'` (`z, h -> z'` for a hidden edit), with `read` and `write` as buffers.
 
         Raises:
-            ValueError: If the edit is a batch or an MLP one, whose effect on z takes a model.
+            ValueError: If the edit is a batch, or of `DEEPER`: its effect on z takes a model.
         """
-        if self.space == "mlp" or self.batch_shape:
+        if self.space in DEEPER or self.batch_shape:
             raise ValueError(
-                "an MLP edit or a batch of edits is no layer for embeddings: fold the one, index "
-                "the other"
+                f"an edit of {' or '.join(DEEPER)} or a batch of edits is no layer for embeddings: "
+                "fold the one, index the other"
             )
         return EditLayer(self.read, self.write, reads_hidden=self.space == "hidden")
 

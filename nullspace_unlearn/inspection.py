@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nullspace_unlearn.clip import Clip
-from nullspace_unlearn.edit import Edit
+from nullspace_unlearn.edit import DEEPER, Edit
 from nullspace_unlearn.linalg import as_float64, group_means
 from nullspace_unlearn.plans import Plan, cells_of_images
 from nullspace_unlearn.prototypes import Visual
@@ -62,8 +62,14 @@ def _cells_moved(
     shown = visual.features
     classes, domains = cells_of_images(made, shown.class_names, shown.domain_names)
     seen = visual.on(classes, domains).seen(classes)
-    write = clip.last_mlp().carry_forward(edit.write) if edit.space == "mlp" else edit.write
-    shift = (as_float64("images", seen.read(edit.space)) @ edit.read) @ write.mT
+    rows = as_float64("images", seen.read(edit.space))
+    if edit.space in DEEPER:
+        assert seen.hidden is not None  # whoever reads deeper has read it too
+        inner = clip.inner(edit.space)
+        images = inner.of_prototypes(rows, seen.hidden)
+        shift = inner.apply(edit, images) - images.embedding
+    else:
+        shift = (rows @ edit.read) @ edit.write.mT
     size = shift.norm(dim=-1) / seen.embeddings.double().norm(dim=-1)
     mask = made.forget.mask(classes, domains).flatten()
     means = group_means(size[:, None], seen.labels * len(domains) + seen.domains, len(mask))[:, 0]

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from nullspace_unlearn.clip import Clip
-from nullspace_unlearn.edit import Side, Space
+from nullspace_unlearn.clip import Clip, find_value
+from nullspace_unlearn.edit import DEEPER, Side, Space
 from nullspace_unlearn.erasers import METHODS, Given, Seen
 from nullspace_unlearn.erasers.hull import RIDGE
 from nullspace_unlearn.erasers.method import check_space
@@ -359,6 +359,8 @@ def given_for(
         if made.forget.domains:  # of a large vocabulary the nearest names are shown
             words = replace(words, classes=grid[0])
         seen = visual.on(*grid).seen(words.classes)
+        if space == "value":
+            seen = replace(seen, bases=find_value(clip.model).bases())
     aliases = alias_pairs(made.forget)
     names = (*words.classes, *(alias for _, alias in aliases))
     cells = None
@@ -426,10 +428,10 @@ def space_for(clip: Clip, made: Plan, asked: Space | None = None) -> Space:
             f"{made.method} reads {', '.join(method.spaces)}, not {asked}; "
             f"those that do: {', '.join(able)}"
         )
-    if asked == "mlp" and asked not in clip.spaces:
+    if asked in DEEPER and asked not in clip.spaces:
         has = listed(dict.fromkeys((*clip.spaces, "embedding")))
         try:
-            clip.last_mlp()
+            clip.inner(asked)
         except ValueError as error:
             raise ValueError(f"{error}; --space may be {has}") from None
     return asked

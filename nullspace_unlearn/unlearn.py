@@ -12,7 +12,7 @@ from torch import Tensor
 from nullspace_unlearn import certificate
 from nullspace_unlearn.certificate import Certificate
 from nullspace_unlearn.clip import Clip
-from nullspace_unlearn.edit import Edit, Side, Space
+from nullspace_unlearn.edit import DEEPER, Edit, Side, Space
 from nullspace_unlearn.erasers import METHODS
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.plans import Plan, given_for, plan, space_for
@@ -48,8 +48,9 @@ def erase(
         method: As for `plan`.
         side: As for `plan`.
         space: What the edit reads: the "embedding", the "hidden" feature that enters the final
-            projection, or one step deeper what enters the last MLP's output layer, "mlp"; of those
-            that the method can read (`Method.spaces`). Absent: the first that the model has.
+            projection, or one step deeper what enters the last MLP's output layer, "mlp", or an
+            attention pool's value projection, "value"; of those that the method can
+            read (`Method.spaces`). Absent: the first that the model has.
         strength: Scales the edit; 1 is the edit as derived, at most 2.
         numbers: Some of the method's numbers by name (`Method.numbers`) in place of its own.
         visual: What images of each cell look like to the model, for the methods that take it
@@ -80,8 +81,8 @@ def erase(
     _check_images(made, visual, space)
     edit = METHODS[made.method].edit(given_for(clip, made, visual, space), numbers)
     read, write = edit.read, edit.write
-    if space == "mlp":
-        write = clip.last_mlp().carry_back(write)
+    if space in DEEPER:
+        write = clip.inner(space).carry_back(write)
     provenance = {
         **edit.provenance,
         "strength": strength,

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import nullspace_unlearn.edit
-from nullspace_unlearn.edit import Edit, Space
+from nullspace_unlearn.edit import DEEPER, Edit, Space
 from nullspace_unlearn.files import OutputExists
 
 
@@ -123,7 +123,7 @@ def test_a_hidden_edit_reads_the_hidden_feature() -> None:
     assert torch.allclose(edit.apply(hidden @ w, hidden), hidden @ changed)
     with pytest.raises(ValueError, match="pass hidden"):
         edit.apply(hidden @ w)
-    with pytest.raises(ValueError, match="no operator on embeddings"):
+    with pytest.raises(ValueError, match="has no operator"):
         edit.operator()
     with pytest.raises(ValueError, match="folding one after the other"):
         edit @ random_edit()
@@ -131,24 +131,25 @@ def test_a_hidden_edit_reads_the_hidden_feature() -> None:
         edit.inverse()
 
 
-def test_an_mlp_edit_takes_a_model_to_apply() -> None:
-    edit = Edit(read=randn(11, 2), write=randn(7, 2, seed=1), space="mlp")
+@pytest.mark.parametrize("space", DEEPER)
+def test_a_deeper_edit_takes_a_model_to_apply(space: Space) -> None:
+    edit = Edit(read=randn(14, 2), write=randn(7, 2, seed=1), space=space)
     assert (edit.rank, edit.dim) == (2, 7)
     joint = random_edit()
     refused = {
         "fold it and embed the images again": lambda: edit.apply(randn(5, 7)),
-        "no operator on embeddings: it reads k": lambda: edit.operator(),
-        "hidden and MLP edits compose by folding one": lambda: edit @ joint,
-        "MLP edits compose by folding": lambda: joint @ edit,
+        "has no operator: it does not read z": lambda: edit.operator(),
+        "edits of other spaces compose by folding one": lambda: edit @ joint,
+        "other spaces compose by folding": lambda: joint @ edit,
         "at strength -1": lambda: edit.inverse(),
     }
     for message, call in refused.items():
         with pytest.raises(ValueError, match=message):
             call()
     half = edit.scale(0.5)
-    assert half.space == "mlp" and torch.equal(2 * half.read, edit.read)
-    batch = Edit(read=randn(3, 11, 2), write=randn(3, 7, 2), space="mlp")
-    assert batch[1].space == "mlp" and torch.equal(batch[1].read, batch.read[1])
+    assert half.space == space and torch.equal(2 * half.read, edit.read)
+    batch = Edit(read=randn(3, 14, 2), write=randn(3, 7, 2), space=space)
+    assert batch[1].space == space and torch.equal(batch[1].read, batch.read[1])
 
 
 # Scaling, composing, inverting.
@@ -220,7 +221,7 @@ def test_a_batch_cannot_be_folded() -> None:
         (randn(8, 3), randn(7, 3), "embedding", "8 and 7 dimensions"),
         (randn(2, 7, 3), randn(7, 3), "embedding", "leading dimensions"),
         (randn(7), randn(7), "embedding", "matrices"),
-        (randn(7, 3), randn(7, 3), "joined", "allowed: embedding, hidden, mlp"),
+        (randn(7, 3), randn(7, 3), "joined", "allowed: embedding, hidden, mlp, value"),
         (randn(7, 3) * float("nan"), randn(7, 3), "embedding", "NaN or Inf"),
         (randn(7, 3), randn(7, 3) / 0, "embedding", "NaN or Inf"),
     ],
@@ -259,7 +260,7 @@ def test_views_and_shared_matrices_are_saved(tmp_path: Path) -> None:
     assert torch.equal(Edit.load(tmp_path / "shared").read, basis)
 
 
-@pytest.mark.parametrize("space", ["hidden", "mlp"])
+@pytest.mark.parametrize("space", ["hidden", *DEEPER])
 def test_an_edit_keeps_its_space(tmp_path: Path, space: Space) -> None:
     Edit(randn(9, 2), randn(7, 2), space=space).save(tmp_path / "edit")
     assert Edit.load(tmp_path / "edit").space == space

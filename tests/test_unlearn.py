@@ -445,7 +445,7 @@ def test_what_pictures_show_beside_the_request_changes_nothing(clip, seen):
 def test_what_cannot_be_read_is_refused(clip, seen, unchecked):
     cell, text = plan(clip, CELL), plan(clip, CELL, side="text")
     everywhere = Forget(["car"])
-    said = "space is 'pixels'; allowed: embedding, hidden, mlp"
+    said = "space is 'pixels'; allowed: embedding, hidden, mlp, value"
     with unchecked(), pytest.raises(ValueError, match=said):
         erase(clip, cell, visual=seen, space="pixels")  # type: ignore[arg-type]
     for space in ("hidden", "mlp"):

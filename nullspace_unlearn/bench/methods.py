@@ -14,7 +14,7 @@ from nullspace_unlearn import plans, train, unlearn
 from nullspace_unlearn.bench.datasets import Pool
 from nullspace_unlearn.bench.recipe import Entry
 from nullspace_unlearn.clip import Clip
-from nullspace_unlearn.edit import Edit, Space
+from nullspace_unlearn.edit import DEEPER, Edit, Space
 from nullspace_unlearn.erasers import METHODS
 from nullspace_unlearn.evaluate.compare import (
     EVERYWHERE,
@@ -159,14 +159,14 @@ def _erase(
     (plan, edit, edited), seconds = _timed(derive)
 
     def after(one: Subject) -> Features:
-        if edit.space == "mlp":
+        if edit.space in DEEPER:
             return one.pool.embed(edited, False, True)
         if entry.side == "text":
             return one.features
         return replace(one.features, embeddings=edit.apply(one.features.embeddings,
                                                            one.features.hidden))  # fmt: skip
 
-    again = after(own) if edit.space == "mlp" else None
+    again = after(own) if edit.space in DEEPER else None
     before = own.features if entry.side == "text" else own.shown
     comparison = compare(
         clip, edited, edit, side, before, plan.forget, words.class_templates, again

@@ -250,7 +250,7 @@ class Entry:
         label: What the table calls it; absent: made from the rest.
         prototypes: What shows a closed form how images look: "text" alone, "closed" (prompts moved
             to where images lie), "pixels" (pictures made from the model), "images" (real ones).
-        space: What a closed form reads: embedding, hidden or mlp.
+        space: What a closed form reads: embedding, hidden, mlp or value.
         side: The tower a closed form edits; absent: the first that the method is for.
         strength: Of a closed form.
         shots: Images a cell that it is given, where it is given any.

@@ -36,6 +36,7 @@ def inspect(
     --prototypes text shows what prompts alone would do.
     """
     from nullspace_unlearn import unlearn
+    from nullspace_unlearn.edit import DEEPER
     from nullspace_unlearn.inspection import inspection
 
     request = visual.request(request)
@@ -53,9 +54,9 @@ def inspect(
         space=looks.space,
     )  # fmt: skip
     parameter, shape = projection.key, [projection.width, projection.dim]
-    if edit.space == "mlp":
-        deep = clip.last_mlp()
-        parameter, shape = deep.key, [deep.mlp_width, deep.width]
+    if edit.space in DEEPER:
+        inner = clip.inner(edit.space)
+        parameter, shape = inner.key, list(inner.sizes)
     result = {
         **edit.provenance,
         "side": plan.side,

@@ -62,7 +62,7 @@ def models(
 
 def _named(found: dict[str, object], layout: Layout) -> dict[str, object]:
     """The same by the names that the model's folder has for its tensors."""
-    from nullspace_unlearn.clip.folding import DEEPER
+    from nullspace_unlearn.edit import DEEPER
 
     keys = [key for key in ("key", "bias", *DEEPER) if isinstance(found[key], str)]
     return found | {key: layout.names([str(found[key])])[0] for key in keys}
@@ -74,7 +74,7 @@ def side_in_words(found: dict[str, object] | None) -> str:
     Args:
         found: What `clip.describe` says of the side.
     """
-    from nullspace_unlearn.clip.folding import DEEPER
+    from nullspace_unlearn.edit import DEEPER
 
     if found is None:
         return "cannot be edited"

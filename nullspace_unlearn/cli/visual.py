@@ -78,10 +78,12 @@ class VisualOptions:
         Raises:
             ValueError: If they do not show what --space reads.
         """
-        if self.space == "mlp" and measured is not None and measured.features is not None:
+        from nullspace_unlearn.edit import DEEPER
+
+        if self.space in DEEPER and measured is not None and measured.features is not None:
             raise ValueError(
-                "--space mlp is measured on images encoded again, and --data is features: give "
-                "images, or --space hidden"
+                f"--space {self.space} is measured on images encoded again, and --data is "
+                "features: give images, or --space hidden"
             )
 
     def looks(
@@ -120,9 +122,10 @@ visual_options = gathered(
     click.option("--shots", default=8, show_default=True, help="Of these at most so many a cell."),
     click.option(
         "--space",
-        type=click.Choice(["embedding", "hidden", "mlp"]),
+        type=click.Choice(["embedding", "hidden", "mlp", "value"]),
         help="Which feature the edit reads: the embedding, the hidden feature that enters the "
-        "final projection, or what enters the last MLP's output layer (ViT), which is edited then. "
+        "final projection, or what enters an earlier layer, which is edited then: the last MLP's "
+        "output layer (ViT), the value projection (ResNet). "
         "Absent: the deepest that the model has for neutral, else the embedding.",
     ),
     click.option(

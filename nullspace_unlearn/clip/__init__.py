@@ -15,6 +15,7 @@ from nullspace_unlearn.clip.network import Change, encode
 from nullspace_unlearn.clip.projection import Projection, find, headless
 from nullspace_unlearn.clip.source import BUNDLED, Source
 from nullspace_unlearn.clip.towers import FAMILIES, Family
+from nullspace_unlearn.clip.value import ValueFeatures, ValueProjection, find_value
 from nullspace_unlearn.clip.visual_prompts import VisualPrompts, new_prompts, with_prompts
 
 __all__ = [
@@ -31,6 +32,8 @@ __all__ = [
     "Projection",
     "Saved",
     "Source",
+    "ValueFeatures",
+    "ValueProjection",
     "VisualPrompts",
     "attach",
     "check_outputs",
@@ -39,6 +42,7 @@ __all__ = [
     "export",
     "find",
     "find_mlp",
+    "find_value",
     "fold",
     "headless",
     "load",

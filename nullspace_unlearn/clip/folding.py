@@ -1,6 +1,6 @@
 """What an edit can be folded into, by the space it reads: found, folded, verified in one way.
 
-A deeper space is a `Place` with a finder in `PLACES`; the output folder, its undo file and its
+A deeper space is an `Inner` with a finder in `INNER`; the output folder, its undo file and its
 recipe follow from what folding records.
 """
 
@@ -29,7 +29,8 @@ from nullspace_unlearn.clip.network import (
 )
 from nullspace_unlearn.clip.projection import find
 from nullspace_unlearn.clip.towers import GROWN
-from nullspace_unlearn.edit import Edit, Side, Space
+from nullspace_unlearn.clip.value import find_value
+from nullspace_unlearn.edit import DEEPER, Edit, Side, Space
 
 _HEAD = GROWN.rpartition(".")[0]
 
@@ -85,10 +86,70 @@ class Place(Protocol):
         ...
 
 
-def _last_mlp(model: nn.Module, side: Side) -> Place:
-    if side != "visual":
-        raise ValueError("an MLP edit reads the visual tower; fold it on side 'visual'")
-    return find_mlp(model)
+class Seen(Protocol):
+    """What one forward pass says of images, from an inner layer to the joint space."""
+
+    @property
+    def rows(self) -> Float[Tensor, "n source"]:
+        """`[n, source]` what enters the layer, on the scale of z: what erasers read."""
+        ...
+
+    @property
+    def hidden(self) -> Float[Tensor, "n width"]:
+        """`[n, width]` what enters the final projection."""
+        ...
+
+    @property
+    def embedding(self) -> Float[Tensor, "n dim"]:
+        """`[n, dim]` z, not normalised."""
+        ...
+
+
+@runtime_checkable
+class Inner(Place, Protocol):
+    """A linear layer before the final projection, whose input an edit can read."""
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many numbers an edit reads, and writes."""
+        ...
+
+    def read(self, model: nn.Module, images: Float[Tensor, "n 3 rows columns"]) -> Any:
+        """Read images from the layer on, in one forward pass.
+
+        Args:
+            model: What `headless` makes of the model that the layer was found in.
+            images: `[n, 3, rows, columns]` preprocessed images in the dtype the tower computes in.
+
+        Returns:
+            What `apply` takes, a `Seen`, in float32 at least.
+        """
+        ...
+
+    def of_prototypes(self, rows: Tensor, hidden: Tensor) -> Any:
+        """What `apply` takes, from rows and hidden features alone."""
+        ...
+
+    def apply(self, edit: Edit, features: Any) -> Float[Tensor, "*batch n dim"]:
+        """What an edit makes of embeddings, exactly, without touching weights."""
+        ...
+
+    def carry_back(self, write: Tensor) -> Tensor:
+        """What an edit writes in the layer so that it shifts z as an eraser says."""
+        ...
+
+
+INNER: dict[Space, Callable[[nn.Module], Inner]] = {"mlp": find_mlp, "value": find_value}
+"""How the layer of each space of `DEEPER` is found; raises ValueError where it is not there."""
+
+
+def _inner(space: Space) -> Callable[[nn.Module, Side], Place]:
+    def found(model: nn.Module, side: Side) -> Place:
+        if side != "visual":
+            raise ValueError(f"space {space!r} is the visual tower's; fold it on side 'visual'")
+        return INNER[space](model)
+
+    return found
 
 
 def _hidden(model: nn.Module, side: Side) -> Place:
@@ -100,12 +161,9 @@ def _hidden(model: nn.Module, side: Side) -> Place:
 PLACES: dict[Space, Callable[[nn.Module, Side], Place]] = {
     "embedding": find,
     "hidden": _hidden,
-    "mlp": _last_mlp,
+    **{space: _inner(space) for space in DEEPER},
 }
 """How the place of each space is found in a model; raises ValueError where it is not there."""
-
-DEEPER: tuple[Space, ...] = ("mlp",)
-"""Spaces whose edit goes in before the final projection."""
 
 
 def fold(

@@ -48,6 +48,11 @@ class MlpFeatures:
     hidden: Float[Tensor, "n width"]
     embedding: Float[Tensor, "n dim"]
 
+    @property
+    def rows(self) -> Float[Tensor, "n mlp_width"]:
+        """k/σ, on the scale of z: what erasers read."""
+        return self.mlp / self.deviation[:, None]
+
 
 @dataclass(frozen=True, eq=False)
 class LastMlp:
@@ -86,6 +91,11 @@ class LastMlp:
     def mlp_width(self) -> int:
         """Dimension of k, which an edit reads."""
         return self.weight.shape[1]
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many numbers an edit reads and writes; see `folding.Inner`."""
+        return self.mlp_width, self.width
 
     def carry_forward(
         self, write: Float[Tensor, "*batch width r"]
@@ -148,8 +158,8 @@ class LastMlp:
         )
         return self.projection.apply(hidden)
 
-    def in_units_of_deviation(
-        self, mlp: Float[Tensor, "n mlp_width"], hidden: Float[Tensor, "n width"]
+    def of_prototypes(
+        self, rows: Float[Tensor, "n mlp_width"], hidden: Float[Tensor, "n width"]
     ) -> MlpFeatures:
         """What `apply` needs of images, from k/σ and h alone: both in units of σ, centred.
 
@@ -157,17 +167,21 @@ class LastMlp:
         `(h - β)/γ`. Where γ is 0 nothing of it passes on, and it is taken to be 0.
 
         Args:
-            mlp: `[n, mlp_width]` k/σ, as `embed_spaces` gives it.
+            rows: `[n, mlp_width]` k/σ.
             hidden: `[n, width]` h.
 
         Returns:
             The features, float64, on the CPU, of deviation 1.
         """
         gain, offset = (one.detach().to("cpu", torch.float64) for one in (self.gain, self.offset))
-        mlp, hidden = (one.to("cpu", torch.float64) for one in (mlp, hidden))
+        mlp, hidden = (one.to("cpu", torch.float64) for one in (rows, hidden))
         residual = (hidden - offset) / gain.masked_fill(gain == 0, torch.inf)
         ones = torch.ones(len(mlp), dtype=torch.float64)
         return MlpFeatures(mlp, residual, ones, hidden, self.projection.apply(hidden))
+
+    def read(self, model: nn.Module, images: Float[Tensor, "n 3 rows columns"]) -> MlpFeatures:
+        """Read images from the MLP on, in one forward pass; see `folding.Inner`."""
+        return encode_mlp(model, self, images)
 
     def check_fits(self, edit: Edit) -> None:
         """Refuse an edit of another space or of other dimensions; see `folding.Place`."""
@@ -188,7 +202,7 @@ class LastMlp:
         self, model: nn.Module, edit: Edit, inputs: Tensor
     ) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "n dim"]]:
         """Embeddings before an edit and what it makes of them; see `folding.Place`."""
-        seen = encode_mlp(headless(model), self, inputs)
+        seen = self.read(headless(model), inputs)
         return seen.embedding.double(), self.apply(edit, seen)
 
     def _jacobian(self) -> Float[Tensor, "width dim"]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nullspace_unlearn import words as vocabulary
 from nullspace_unlearn.clip import folder, folding
 from nullspace_unlearn.clip.grid import grid_of
-from nullspace_unlearn.clip.mlp import LastMlp, MlpFeatures, encode_mlp, find_mlp
+from nullspace_unlearn.clip.mlp import LastMlp, find_mlp
 from nullspace_unlearn.clip.network import (
     Change,
     current,
@@ -190,21 +190,22 @@ class Clip:
         hidden = self.hidden_image(images)
         return hidden, self.project(hidden)
 
-    def mlp_image(self, images: Float[Tensor, "n 3 rows columns"]) -> MlpFeatures:
-        """Read images from the last MLP of the tower on, in one forward pass.
+    def read_inner(self, space: Space, images: Float[Tensor, "n 3 rows columns"]) -> Any:
+        """Read images from a layer before the final projection on, in one forward pass.
 
         Args:
+            space: "mlp" or "value".
             images: `[n, 3, rows, columns]`, on any device.
 
         Returns:
-            What an edit with space "mlp" reads and what follows it, up to the embedding z, in
-            float32, on the model's device.
+            What an edit of that space reads and what follows it, up to the embedding z
+            (`folding.Seen`; `MlpFeatures`, `ValueFeatures`), in float32, on the model's device.
 
         Raises:
-            ValueError: If the model's last MLP cannot be reached; says which models' can.
+            ValueError: If the model has no such layer; says which models have.
         """
         with torch.no_grad():
-            return encode_mlp(self._headless, self.last_mlp(), self._images(images))
+            return self.inner(space).read(self._headless, self._images(images))
 
     def project(self, hidden: Float[Tensor, "*any width"]) -> Float[Tensor, "*any dim"]:
         """Take hidden features of the image tower through its final projection, `z = h W + b`.
@@ -294,6 +295,17 @@ class Clip:
             ValueError: If there is none; says which side can be edited.
         """
         self.source.layout.check_side(side)
+
+    def inner(self, space: Space) -> folding.Inner:
+        """The layer before the final projection that a space is what enters.
+
+        Args:
+            space: "mlp" or "value".
+
+        Raises:
+            ValueError: If it cannot be reached; says which models have it.
+        """
+        return folding.INNER[space](self.model)
 
     def last_mlp(self) -> LastMlp:
         """The MLP of the image tower's last block, one step before the final projection.

@@ -32,6 +32,25 @@ class Blocks:
 
 
 @dataclass(frozen=True)
+class Pool:
+    """An attention pool that attends from the mean of its positions, projection and all.
+
+    Attributes:
+        kind: Name of its class.
+        query: Name of the layer that makes queries.
+        key: Name of the layer that makes keys.
+        value: Name of the layer that makes values.
+        positions: Name of what is added to the positions, the mean first.
+    """
+
+    kind: str
+    query: str
+    key: str
+    value: str
+    positions: str
+
+
+@dataclass(frozen=True)
 class Family:
     """A row of the table of supported models.
 
@@ -44,6 +63,7 @@ class Family:
             before an edit adds it under `visual`.
         blocks: Where the image tower is a vision transformer with nothing but a layer norm between
             its last block and its projection, that block.
+        pool: Where the final projection is the output layer of an attention pool, that pool.
     """
 
     name: str
@@ -52,6 +72,7 @@ class Family:
     text: str | None
     pooled: bool = False
     blocks: Blocks | None = None
+    pool: Pool | None = None
 
 
 _TRUNK = ("visual.trunk.norm", "visual.trunk.fc_norm")
@@ -86,6 +107,7 @@ FAMILIES: tuple[Family, ...] = (
         ("RN50", "RN50x64"),
         "visual.attnpool.c_proj.weight",
         "text_projection",
+        pool=Pool("AttentionPool2d", "q_proj", "k_proj", "v_proj", "positional_embedding"),
     ),
     Family(
         "ConvNeXt, Swin",

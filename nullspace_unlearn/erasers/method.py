@@ -35,6 +35,10 @@ class Seen:
         hidden: `[n, width]` what enters the final projection, on the embeddings' scale.
         mlp: `[n, mlp_width]` what enters the last MLP's output layer, divided by the deviation that
             the last norm divides by.
+        value: `[n, heads * embed]` what enters an attention pool's value projection, a block a
+            head.
+        bases: `[heads, dim, head_dim]` where in the joint space each head can write, orthonormal
+            columns; given with `value`.
     """
 
     embeddings: Float[Tensor, "n dim"]
@@ -43,6 +47,8 @@ class Seen:
     made_of: MadeOf = "images"
     hidden: Float[Tensor, "n width"] | None = None
     mlp: Float[Tensor, "n mlp_width"] | None = None
+    value: Float[Tensor, "n heads_embed"] | None = None
+    bases: Float[Tensor, "heads dim head_dim"] | None = None
 
     def read(self, space: Space) -> Float[Tensor, "n source"]:
         """The rows that an edit of a space reads.
@@ -64,6 +70,8 @@ class Seen:
             made_of=self.made_of,
             hidden=None if self.hidden is None else self.hidden[rows],
             mlp=None if self.mlp is None else self.mlp[rows],
+            value=None if self.value is None else self.value[rows],
+            bases=self.bases,
         )
 
     def cell_means(self) -> tuple[Float[Tensor, "cells dim"], Int[Tensor, " c"], Int[Tensor, " c"]]:
@@ -280,7 +288,8 @@ class Method(Generic[N]):
         name: What it is called.
         title: What it does, in a line.
         derive: What it is given, and its numbers -> edits with the batch's leading dimensions. An
-            edit that reads another space than embeddings writes in the joint space all the same.
+            edit that reads another space than embeddings writes in the joint space all the same,
+            for each head where heads read.
         numbers: Its numbers: a frozen dataclass that refuses what is out of range.
         paradigms: Which kinds of request it takes.
         sides: Which towers its edits are for.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.data.source import Source
-from nullspace_unlearn.edit import Edit, Side
+from nullspace_unlearn.edit import DEEPER, Edit, Side
 from nullspace_unlearn.evaluate.figures import (
     Verdict,
     blind_figures,
@@ -200,7 +200,7 @@ def compare(
 
     On the visual side the features are edited in place of being encoded again (`fold` has verified
     that this is the same); on the text side the edited model makes the classifier, and text that
-    the features bring is edited as it is. An edit of the last MLP does not show on the untouched
+    the features bring is edited as it is. An edit of a deeper layer does not show on the untouched
     model's features: it needs the edited one's.
 
     Args:
@@ -218,7 +218,7 @@ def compare(
         The comparison.
 
     Raises:
-        ValueError: If an edit of the last MLP comes without them, or the data has not the classes
+        ValueError: If an edit of a deeper layer comes without them, or the data has not the classes
             or domains of the request.
     """
     lists = lists or Lists()
@@ -231,8 +231,8 @@ def compare(
             text = edit.transposed().apply(features.text)
     if again is not None:
         after = again.embeddings, text
-    elif edit.space == "mlp":
-        raise ValueError("an edit of the last MLP is measured on images encoded again")
+    elif edit.space in DEEPER:
+        raise ValueError(f"an edit of space {edit.space!r} is measured on images encoded again")
     elif side == "visual":
         after = edit.apply(features.embeddings, features.hidden), text
     else:
@@ -261,7 +261,7 @@ def predicted(
         forget: The request, its domains by key.
         words: Classes, domains and templates.
         visual: The visual prototypes that the edit was made from; text prototypes if None. An edit
-            of the last MLP needs them, read there.
+            of a deeper layer needs them, read there.
         lists: As for `compare`.
 
     Returns:
@@ -270,10 +270,11 @@ def predicted(
     again = None
     if visual is not None:
         features = visual.features
-        if edit.space == "mlp" and visual.mlp is not None and features.hidden is not None:
-            last = clip.last_mlp()
-            seen = last.in_units_of_deviation(visual.mlp, features.hidden)
-            again = replace(features, embeddings=last.apply(edit, seen).float())
+        rows = getattr(visual, edit.space) if edit.space in DEEPER else None
+        if rows is not None and features.hidden is not None:
+            inner = clip.inner(edit.space)
+            seen = inner.of_prototypes(rows, features.hidden)
+            again = replace(features, embeddings=inner.apply(edit, seen).float())
     elif forget.domains:
         cells = cell_prototypes(
             clip, words.classes, tuple(words.domains.values()), words.cell_templates

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nullspace_unlearn.edit import Edit
+from nullspace_unlearn.edit import DEEPER, Edit
 from nullspace_unlearn.linalg import unit
 
 # Numbers held at once in one tile of images x edits, and in the edits' writes.
@@ -46,8 +46,8 @@ def predict_edits(
         The arithmetic is float64.
 
     Raises:
-        ValueError: If dimensions differ, the edits are not a batch, or their space is "mlp" or
-            lacks its hidden features.
+        ValueError: If dimensions differ, the edits are not a batch, or their space is of `DEEPER`
+            or lacks its hidden features.
     """
     _check(embeddings, prototypes, edit, hidden)
     named = torch.empty(*edit.batch_shape, len(embeddings), dtype=torch.int64)
@@ -103,8 +103,11 @@ def count_right(
 def _check(embeddings: Tensor, prototypes: Tensor, edit: Edit, hidden: Tensor | None) -> None:
     if len(edit.batch_shape) != 1:
         raise ValueError(f"edits must be a batch [edits], got {list(edit.batch_shape)}")
-    if edit.space == "mlp":
-        raise ValueError("an MLP edit acts on embeddings through a layer norm: fold it instead")
+    if edit.space in DEEPER:
+        raise ValueError(
+            f"edits of space {edit.space!r} act on embeddings through later layers: fold them "
+            "instead"
+        )
     if edit.space == "hidden" and hidden is None:
         raise ValueError(
             "edits of the hidden space read the hidden feature: pass hidden=[n, width]"

@@ -11,7 +11,7 @@ from typing import Any
 from nullspace_unlearn.certificate import Certificate
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.data.source import Source, apart, rows_apart
-from nullspace_unlearn.edit import Edit
+from nullspace_unlearn.edit import DEEPER, Edit
 from nullspace_unlearn.erasers import METHODS
 from nullspace_unlearn.evaluate.compare import (
     Comparison,
@@ -127,7 +127,7 @@ def carry_out(
             embedding.embed, source=reported, batch_size=batch_size, workers=workers, quiet=quiet
         )
         features = show(clip, hidden=edit.space == "hidden")
-        again = show(edited) if edit.space == "mlp" else None
+        again = show(edited) if edit.space in DEEPER else None
         measured = compare(
             clip, edited, edit, plan.side, features, plan.forget, plan.words.class_templates,
             again, lists,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.data.source import Skipped, Source
-from nullspace_unlearn.edit import Space
+from nullspace_unlearn.edit import DEEPER, Space
 from nullspace_unlearn.features.features import Features
 from nullspace_unlearn.fingerprint import Fingerprint, in_words, machine
 from nullspace_unlearn.progress import progress
@@ -33,17 +33,17 @@ def encode(
     Returns:
         By space, `[n, dim or width]` float32 on the CPU. "embedding": what the image tower gives,
         not normalised. "hidden": what enters its final projection. "mlp": what enters the output
-        layer of its last MLP, divided by the deviation that the last norm divides by.
+        layer of its last MLP, divided by the deviation that the last norm divides by. "value": what
+        enters the value projection of its attention pool, a block a head.
 
     Raises:
-        ValueError: If the model has no visual projection and "hidden" is asked for, or its last MLP
-            cannot be reached and "mlp" is.
+        ValueError: If the model has no visual projection and "hidden" is asked for, or lacks the
+            layer of a deeper space that is.
     """
     rows: dict[Space, Tensor]
-    if "mlp" in spaces:
-        seen = clip.mlp_image(images)
-        mlp = seen.mlp / seen.deviation[:, None]
-        rows = {"embedding": seen.embedding, "hidden": seen.hidden, "mlp": mlp}
+    if deeper := [space for space in spaces if space in DEEPER]:
+        seen = clip.read_inner(deeper[0], images)
+        rows = {"embedding": seen.embedding, "hidden": seen.hidden, deeper[0]: seen.rows}
     elif "hidden" in spaces:
         hidden, embedding = clip.encode_both(images)
         rows = {"embedding": embedding, "hidden": hidden}

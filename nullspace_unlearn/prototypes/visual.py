@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.data.source import Source
-from nullspace_unlearn.edit import Space
+from nullspace_unlearn.edit import DEEPER, Space
 from nullspace_unlearn.erasers import Seen
 from nullspace_unlearn.erasers.method import MadeOf
 from nullspace_unlearn.features import Features
@@ -34,11 +34,13 @@ class Visual:
             "images", which can be judged by one another.
         mlp: `[n, mlp_width]` what enters the output layer of the tower's last MLP, divided by the
             deviation that the last norm divides by; None unless it was asked for.
+        value: `[n, heads * embed]` what enters the value projection of an attention pool; the same.
     """
 
     features: Features
     made_of: MadeOf
     mlp: Float[Tensor, "n mlp_width"] | None = None
+    value: Float[Tensor, "n heads_embed"] | None = None
 
     def on(self, classes: Sequence[str], domains: Sequence[str]) -> Visual:
         """These prototypes with labels that index other lists of names; other rows left out.
@@ -69,7 +71,9 @@ class Visual:
             domain_names=tuple(domains),
             text=None,
         )
-        return replace(self, features=features, mlp=None if self.mlp is None else self.mlp[kept])
+        deeper = {name: getattr(self, name) for name in DEEPER}
+        rows = {name: row[kept] for name, row in deeper.items() if row is not None}
+        return replace(self, features=features, **rows)
 
     def seen(self, vocabulary: Sequence[str]) -> Seen:
         """The rows as an eraser is given them.
@@ -89,6 +93,7 @@ class Visual:
             made_of=self.made_of,
             hidden=f.hidden,
             mlp=self.mlp,
+            value=self.value,
         )
 
 
@@ -162,7 +167,7 @@ def from_images(
     )
     files = [picture.name for picture in drawn.pictures]
     features = replace(features, provenance={**features.provenance, "files": files})
-    return Visual(features, "images", deeper.get("mlp"))
+    return Visual(features, "images", **_deeper(deeper))
 
 
 def from_batches(
@@ -192,7 +197,7 @@ def from_batches(
         The prototypes, one an image.
 
     Raises:
-        ValueError: If the space is "mlp" and the model has no last MLP that can be read.
+        ValueError: If the model has nothing to read in that space.
     """
     rows = encode_all(clip, batches, "hidden", space)
     features = Features(
@@ -204,7 +209,7 @@ def from_batches(
         domain_names=tuple(domain_names),
         provenance=source or {},
     )
-    return Visual(features, "images", rows.get("mlp"))
+    return Visual(features, "images", **_deeper(rows))
 
 
 def from_pictures(clip: Clip, pictures: Pictures, *, space: Space = "embedding") -> Visual:
@@ -213,18 +218,18 @@ def from_pictures(clip: Clip, pictures: Pictures, *, space: Space = "embedding")
     Args:
         clip: The model that made them.
         pictures: The pictures.
-        space: What an edit will read of them; "mlp" looks at every image once more.
+        space: What an edit will read of them; those of `DEEPER` look at every image once more.
 
     Returns:
         The prototypes.
 
     Raises:
-        ValueError: If the space is "mlp" and the model has no last MLP that can be read.
+        ValueError: If the model has nothing to read in that space.
     """
-    if space != "mlp":
+    if space not in DEEPER:
         return Visual(pictures.features, "pictures")
     batches = (clip.normalise(batch / 255) for batch in pictures.images.split(_BATCH))
-    return Visual(pictures.features, "pictures", encode_all(clip, batches, "mlp")["mlp"])
+    return Visual(pictures.features, "pictures", **_deeper(encode_all(clip, batches, space)))
 
 
 def from_text(
@@ -245,6 +250,10 @@ def from_text(
         ValueError: As `closed_prototypes`.
     """
     return Visual(closed_prototypes(clip, classes, domains, templates), "prompts")
+
+
+def _deeper(rows: Mapping[Space, Tensor]) -> dict[str, Tensor]:
+    return {space: rows[space] for space in DEEPER if space in rows}
 
 
 def _covered(

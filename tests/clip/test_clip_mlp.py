@@ -118,9 +118,9 @@ def test_a_request_for_an_mlp_that_there_is_not_says_what_there_is(clip_of):
         (clip, plan(clip, Forget(["ox"], ["photo"]), images=True, **told))
         for clip in (clip_of("RN50"), clip_of("ViT-B-32"))
     )
-    with pytest.raises(ValueError, match="is no vision.*--space may be embedding, hidden$"):
+    with pytest.raises(ValueError, match="is no vision.*--space may be embedding, hidden, value$"):
         space_for(*shallow, "mlp")
-    assert space_for(*shallow) == "hidden"  # by default the deepest that it has
+    assert space_for(*shallow) == "value"  # by default the deepest that it has
     assert space_for(*deep, "mlp") == space_for(*deep) == "mlp"  # control
 
 
@@ -182,7 +182,7 @@ def test_folding_shifts_the_residual_stream(name, clip_of):
     expected = torch.from_numpy(by_hand(clip, found, [edit]))
     actual = folded.encode_image(pico.images())
     assert distance(actual, expected) < 1e-5
-    assert distance(found.apply(edit, clip.mlp_image(pico.images())), expected) < 1e-5
+    assert distance(found.apply(edit, clip.read_inner("mlp", pico.images())), expected) < 1e-5
     # Controls: no shift and the opposite shift would both be noticed.
     assert distance(plain, expected) > 0.05
     assert distance(clip.fold(edit.scale(-1)).encode_image(pico.images()), expected) > 0.05
@@ -199,7 +199,7 @@ def test_folding_shifts_the_residual_stream(name, clip_of):
 def test_one_pass_sees_all_from_the_mlp_on(name, clip_of):
     """Oracle: the network's own modules, applied one after the other."""
     clip = clip_of(name)
-    found, seen = clip.last_mlp(), clip.mlp_image(pico.images())
+    found, seen = clip.last_mlp(), clip.read_inner("mlp", pico.images())
     hooks = [len(module._forward_pre_hooks) for module in clip.model.modules()]
     assert seen.mlp.shape == (4, found.mlp_width) and seen.residual.shape == (4, found.width)
     assert all(t.dtype == torch.float32 and not t.is_inference() for t in vars(seen).values())
@@ -213,7 +213,7 @@ def test_one_pass_sees_all_from_the_mlp_on(name, clip_of):
     # x contains C k: what the linear layer does to k is what an edit that removes it takes away.
     scale = torch.ones(found.width) if found.scale is None else found.scale
     whole = Edit(found.weight.T, torch.diag(scale), space="mlp")
-    without = clip.fold(whole).mlp_image(pico.images()).residual
+    without = clip.fold(whole).read_inner("mlp", pico.images()).residual
     contribution = scale * (seen.mlp @ found.weight.T)
     assert distance(seen.residual - without, contribution) < 1e-4
     assert distance(seen.residual, contribution) > 0.1  # control
@@ -225,7 +225,7 @@ def test_one_pass_sees_all_from_the_mlp_on(name, clip_of):
 def test_carrying_forward_is_the_jacobian_of_the_norm(name, clip_of):
     """Oracle: autograd through the norm and the projection, less what only scales z - z°."""
     clip = clip_of(name)
-    found, seen = clip.last_mlp(), clip.mlp_image(pico.images())
+    found, seen = clip.last_mlp(), clip.read_inner("mlp", pico.images())
     norm = copy.deepcopy(clip.model.get_submodule(found.norm)).double()
     project, x = found.projection.apply, seen.residual[0].double()
     centre = project(norm.bias.detach())
@@ -276,7 +276,7 @@ def test_what_cannot_be_reached_is_approached(clip_of):
 def test_a_shift_of_q_times_sigma_moves_scores_by_q(name, clip_of):
     """Theorem of the module: z' - z° is parallel to z - z° - q w, whatever the size of q."""
     clip = clip_of(name)
-    found, seen = clip.last_mlp(), clip.mlp_image(pico.images())
+    found, seen = clip.last_mlp(), clip.read_inner("mlp", pico.images())
     wanted, q = randn(clip.dim, 1), torch.tensor([1.0, 0.5, 0.0, -0.7], dtype=torch.float64)
     # More neurons than images: k @ read can be anything, here q σ.
     read = torch.linalg.pinv(seen.mlp.double()) @ (q * seen.deviation.double())[:, None]
@@ -294,8 +294,8 @@ def test_a_shift_of_q_times_sigma_moves_scores_by_q(name, clip_of):
 def test_what_is_kept_of_images_is_enough_to_apply_an_edit(name, clip_of):
     """Oracle: the folded model; k/σ and h are all that prototypes hold."""
     clip = clip_of(name)
-    found, seen = clip.last_mlp(), clip.mlp_image(pico.images())
-    few = found.in_units_of_deviation(seen.mlp / seen.deviation[:, None], seen.hidden)
+    found, seen = clip.last_mlp(), clip.read_inner("mlp", pico.images())
+    few = found.of_prototypes(seen.mlp / seen.deviation[:, None], seen.hidden)
     edit = edit_of(found)
     after = clip.fold(edit).encode_image(pico.images())
     assert distance(found.apply(edit, few), after) < 1e-4
@@ -304,7 +304,7 @@ def test_what_is_kept_of_images_is_enough_to_apply_an_edit(name, clip_of):
 
 def test_a_batch_is_applied_one_by_one(clip_of):
     clip = clip_of("ViT-B-32")
-    found, seen = clip.last_mlp(), clip.mlp_image(pico.images())
+    found, seen = clip.last_mlp(), clip.read_inner("mlp", pico.images())
     one, two = edit_of(found, seed=1), edit_of(found, seed=2)
     both = Edit(torch.stack([one.read, two.read]), torch.stack([one.write, two.write]), space="mlp")
     out = found.apply(both, seen)
@@ -354,7 +354,7 @@ def test_half_precision_composes_without_rounding_in_between(folder):
     assert kept.dtype == torch.float32
     assert distance(kept, expected) < 1e-6
     assert distance(folded.last_mlp().weight, expected) > 1e-5  # control
-    assert folded.mlp_image(pico.images()).residual.dtype == torch.float32
+    assert folded.read_inner("mlp", pico.images()).residual.dtype == torch.float32
 
 
 def test_overflow_is_refused(folder):
@@ -393,7 +393,7 @@ def test_other_towers_are_refused_in_one_line(name, clip_of):
     edit = Edit(torch.ones(64, 1), torch.ones(16, 1), space="mlp")
     for call in (
         clip.last_mlp,
-        lambda: clip.mlp_image(pico.images()),
+        lambda: clip.read_inner("mlp", pico.images()),
         lambda: clip.fold(edit),
     ):
         with pytest.raises(ValueError, match=f"{UNREACHED[name]}.*; it can be in ViT") as error:
@@ -415,7 +415,7 @@ def test_blocks_that_norm_what_the_mlp_gives_are_refused(clip_of):
 
 def test_what_does_not_fit_is_refused(clip_of, random_edit):
     clip = clip_of("ViT-B-32")
-    found, seen = clip.last_mlp(), clip.mlp_image(pico.images())
+    found, seen = clip.last_mlp(), clip.read_inner("mlp", pico.images())
     edit = edit_of(found)
     narrow = Edit(edit.read[1:], edit.write, space="mlp")
     with pytest.raises(ValueError, match=r"reads 63 and writes 16 .*c_proj.weight 64 and 16"):
@@ -506,7 +506,7 @@ def test_trained_models(name, tmp_path):
         pytest.skip("the shared models are not here")
     clip = load(name if name == "nsu-mini" else str(SHARED / name), device="cpu")
     found, images = clip.last_mlp(), torch.randn(4, 3, *clip.image_size)
-    seen, wanted = clip.mlp_image(images), randn(clip.dim, 1)
+    seen, wanted = clip.read_inner("mlp", images), randn(clip.dim, 1)
     assert distance(found.carry_forward(found.carry_back(wanted)), wanted) < 1e-9
     # A shift of every embedding by half of its mean norm.
     read = torch.linalg.pinv(seen.mlp.double()) @ seen.deviation.double()[:, None]
@@ -552,7 +552,7 @@ def test_full_size_vit():
     with pytest.warns(UserWarning, match="the weights are random"):
         clip = load("ViT-B-32", device="cpu")
     found, images = clip.last_mlp(), torch.randn(2, 3, 224, 224)
-    edit, seen = edit_of(found), clip.mlp_image(images)
+    edit, seen = edit_of(found), clip.read_inner("mlp", images)
     assert (found.width, found.mlp_width) == (768, 3072)
     assert distance(clip.fold(edit).encode_image(images), found.apply(edit, seen)) < 1e-5
     wanted = randn(clip.dim, 2)

@@ -138,7 +138,7 @@ def test_bad_input_is_named(unchecked) -> None:
         with pytest.raises(ValueError, match="pass hidden="):
             hidden = Edit(randn(2, 24, 1), randn(2, 16, 1), "hidden")
             predict_edits(embeddings, prototypes, hidden)
-        with pytest.raises(ValueError, match="fold it instead"):
+        with pytest.raises(ValueError, match="fold them instead"):
             predict_edits(embeddings, prototypes, Edit(edits.read, edits.write, "mlp"))
         with pytest.raises(ValueError, match="as many labels"):
             count_right(embeddings, prototypes, labels[:5], None, (40, 1), edits)

@@ -165,7 +165,7 @@ def test_real_images_are_what_the_model_makes_of_the_files(clip: Clip, folder: S
 def test_reading_deeper_gives_what_enters_the_last_mlp(clip: Clip, folder: Source) -> None:
     visual = from_images(clip, folder, shots=2, quiet=True, space="mlp", batch_size=5)
     images = opened(clip, folder.pictures[0].holder[0], visual.features.provenance["files"])
-    seen = clip.mlp_image(images)
+    seen = clip.read_inner("mlp", images)
     expected = seen.mlp / seen.deviation[:, None]
     assert visual.mlp is not None and visual.mlp.shape == (12, clip.last_mlp().mlp_width)
     torch.testing.assert_close(visual.mlp, expected, rtol=1e-4, atol=1e-5)
@@ -229,7 +229,7 @@ def test_pictures_are_read_as_the_synthesis_left_them(clip: Clip) -> None:
     plain, mlp = (from_pictures(clip, made, space=space) for space in ("embedding", "mlp"))
     assert plain.features is made.features and plain.mlp is None
     assert plain.made_of == "pictures"  # they cannot be judged by one another
-    seen = clip.mlp_image(clip.normalise(made.images / 255))
+    seen = clip.read_inner("mlp", clip.normalise(made.images / 255))
     torch.testing.assert_close(mlp.mlp, seen.mlp / seen.deviation[:, None])
     torch.testing.assert_close(
         unit(seen.embedding), unit(made.features.embeddings), atol=1e-4, rtol=0
