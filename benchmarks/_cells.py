@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
@@ -13,11 +13,12 @@ from torch import Tensor
 
 from nullspace_unlearn import plans
 from nullspace_unlearn.clip import Clip
-from nullspace_unlearn.clip.mlp import MlpFeatures
-from nullspace_unlearn.edit import Edit
+from nullspace_unlearn.clip.folding import Seen
+from nullspace_unlearn.edit import DEEPER, Edit, Space
 from nullspace_unlearn.evaluate.compare import classifier
 from nullspace_unlearn.features import Features
 from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.looks import pictures_for
 from nullspace_unlearn.plans import Plan
 from nullspace_unlearn.prototypes import (
     Visual,
@@ -36,14 +37,15 @@ class Bench:
     Attributes:
         clip: The untouched model.
         features: Its embeddings and hidden features of the images.
-        mlp: What its last MLP makes of them; None where it cannot be reached.
+        inner: What the layer before the projection that it has makes of them (`read_inner`); None
+            where it has none.
         domains: Domain -> the word prompts use for it.
         real: Draws of a few real images of each cell, by their number a cell.
     """
 
     clip: Clip
     features: Features
-    mlp: MlpFeatures | None
+    inner: Seen | None
     domains: Mapping[str, str]
     real: Mapping[int, Sequence[Visual]]
 
@@ -71,21 +73,20 @@ class Bench:
         """The images' embeddings, after an edit if one is given."""
         if edit is None:
             return self.features.embeddings
-        if edit.space == "mlp":
-            assert self.mlp is not None
-            return self.clip.last_mlp().apply(edit, self.mlp).float()
+        if edit.space in DEEPER:
+            assert self.inner is not None
+            return self.clip.inner(edit.space).apply(edit, self.inner).float()
         return edit.apply(self.features.embeddings, self.features.hidden)
 
     @cached_property
     def made(self) -> dict[str, Visual]:
         """Prototypes made without any image."""
         given = (self.clip, self.features.class_names, self.domains, self.words.cell_templates)
-        pixels = synthesise(*given)
+        space = deepest(self.clip)
+        pixels = synthesise(*given, pictures_for(space))
         return {
             "closed form": from_text(*given),
-            "pixels": from_pictures(
-                self.clip, pixels, space="embedding" if self.mlp is None else "mlp"
-            ),
+            "pixels": from_pictures(self.clip, pixels, space=space),
         }
 
 
@@ -122,12 +123,17 @@ def near_table(found: Mapping[str, Sequence[Nearness]]) -> str:
     return markdown(header, lines)
 
 
-def read_mlp(clip: Clip, batches: Sequence[Tensor]) -> MlpFeatures | None:
-    """What the last MLP makes of images; None where it cannot be reached."""
-    try:
-        clip.last_mlp()
-    except ValueError:
+def deepest(clip: Clip) -> Space:
+    """What an edit can read of a model, as deep as it goes."""
+    return next((space for space in DEEPER if space in clip.spaces), "embedding")
+
+
+def read_inner(clip: Clip, batches: Iterable[Tensor]) -> Seen | None:
+    """What the layer of the deepest space makes of images; None where there is none."""
+    space = deepest(clip)
+    if space not in DEEPER:
         return None
-    parts = [clip.mlp_image(batch) for batch in batches]
-    names = ("mlp", "residual", "deviation", "hidden", "embedding")
-    return MlpFeatures(**{name: torch.cat([getattr(p, name) for p in parts]) for name in names})
+    parts = [clip.read_inner(space, batch) for batch in batches]
+    names = [field.name for field in fields(parts[0])]
+    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    return type(parts[0])(**joined)

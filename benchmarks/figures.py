@@ -27,7 +27,6 @@ from nullspace_unlearn import unlearn
 from nullspace_unlearn.data import mini
 from nullspace_unlearn.data.bundled import bundled_to_report
 from nullspace_unlearn.data.folders import read_folder
-from nullspace_unlearn.edit import Space
 from nullspace_unlearn.evaluate.zeroshot import accuracy_grid, predict
 from nullspace_unlearn.features import read_features
 from nullspace_unlearn.features.embed import embed
@@ -41,7 +40,7 @@ HOW = (
     "Means over the requests, in brackets the worst. Figures as in docs/figures.md: left 1 is all, "
     "0 nothing; over, told apart by getting the name less often; cost in points, each cell "
     "counting once; kept search, what searches by the names that stay find. neutral reads the last "
-    "MLP where the model has one, else the hidden feature; gated the embedding; the peers prompts, "
+    "MLP, or what enters the value projection of a ResNet; gated the embedding; the peers prompts, "
     "with the library's defaults. Pixels: pictures made from the model alone."
 )
 NEAR = (
@@ -266,7 +265,7 @@ def _bundled_bench(each: int) -> cells.Bench:
     fresh = embed(clip, bundled_to_report(each), hidden=True)
     drawn = list(_rendered(clip, range(10_000_000, 10_000_000 + each)))
     real = {SHOTS: [_drawn(clip, 0)]}
-    return cells.Bench(clip, fresh, cells.read_mlp(clip, drawn), clip.words.domains, real)
+    return cells.Bench(clip, fresh, cells.read_inner(clip, drawn), clip.words.domains, real)
 
 
 def _pacs_bench(root: Path, folder: Path) -> cells.Bench:
@@ -275,10 +274,9 @@ def _pacs_bench(root: Path, folder: Path) -> cells.Bench:
     test, train = (
         read_folder(root, PACS_WORDS, listing=folder / part) for part in ("test.txt", "train.txt")
     )
-    mlp = cells.read_mlp(clip, [b.images for b in test.batches(clip.preprocess)])
-    space: Space = "embedding" if mlp is None else "mlp"
-    real = [from_images(clip, train, shots=SHOTS, space=space)]
-    return cells.Bench(clip, embed(clip, test, hidden=True), mlp, test.words, {SHOTS: real})
+    inner = cells.read_inner(clip, (b.images for b in test.batches(clip.preprocess)))
+    real = [from_images(clip, train, shots=SHOTS, space=cells.deepest(clip))]
+    return cells.Bench(clip, embed(clip, test, hidden=True), inner, test.words, {SHOTS: real})
 
 
 def _need(path: Path) -> Path:
@@ -333,9 +331,9 @@ def _drawn(clip: nsu.Clip, draw: int) -> Visual:
     number = 1_000_000 + draw
     features = embed(clip, bundled_to_report(SHOTS, number), hidden=True)
     first = 10_000_000 + number * SHOTS
-    mlp = cells.read_mlp(clip, list(_rendered(clip, range(first, first + SHOTS))))
-    assert mlp is not None
-    return Visual(features, "images", mlp.mlp / mlp.deviation[:, None])
+    seen = cells.read_inner(clip, _rendered(clip, range(first, first + SHOTS)))
+    assert seen is not None
+    return Visual(features, "images", seen.rows)
 
 
 def _unnamed(rows: torch.Tensor, further: torch.Tensor, gone: torch.Tensor) -> names.Task:

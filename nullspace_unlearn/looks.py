@@ -9,7 +9,7 @@ from typing import Literal
 
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.data.source import Source
-from nullspace_unlearn.edit import Space
+from nullspace_unlearn.edit import DEEPER, Space
 from nullspace_unlearn.erasers import METHODS
 from nullspace_unlearn.plans import Plan, cells_needed, cells_of_images, space_for
 from nullspace_unlearn.prototypes import (
@@ -23,6 +23,8 @@ from nullspace_unlearn.prototypes import (
 )
 
 Prototypes = Literal["auto", "text", "closed", "pixels"]
+
+_EACH: dict[Space, int] = {"value": 8}
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,11 +112,11 @@ class Looks:
             )
         kind = self._kind(plan)
         if kind == "closed":
-            if space == "mlp":
-                raise ValueError("--space mlp is what only pictures show: --prototypes pixels")
+            if space in DEEPER:
+                raise ValueError(f"--space {space} is what only pictures show: --prototypes pixels")
             return from_text(clip, *cells_needed(plan), plan.words.cell_templates)
         if kind == "pixels":
-            synthesis = Synthesis(batch_size=self.batch_size)
+            synthesis = replace(pictures_for(space), batch_size=self.batch_size)
             return synthesise_for(
                 clip, plan, synthesis, cache=self.cache, space=space, quiet=self.quiet
             )
@@ -126,6 +128,18 @@ class Looks:
         method = METHODS[plan.method]
         seen = method.images == "must" or self.space not in (None, "embedding")
         return "pixels" if seen or plan.forget.paradigm in method.pictures_for else "text"
+
+
+def pictures_for(space: Space) -> Synthesis:
+    """The numbers of the pictures that an edit of a space is made from.
+
+    What enters a value projection is many times as wide as other features, and takes twice as many
+    pictures to tell what is shown from what it is shown on.
+
+    Args:
+        space: What the edit will read.
+    """
+    return Synthesis(each=_EACH.get(space, Synthesis.each))
 
 
 def synthesise_for(
@@ -142,10 +156,10 @@ def synthesise_for(
     Args:
         clip: The model.
         made: The plan.
-        synthesis: The numbers of the synthesis.
+        synthesis: The numbers of the synthesis; absent: those of `pictures_for`.
         cache: As for `prototypes.synthesise`.
-        space: What an edit will read of them, as for `erase`; "mlp" looks at every picture once
-            more.
+        space: What an edit will read of them, as for `erase`; "mlp" and "value" look at every
+            picture once more.
         quiet: Whether to leave out the progress bar on stderr.
 
     Returns:
@@ -156,6 +170,8 @@ def synthesise_for(
             the model, since an edit made from it would forget something else.
     """
     classes, domains = cells_needed(made)
+    space = space_for(clip, made, space)
+    synthesis = synthesis or pictures_for(space)
     found = synthesise(
         clip, classes, domains, made.words.cell_templates, synthesis, cache=cache, quiet=quiet
     )
@@ -171,4 +187,4 @@ def synthesise_for(
         )
     if (line := found.warning()) is not None:
         warnings.warn(line, stacklevel=2)
-    return from_pictures(clip, found, space=space_for(clip, made, space))
+    return from_pictures(clip, found, space=space)

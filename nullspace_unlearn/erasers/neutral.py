@@ -9,21 +9,25 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from nullspace_unlearn.edit import Edit, Space
+from nullspace_unlearn.edit import DEEPER, Edit, Space
 from nullspace_unlearn.erasers.method import Given, Method, Seen, said
 from nullspace_unlearn.forget import groups
-from nullspace_unlearn.linalg import Ridge, as_float64, group_means, unit
+from nullspace_unlearn.linalg import CoupledRidge, Ridge, as_float64, group_means, unit
 
 RIDGES = (0.003, 0.03, 0.3)
 # Pictures are so alike that leaving them out says little of the ridge.
 _OF_PICTURES = (0.001,)
 LEAST, MOST = 0.5, 3.0
+# What heads read is so wide that a smaller ridge shrinks nothing, and beta makes up for more.
+_OF_HEADS, _OF_HEADS_OF_PICTURES, _MOST_OF_HEADS = (0.6,), (0.2,), 4.0
 # Of pictures read before the last MLP, a higher beta costs what stays more than it forgets.
 _SHALLOW = 1.5
 # How far a shift falls short on images is this power of how far it does on pictures left out, since
 # these are more alike than images are. Chosen on pictures and training images nothing is reported
 # on; it is 1 for real images, which are what they stand for.
 _PICTURES = 1.5
+# And again, where single cells go and heads read: few prototypes teach what is forgotten.
+_CELLS_OF_HEADS = 1.5
 # What a forgotten cell counts for in the mean of its domain where others stay. At 1 the name still
 # stands a little above the others there, at 0 below them.
 _SHARE = 0.5
@@ -34,7 +38,8 @@ class NeutralNumbers:
     """What `neutral` must be told beside prototypes and request; `choose` finds them.
 
     Attributes:
-        ridge: Relative to the prototypes' mean square per dimension, above 0.
+        ridge: Relative to the prototypes' mean square per dimension (of what one head reads, where
+            heads do), above 0.
         beta: What the wanted shift is multiplied by, above 0, to make up for the ridge's shrinkage.
     """
 
@@ -54,6 +59,7 @@ def neutral(
     *,
     source: Float[Tensor, "n source"] | None = None,
     space: Space = "hidden",
+    bases: Float[Tensor, "heads dim head_dim"] | None = None,
     numbers: NeutralNumbers | None = None,
 ) -> Edit:
     """Forget cells, or whole domains, so that nothing tells their classes apart.
@@ -71,7 +77,9 @@ def neutral(
     rest.
 
     Reading z or h, a linear map cannot multiply "is a sketch" with "which class"; reading the last
-    MLP's activation it can.
+    MLP's activation it can, or of what each head of an attention pool gathers. There the rows are
+    a block a head, and each head h has a regression `G_h` of its own that writes where the head
+    leads, all of them fitted together (`linalg.CoupledRidge`): `z' = z - sum_h x_h G_h`.
 
     Args:
         embeddings: `[n, dim]` prototypes of cells, any number a cell; scale does not matter.
@@ -80,29 +88,35 @@ def neutral(
         mask: `[*batch, classes, domains]`, true where a cell is forgotten.
         source: `[n, source]` what is read, on the embeddings' scale; absent: the embeddings.
         space: What the source is, where it is given.
+        bases: `[heads, dim, head_dim]` where each head can write, orthonormal columns, if the
+            source is a block a head.
         numbers: Ridge and beta.
 
     Returns:
-        An edit that reads `source`, float64; its write is in the joint space. Its rank is at most
-        that of the prototypes and of the joint space.
+        An edit that reads `source`, float64; its write is in the joint space, `[heads * dim, rank]`
+        where heads read. Its rank is at most that of the prototypes and of what is written.
 
     Raises:
         ValueError: If shapes do not fit, something is not finite, a cell has no prototype, or a
             request forgets nothing or everything.
     """
     numbers = numbers or NeutralNumbers()
-    shown = _Shown.of(embeddings, labels, domains, mask, source)
+    shown = _Shown.of(embeddings, labels, domains, mask, source, bases)
     batch = mask.shape[:-2]
     shifts = []
     for one in mask.reshape(-1, *mask.shape[-2:]):
         request = _Request.of(shown, one)
         shifts.append(request.ridge.solve(numbers.beta * request.wanted, numbers.ridge))
+    # [requests, source, dim], or [requests, heads, source, head_dim]
     left, singular, right = torch.linalg.svd(torch.stack(shifts), full_matrices=False)
-    rank = int((singular > 1e-9 * singular[:, :1]).sum(-1).max())
-    read = (left * singular[:, None])[..., :rank]
+    largest = singular.flatten(1).amax(-1).reshape(-1, *[1] * (singular.ndim - 1))
+    rank = int((singular > 1e-9 * largest).sum(-1).max())
+    read = (left * singular[..., None, :])[..., :rank]
+    write = right.mT[..., :rank]
+    write = write if shown.bases is None else shown.bases @ write
     return Edit(
         read=read.reshape(*batch, -1, rank),
-        write=right.mT[..., :rank].reshape(*batch, -1, rank),
+        write=write.reshape(*batch, -1, rank),
         space="embedding" if source is None else space,
         provenance=said("neutral", numbers, rank),
     )
@@ -116,6 +130,7 @@ def choose(
     mask: Bool[Tensor, "classes domains"],
     *,
     source: Float[Tensor, "n source"] | None = None,
+    bases: Float[Tensor, "heads dim head_dim"] | None = None,
     pictures: bool = False,
     most: float = MOST,
 ) -> NeutralNumbers:
@@ -133,6 +148,7 @@ def choose(
         classes: `[classes, dim]` unit text prototypes of the classes.
         mask: `[classes, domains]`, one request.
         source: `[n, source]`.
+        bases: `[heads, dim, head_dim]`.
         pictures: Whether the prototypes are synthesised, those of a cell in the order of what they
             started from.
         most: The highest beta.
@@ -144,7 +160,7 @@ def choose(
     Raises:
         ValueError: As `neutral`.
     """
-    shown = _Shown.of(embeddings, labels, domains, mask, source)
+    shown = _Shown.of(embeddings, labels, domains, mask, source, bases)
     if int(shown.count.min()) < 2:
         fixed = NeutralNumbers()
         warnings.warn(
@@ -159,11 +175,15 @@ def choose(
     names = (names - names.mean(0))[labels]
     wanted = (request.wanted * names).sum(-1)
     best, chosen = torch.inf, NeutralNumbers()
-    for ridge in _OF_PICTURES if pictures else RIDGES:
+    ridges, power = (_OF_PICTURES, _PICTURES) if pictures else (RIDGES, 1.0)
+    if bases is not None:
+        ridges = _OF_HEADS_OF_PICTURES if pictures else _OF_HEADS
+        power *= _CELLS_OF_HEADS if (mask.any(0) & ~mask.all(0)).any() else 1
+    for ridge in ridges:
         shift = request.ridge.held_out(request.wanted, ridge, group.to(shown.cell.device))
         given = request.weight * (shift * names).sum(-1)
         reached = float((given @ wanted) / (request.weight @ wanted.square()).clamp(min=1e-300))
-        short = max(reached, 1e-3) ** (_PICTURES if pictures else 1)
+        short = max(reached, 1e-3) ** power
         beta = min(max(1 / short, LEAST), most)
         error = (request.weight[:, None] * (beta * shift - request.wanted).square()).sum()
         if float(error) < best:
@@ -176,6 +196,7 @@ class _Shown:
     """Prototypes as the regression sees them."""
 
     rows: Float[Tensor, "n source"]
+    bases: Float[Tensor, "heads dim head_dim"] | None
     z: Float[Tensor, "n dim"]
     cell: Int[Tensor, " n"]
     count: Int[Tensor, " cells"]
@@ -189,6 +210,7 @@ class _Shown:
         domains: Tensor,
         mask: Tensor,
         source: Tensor | None,
+        bases: Tensor | None = None,
     ) -> _Shown:
         z = as_float64("embeddings", embeddings)
         rows = z if source is None else as_float64("source", source)
@@ -203,7 +225,14 @@ class _Shown:
         if not norm.all():
             raise ValueError("a prototype is the zero vector")
         means = group_means(unit(z), cell, grid.numel()).reshape(*grid, -1)
-        return cls(rows / norm, unit(z), cell, count, means)
+        if bases is not None:
+            bases = as_float64("bases", bases)
+            if rows.shape[1] % len(bases) or bases.shape[1] != z.shape[1]:
+                raise ValueError(
+                    f"a source of {rows.shape[1]} dimensions is no block for each of "
+                    f"{len(bases)} heads that write {bases.shape[1]} of {z.shape[1]} dimensions"
+                )
+        return cls(rows / norm, bases, unit(z), cell, count, means)
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +241,7 @@ class _Request:
 
     weight: Float[Tensor, " n"]
     wanted: Float[Tensor, "n dim"]
-    ridge: Ridge
+    ridge: Ridge | CoupledRidge
 
     @classmethod
     def of(cls, shown: _Shown, mask: Bool[Tensor, "classes domains"]) -> _Request:
@@ -225,7 +254,10 @@ class _Request:
         parts = torch.stack(groups(mask)).double()
         grid = (parts / parts.sum((1, 2), keepdim=True).clamp(min=1)).sum(0)
         weight = (grid.flatten() / shown.count)[shown.cell]
-        return cls(weight, wanted, Ridge(shown.rows, weight))
+        if shown.bases is None:
+            return cls(weight, wanted, Ridge(shown.rows, weight))
+        blocks = shown.rows.unflatten(1, (len(shown.bases), -1))
+        return cls(weight, wanted, CoupledRidge(blocks, weight, shown.bases))
 
 
 def _place(cell: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
@@ -269,6 +301,7 @@ def _derive(given: Given, numbers: NeutralNumbers) -> Edit:
             part.mask,
             source=None if part.space == "embedding" else seen.read(part.space),
             space=part.space,
+            bases=_bases(part, seen),
             numbers=numbers,
         )
 
@@ -286,9 +319,24 @@ def _choose(given: Given) -> NeutralNumbers:
         part.classes,
         part.mask,
         source=None if part.space == "embedding" else seen.read(part.space),
+        bases=_bases(part, seen),
         pictures=seen.made_of == "pictures",
-        most=_SHALLOW if seen.made_of == "pictures" and part.space != "mlp" else MOST,
+        most=_most(part.space, seen),
     )
+
+
+def _bases(given: Given, seen: Seen) -> Tensor | None:
+    if given.space != "value":
+        return None
+    if seen.bases is None:
+        raise ValueError("heads read the value feature: say where each of them can write (bases)")
+    return seen.bases
+
+
+def _most(space: Space, seen: Seen) -> float:
+    if space == "value":
+        return _MOST_OF_HEADS
+    return _SHALLOW if seen.made_of == "pictures" and space != "mlp" else MOST
 
 
 def _seen(given: Given) -> Seen:
@@ -306,5 +354,5 @@ METHOD = Method(
     sides=("visual",),
     images="must",
     pictures_for=("cell", "domain"),
-    spaces=("mlp", "hidden", "embedding"),
+    spaces=(*DEEPER, "hidden", "embedding"),
 )

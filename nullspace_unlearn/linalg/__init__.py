@@ -11,6 +11,7 @@ from nullspace_unlearn.linalg.bases import (
     marked_first,
     unit,
 )
+from nullspace_unlearn.linalg.coupled import CoupledRidge
 from nullspace_unlearn.linalg.held_out import Ridge
 from nullspace_unlearn.linalg.nearest import HullPoint, Metric, nearest_in_hull, stacked
 from nullspace_unlearn.linalg.ridge import (
@@ -26,6 +27,7 @@ from nullspace_unlearn.linalg.ridge import (
 )
 
 __all__ = [
+    "CoupledRidge",
     "HullPoint",
     "Metric",
     "Ridge",

@@ -28,6 +28,8 @@ from nullspace_unlearn.linalg import unit
 from nullspace_unlearn.plans import resolved, texts_of
 
 CLASSES, DOMAINS, DIM, WIDTH, EACH = 7, 3, 40, 48, 3
+HEADS = 2
+DEEP = ("hidden", "mlp", "value")
 OWNER = (*range(CLASSES), 0, 0, 1)  # two further names of the first class, one of the second
 # Its terms are weighed against the identity, so unit vectors are part of what it is.
 NEEDS_UNIT_NAMES = {"ccup"}
@@ -71,6 +73,9 @@ def given_of(paradigm: Paradigm, images: bool, space: str = "embedding") -> Give
             rows, grid[:, 0], grid[:, 1], "pictures",
             hidden=rows @ randn(DIM, WIDTH, seed=6) + 0.1 * randn(len(grid), WIDTH, seed=7),
             mlp=rows @ randn(DIM, WIDTH, seed=8) + 0.1 * randn(len(grid), WIDTH, seed=9),
+            value=rows @ randn(DIM, HEADS * WIDTH, seed=12)
+            + 0.1 * randn(len(grid), HEADS * WIDTH, seed=13),
+            bases=torch.linalg.qr(randn(HEADS, DIM, DIM // 2, seed=14)).Q,
         )  # fmt: skip
     everywhere = paradigm == "global"
     return Given(names, owner, mask, forgotten, kept, None if everywhere else cells, seen, space)
@@ -93,6 +98,9 @@ every = pytest.mark.parametrize(("method", "given"), cases())
 
 def update(edit: Edit) -> Tensor:
     """What an edit takes away, as one matrix: no basis in it is a matter of choice."""
+    if edit.space == "value":  # a head has no part in another
+        read, write = (part.unflatten(-2, (HEADS, -1)) for part in (edit.read, edit.write))
+        return (read @ write.mT).flatten(-3, -2)
     return edit.read @ edit.write.mT
 
 
@@ -158,7 +166,7 @@ def test_half_precision_in_and_double_out(method: Method[Any], given: Given) -> 
     def at(*to: torch.dtype) -> Given:
         seen = given.seen
         if seen is not None:
-            parts = {n: cast(getattr(seen, n), *to) for n in ("embeddings", "hidden", "mlp")}
+            parts = {n: cast(getattr(seen, n), *to) for n in ("embeddings", *DEEP)}
             seen = replace(seen, **parts)
         parts = {name: cast(getattr(given, name), *to) for name in ("names", "cells")}
         return replace(given, **parts, seen=seen)
@@ -176,7 +184,7 @@ def test_scale_does_not_matter(method: Method[Any], given: Given) -> None:
         if seen is not None:
             scaled = replace(
                 seen, embeddings=scale * seen.embeddings, hidden=scale * seen.hidden,
-                mlp=scale * seen.mlp,
+                mlp=scale * seen.mlp, value=scale * seen.value,
             )  # fmt: skip
             close(method.edit(replace(given, seen=scaled)), expected, 1e-5)
         names, cells = scale * given.names, given.cells
@@ -192,12 +200,13 @@ def test_turning_the_space_turns_the_edit(method: Method[Any], given: Given) -> 
     turn = torch.linalg.qr(randn(DIM, DIM, seed=11)).Q
     seen = given.seen
     if seen is not None:
-        seen = replace(seen, embeddings=seen.embeddings @ turn)
+        seen = replace(seen, embeddings=seen.embeddings @ turn, bases=turn.mT @ seen.bases)
     cells = None if given.cells is None else given.cells @ turn
     turned = method.edit(replace(given, names=given.names @ turn, cells=cells, seen=seen))
     plain = method.edit(given)
     read = plain.read if given.space != "embedding" else turn.mT @ plain.read
-    close(turned, replace(plain, read=read, write=turn.mT @ plain.write), 1e-5)
+    write = turn.mT @ plain.write.unflatten(-2, (-1, DIM))
+    close(turned, replace(plain, read=read, write=write.flatten(-3, -2)), 1e-5)
 
 
 @every
@@ -222,12 +231,10 @@ def test_what_it_refuses(method: Method[Any], given: Given) -> None:
     cells = None if one.cells is None else one.cells * torch.nan
     seen = one.seen
     if seen is not None:
-        seen = replace(
-            seen, **{n: getattr(seen, n) * torch.nan for n in ("embeddings", "hidden", "mlp")}
-        )
+        seen = replace(seen, **{n: getattr(seen, n) * torch.nan for n in ("embeddings", *DEEP)})
     with pytest.raises(ValueError, match="NaN"):
         method.edit(replace(one, names=broken, cells=cells, seen=seen))
-    for space in {"hidden", "mlp"} - set(method.spaces):
+    for space in set(DEEP) - set(method.spaces):
         with pytest.raises(ValueError, match=f"{method.name} reads .*, not {space}"):
             method.edit(replace(one, space=space))
     if method.images == "must":
