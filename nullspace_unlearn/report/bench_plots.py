@@ -53,13 +53,13 @@ def left_against_cost(
         raise ValueError("there is no method to draw")
     with picture(path, (7.2, 4.2), overwrite) as figure:
         axes = figure.subplots()
-        number = 0
+        number, marks = 0, []
         for point in points:
             mark, colour = "*", "0.35"
             if not point.bound:
                 mark, colour = MARKS[number % len(MARKS)], COLOURS[number % len(COLOURS)]
                 number += 1
-            axes.errorbar(
+            drawn = axes.errorbar(
                 point.left,
                 point.cost,
                 xerr=_off(point.left, point.left_ends),
@@ -70,13 +70,14 @@ def left_against_cost(
                 markersize=10 if point.bound else 6,
                 elinewidth=0.8,
                 capsize=2,
-                label=shortened(point.label, 32).replace("$", r"\$"),
             )
+            marks.append(drawn[0])  # without its bars, which would hide it in the legend
         axes.set_xlabel("left: told of what is forgotten, in the worst way of asking")
         axes.set_ylabel("cost: points of accuracy on what stays")
         axes.set_title(shortened(title, 80), parse_math=False)
         axes.set_xlim(left=-0.05)
-        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+        names = [shortened(point.label, 32).replace("$", r"\$") for point in points]
+        axes.legend(marks, names, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
 def _off(value: float, ends: tuple[float, float] | None) -> list[list[float]] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -44,7 +45,9 @@ def part(run: Run) -> Part:
     for group, parts in said["groups"].items():
         rows = parts["all"]
         own = [point for label, row in rows.items() if (point := _point(label, row))]
-        points += [(group, point) for point in own if not point.bound]
+        points += [
+            (group, replace(one, label=f"{one.label} ({run.name})")) for one in own if not one.bound
+        ]
         title = said.get("titles", {}).get(group, group)
         blocks = _blocks(group, rows, own, said["metrics"])
         maps = [map_ for one in said.get("cells", {}).get(group, ()) for map_ in _maps(group, one)]
@@ -86,17 +89,22 @@ _OF = {
 def _maps(group: str, said: Mapping[str, Any]) -> list[HeatMap]:
     """One method, cell by cell: means over the trials that forgot a cell, and over the others."""
     method = ", ".join(filter(None, (said["method"], said["dataset"])))
-    classes, domains = tuple(said["classes"]), tuple(said["domains"])
+    domains = tuple(said["domains"])
     found = []
     for which, words in _OF.items():
-        map_ = said[which]
-        before, after, count = grids = [map_[name] for name in ("before", "after", "count")]
-        if any(len(g) != len(classes) or {len(r) for r in g} != {len(domains)} for g in grids):
+        grids = [said[which][name] for name in ("before", "after", "count")]
+        if any(len(g) != len(said["classes"]) or {len(r) for r in g} != {len(domains)}
+               for g in grids):  # fmt: skip
             raise ValueError("its grids and names are not of one shape")
+        there = [c for c, row in enumerate(grids[2]) if any(row)]
+        before, after, count = ([grid[c] for c in there] for grid in grids)
         gone = [[which == "forgotten" and n > 0 for n in row] for row in count]
-        heat = HeatMap(f"{group}-{method}-{which}", f"{method}: {words}", classes, domains,
-                       before, after, count, gone)  # fmt: skip
-        if any(map(any, count)):
+        heat = HeatMap(
+            f"{group}-{method}-{which}", f"{method}: {words}",
+            tuple(said["classes"][c] for c in there), domains, before, after, count, gone,
+            folded=True,
+        )  # fmt: skip
+        if there:
             found.append(heat.led())
     return found
 

@@ -113,6 +113,7 @@ class HeatMap:
         count: Images of each cell.
         mask: Which cells were to be forgotten.
         first: Rows that matter most, shown where all are too many.
+        folded: Whether it opens on request.
     """
 
     kind: ClassVar[str] = "heat"
@@ -125,6 +126,7 @@ class HeatMap:
     count: Sequence[Sequence[int]]
     mask: Sequence[Sequence[bool]]
     first: tuple[int, ...] = ()
+    folded: bool = False
 
     def change(self, c: int, d: int) -> float | None:
         """After less before, as exact as the two."""
