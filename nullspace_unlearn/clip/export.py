@@ -108,13 +108,29 @@ def _layout(clip: Clip, to: str) -> Layout:
     if given.library != "open_clip":
         return replace(given, library=library, part=part)
     vision, text = (clip.config["model_cfg"][name] for name in ("vision_cfg", "text_cfg"))
-    written_for.clip_config(clip.config)  # which refuses what has no like
+    config = _config(clip)  # which refuses what has no like
+    if config["model_type"] == "siglip":
+        if part:
+            raise ValueError("sentence-transformers' CLIPModel holds no SigLIP: export to another")
+        tied = (
+            *ties.siglip_image(config["vision_config"]["num_hidden_layers"], patches=False),
+            *ties.siglip_text(text["layers"]),
+            *(ties.Tie((name,), (name,)) for name in ("logit_scale", "logit_bias")),
+        )
+        return Layout(library, "SiglipModel", part, tied, ("text",))
     tied = (
         *ties.clip_image(vision["layers"]),
         *ties.clip_text(text["layers"]),
         ties.Tie(("logit_scale",), ("logit_scale",)),
     )
     return Layout(library, "CLIPModel", part, tied)
+
+
+def _config(clip: Clip) -> dict[str, Any]:
+    """The config.json of a model of open_clip in transformers."""
+    if written_for.is_siglip(clip.config):
+        return written_for.siglip_config(clip.config, clip.model.get_submodule("visual"))
+    return written_for.clip_config(clip.config)
 
 
 def _open_clip(clip: Clip, layout: Layout, folder: Path) -> _Computed:
@@ -167,7 +183,7 @@ def _transformers(clip: Clip, layout: Layout, folder: Path) -> _Computed:
         (place / MODULES_NAME).unlink(missing_ok=True)
         shutil.copyfile(clip.source.folder / given.weights, folder / layout.weights)
     else:
-        config = written_for.clip_config(clip.config)
+        config = _config(clip)
         context = clip.config["model_cfg"]["text_cfg"].get("context_length", 77)
         written_for.write_tokenizer(clip.tokenizer, context, place)
         for name, said in (
@@ -180,7 +196,9 @@ def _transformers(clip: Clip, layout: Layout, folder: Path) -> _Computed:
                 k: v.shape
                 for k, v in kind(kind.config_class.from_dict(config)).state_dict().items()
             }
-        stored = {name.removeprefix("text."): value for name, value in _stored(clip).items()}
+        stored = _stored(clip)
+        if layout.kind == "CLIPModel":  # whose ties are named as in open_clip's own text tower
+            stored = {name.removeprefix("text."): value for name, value in stored.items()}
         theirs = ties.to_theirs(layout.ties, stored, shapes)
         tensors.write(folder / layout.weights, theirs, {"format": "pt"})
     if layout.part:

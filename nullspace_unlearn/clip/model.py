@@ -133,7 +133,7 @@ class Clip:
             }
         )
 
-    def normalise(self, pixels: Float[Tensor, "*n 3 rows columns"]) -> Float[Tensor, ...]:
+    def normalise(self, pixels: Float[Tensor, "*n 3 h w"]) -> Float[Tensor, "*n 3 h w"]:
         """Take RGB pixels to what the image tower wants, as the last step of `preprocess` does.
 
         Args:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import string
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +12,9 @@ from typing import Any
 
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+from timm.layers.activations import GELUTanh
+from timm.models import VisionTransformer
+from torch import nn
 
 _SIZES = ("layers", "width", "mlp_ratio", "act_kwargs", "norm_kwargs")
 _IMAGE = (*_SIZES, "image_size", "patch_size", "head_width", "patch_dropout")
@@ -82,6 +87,77 @@ def clip_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def is_siglip(config: Mapping[str, Any]) -> bool:
+    """Whether a model of open_clip has the towers of SigLIP.
+
+    Args:
+        config: Contents of an open_clip_config.json.
+    """
+    model = config["model_cfg"]
+    image, text = model["vision_cfg"], model["text_cfg"]
+    return image.get("timm_pool") == "map" and bool(text.get("proj_bias"))
+
+
+def siglip_config(config: Mapping[str, Any], visual: nn.Module) -> dict[str, Any]:
+    """The config.json of a `SiglipModel` that computes what a model of open_clip does.
+
+    Args:
+        config: Contents of an open_clip_config.json, for which `is_siglip`.
+        visual: The image tower, whose sizes timm knows by its name alone.
+
+    Returns:
+        Contents of the config.json.
+
+    Raises:
+        ValueError: If the model has what transformers' SigLIP has not.
+    """
+    model, trunk = config["model_cfg"], getattr(visual, "trunk", None)
+    text = {**asdict(CLIPTextCfg()), **model["text_cfg"]}
+    needed = {"no_causal_mask": True, "pool_type": "last", "hf_model_name": None}
+    for key, value in needed.items():
+        if text[key] != value:
+            raise ValueError(
+                f"transformers' SiglipModel has nothing like text_cfg.{key} = {text[key]!r} of "
+                f"this model; it has {value!r}"
+            )
+    if model["vision_cfg"].get("timm_proj", "linear") != "none":
+        raise ValueError(
+            "transformers' SiglipModel has no place for the projection of this model's image "
+            "tower, which an edit put there: export it to onnx, or leave it open_clip's"
+        )
+    if not isinstance(trunk, VisionTransformer) or trunk.num_prefix_tokens:
+        raise ValueError("transformers' SiglipModel is a vision transformer without class token")
+    block: Any = trunk.blocks[0]
+    act, image_size, patch = block.mlp.act, trunk.patch_embed.img_size, trunk.patch_embed.patch_size
+    tanh = isinstance(act, GELUTanh) or getattr(act, "approximate", "none") == "tanh"
+    return {
+        "architectures": ["SiglipModel"],
+        "model_type": "siglip",
+        "torch_dtype": "float32",  # as above
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": trunk.embed_dim,
+            "intermediate_size": block.mlp.fc1.out_features,
+            "num_hidden_layers": len(trunk.blocks),
+            "num_attention_heads": block.attn.num_heads,
+            "hidden_act": "gelu_pytorch_tanh" if tanh else "gelu",
+            "layer_norm_eps": block.norm1.eps,
+            "image_size": image_size[0],
+            "patch_size": patch[0],
+        },
+        "text_config": {
+            **_tower(text, text["heads"], quick=False),
+            "model_type": "siglip_text_model",
+            "projection_size": model["embed_dim"],
+            "max_position_embeddings": text["context_length"],
+            "vocab_size": text["vocab_size"],
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "pad_token_id": text["pad_id"],
+        },
+    }
+
+
 def _tower(cfg: Mapping[str, Any], heads: int, quick: bool) -> dict[str, Any]:
     act = cfg["act_kwargs"] or {}
     if quick:
@@ -113,6 +189,7 @@ def preprocessor_config(config: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: If transformers' CLIP cannot prepare them so.
     """
     cfg, size = config["preprocess_cfg"], config["model_cfg"]["vision_cfg"]["image_size"]
+    kind = "SiglipImageProcessor" if is_siglip(config) else "CLIPImageProcessor"
     rows, columns = size if isinstance(size, list | tuple) else (size, size)
     shortest = cfg["resize_mode"] == "shortest" and rows == columns
     if not shortest and cfg["resize_mode"] != "squash":
@@ -121,7 +198,7 @@ def preprocessor_config(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"transformers' CLIP does not resize by {cfg['interpolation']!r}")
     whole = {"height": rows, "width": columns}
     return {
-        "image_processor_type": "CLIPImageProcessor",
+        "image_processor_type": kind,
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"shortest_edge": rows} if shortest else whole,
@@ -148,7 +225,7 @@ def write_tokenizer(tokenizer: Any, context_length: int, folder: Path) -> None:
         ValueError: If it is neither CLIP's own nor one of transformers.
     """
     if isinstance(tokenizer, HFTokenizer):
-        tokenizer.tokenizer.save_pretrained(folder)
+        _cleaning(tokenizer).save_pretrained(folder)
         return
     if type(tokenizer) is not SimpleTokenizer or len(tokenizer.encoder) != 49408:
         raise ValueError(f"a {type(tokenizer).__name__} of open_clip has no like in transformers")
@@ -170,6 +247,27 @@ def write_tokenizer(tokenizer: Any, context_length: int, folder: Path) -> None:
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
+
+
+def _cleaning(tokenizer: HFTokenizer) -> Any:
+    """The tokenizer of transformers that one of open_clip holds, with what that does before it."""
+    own = tokenizer.tokenizer
+    if getattr(tokenizer.clean_fn, "__name__", "") != "_clean_canonicalize":
+        return own
+    from tokenizers import Regex, normalizers
+
+    made = copy.deepcopy(own)
+    backend = made.backend_tokenizer
+    steps = [
+        normalizers.Replace("_", " "),
+        normalizers.Replace(Regex("[" + "".join(f"\\{c}" for c in string.punctuation) + "]"), ""),
+        normalizers.Lowercase(),
+        normalizers.Replace(Regex(r"\s+"), " "),
+        normalizers.Strip(),
+        *([] if backend.normalizer is None else [backend.normalizer]),
+    ]
+    backend.normalizer = normalizers.Sequence(steps)
+    return made
 
 
 def is_clips_own(tokenizer: HFTokenizer) -> bool:

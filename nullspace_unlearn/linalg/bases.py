@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def as_float64(name: str, tensor: Float[Tensor, ...]) -> Float[Tensor, ...]:
+def as_float64(name: str, tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """The tensor in float64, refused where a decomposition could not be trusted.
 
     Args:

@@ -50,7 +50,7 @@ def relabel(
     return torch.multinomial(allowed.float(), 1, generator=generator)[:, 0]
 
 
-def salient(gradients: Sequence[Float[Tensor, ...]], share: float) -> list[Bool[Tensor, ...]]:
+def salient(gradients: Sequence[Float[Tensor, "*_"]], share: float) -> list[Bool[Tensor, "*_"]]:
     """The weights with the largest gradients, by one threshold for all tensors.
 
     Args:
@@ -140,7 +140,7 @@ class SalUn:
         return student
 
 
-def forget_gradients(task: Task, student: Student, batch_size: int) -> list[Float[Tensor, ...]]:
+def forget_gradients(task: Task, student: Student, batch_size: int) -> list[Float[Tensor, "*_"]]:
     """Gradients of the summed cross-entropy of the training images to be forgotten.
 
     Args:

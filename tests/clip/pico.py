@@ -198,6 +198,24 @@ def write(
     """
     folder.mkdir(parents=True)
     made = config(name, folder.parent / f"{folder.name}-text")
+    return write_config(made, folder, dtype, header)
+
+
+def write_config(
+    made: dict[str, Any],
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    header: dict[str, str] | None = None,
+) -> Path:
+    """The same of any configuration.
+
+    Args:
+        made: Contents of an open_clip_config.json.
+        folder: The folder to make.
+        dtype: What floating-point tensors are stored in.
+        header: Free text of the weights file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "open_clip_config.json").write_text(json.dumps(made, indent=1))
     if "hf_tokenizer_name" in made["model_cfg"]["text_cfg"]:
         _write_tokenizer(folder)

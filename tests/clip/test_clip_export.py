@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import pico
 import pytest
 import tiny
 import torch
@@ -91,6 +92,50 @@ def test_a_tokenizer_of_its_own_goes_along(tmp_path):
         assert close(model.eval().encode_text(tokens), tiny.features(folder)["text"])
 
 
+def siglip_to_transformers(folder: Path, out: Path) -> tuple[Any, Path]:
+    """A SigLIP of open_clip as its hub has it, and its folder of transformers."""
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"clean": "canonicalize"}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    clip = load(folder, device="cpu")
+    return clip, export(clip, "transformers", out)
+
+
+def test_siglip_to_transformers(folder_of, tmp_path):
+    folder = shutil.copytree(folder_of("ViT-B-16-SigLIP"), tmp_path / "siglip")
+    clip, out = siglip_to_transformers(folder, tmp_path / "out")
+    stock = tiny.features(out, length=8)
+    # What open_clip takes from texts before it reads them, the folder's own tokenizer does.
+    assert close(stock["text"], clip.encode_text(tiny.PROMPTS))
+    assert close(
+        tiny.features(out, ["A Photo_of, the CAR!"], 8)["text"],
+        clip.encode_text(["a photo of the car"]),
+    )
+    assert close(stock["image"], clip.encode_image(tiny.images()))
+    again = load(out, device="cpu")
+    assert torch.equal(again.preprocess(tiny.picture()), clip.preprocess(tiny.picture()))
+    assert not close(stock["text"], stock["text"].flip(0))  # the control
+    assert json.loads((out / "config.json").read_text())["architectures"] == ["SiglipModel"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "ViT-B-16-SigLIP2"])
+def test_siglip_of_full_size_there_and_back(name, tmp_path):
+    config = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": {}}
+    config["model_cfg"]["text_cfg"]["vocab_size"] = 64
+    config["preprocess_cfg"] = {
+        "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash",
+    }  # fmt: skip
+    folder = pico.write_config(config, tmp_path / "siglip")
+    clip, out = siglip_to_transformers(folder, tmp_path / "out")
+    stock, images = tiny.features(out, length=64, size=224), tiny.images(size=224)
+    assert close(stock["text"], clip.encode_text(tiny.PROMPTS))
+    assert close(stock["image"], clip.encode_image(images))
+    back = load(export(load(out, device="cpu"), "open_clip", tmp_path / "back"), device="cpu")
+    assert close(back.encode_image(images), clip.encode_image(images))
+    assert close(back.encode_text(PROMPTS), clip.encode_text(PROMPTS))
+
+
 @pytest.mark.slow
 def test_onnx_computes_the_same_for_any_number_of_rows(edited, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -134,11 +179,16 @@ def test_what_cannot_be_exported(edited, tmp_path, folder_of, random_edit):
         export(random_edit(clip.dim).fold(clip), "transformers", out)
     for name, message in {
         "RN50": "this is a ResNet",
-        "ViT-B-16-SigLIP": "nothing like ",
         "coca_ViT-B-32": "nothing like ",
     }.items():
         with pytest.raises(ValueError, match=message):
             export(load(folder_of(name), device="cpu"), "transformers", out)
+    siglip = load(folder_of("ViT-B-16-SigLIP"), device="cpu")
+    with pytest.raises(ValueError, match="holds no SigLIP"):
+        export(siglip, "sentence-transformers", out)
+    grown = random_edit(siglip.dim).fold(siglip).save(tmp_path / "grown")
+    with pytest.raises(ValueError, match="no place for the projection of this model's image"):
+        export(load(grown, device="cpu"), "transformers", out)
     alone = tiny.write("CLIPTextModelWithProjection", tmp_path / "text")
     with pytest.raises(ValueError, match="is one tower alone"):
         export(load(alone, device="cpu"), "open_clip", out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,12 +128,14 @@ def _tokenizer(kind: str, end: int) -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def images(count: int = 4) -> torch.Tensor:
+def images(count: int = 4, size: int = SIZE) -> torch.Tensor:
     """The same random images every time."""
-    return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(7))
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(7))
 
 
-def features(folder: Path) -> dict[str, torch.Tensor]:
+def features(
+    folder: Path, prompts: Sequence[str] = PROMPTS, length: int = 16, size: int = SIZE
+) -> dict[str, torch.Tensor]:
     """What stock transformers computes from a folder, on random images and a few prompts."""
     kind = json.loads((folder / "config.json").read_text())["architectures"][0]
     model = getattr(transformers, kind).from_pretrained(folder).eval()
@@ -140,14 +143,13 @@ def features(folder: Path) -> dict[str, torch.Tensor]:
     with torch.no_grad():
         if "Vision" not in kind:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-            length = 16
             ids = tokenizer(
-                PROMPTS, padding="max_length", max_length=length, truncation=True,
+                list(prompts), padding="max_length", max_length=length, truncation=True,
                 return_tensors="pt",
             ).input_ids  # fmt: skip
             made["text"] = _told(model, ids, "text")
         if "Text" not in kind:
-            made["image"] = _told(model, images(), "image")
+            made["image"] = _told(model, images(size=size), "image")
     return made
 
 
