@@ -8,6 +8,7 @@ import torch
 
 from nullspace_unlearn.audit.case import Case, View
 from nullspace_unlearn.features import Features
+from nullspace_unlearn.forget import Forget
 
 CLASSES = ("car", "truck", "bus", "dog", "cat", "tree")
 DOMAINS = ("photo", "sketch")
@@ -15,12 +16,12 @@ EACH, DIM = 12, 40
 CAR = 0
 
 
-def original() -> Features:
+def original(each: int = EACH) -> Features:
     """Images that lie about the name of their class, and a little about their domain."""
     generator = torch.Generator().manual_seed(0)
     axes = torch.linalg.qr(torch.randn(DIM, DIM, generator=generator, dtype=torch.float64))[0]
     axes = axes.float()
-    grid = torch.ones(len(CLASSES), len(DOMAINS), EACH).nonzero()
+    grid = torch.ones(len(CLASSES), len(DOMAINS), each).nonzero()
     labels, domains = grid[:, 0], grid[:, 1]
     noise = torch.randn(len(grid), DIM, generator=generator) * 0.08
     rows = axes[labels] + 0.3 * axes[len(CLASSES) + domains] + noise
@@ -28,15 +29,22 @@ def original() -> Features:
     return Features(rows, labels, CLASSES, None, domains, DOMAINS, text)
 
 
-def case(edited: Features, retrained: Features | None = None, cells: str = "everywhere") -> Case:
+def case(
+    edited: Features,
+    retrained: Features | None = None,
+    cells: str = "everywhere",
+    each: int = EACH,
+    draws: int = 20,
+) -> Case:
     """A case of features alone: car was to be forgotten, everywhere or in sketches."""
     mask = torch.zeros(len(CLASSES), len(DOMAINS), dtype=torch.bool)
     mask[CAR, slice(None) if cells == "everywhere" else 1] = True
     views = [
-        None if one is None else View(one, one.text) for one in (original(), edited, retrained)
+        None if one is None else View(one, one.text) for one in (original(each), edited, retrained)
     ]
     return Case(
-        mask, (), CLASSES, (), views[0], views[1], None, views[2], quick=True, draws=20
+        mask, (Forget(["car"]),), CLASSES, (), views[0], views[1], None, views[2], quick=True,
+        draws=draws,
     )  # fmt: skip
 
 
@@ -50,9 +58,14 @@ def never_seen(seed: int) -> Features:
     return replace(one, embeddings=rows, text=text)
 
 
-def zero() -> Features:
+def nameless(one: Features) -> Features:
+    """The same images, and a name that says nothing: the mean of the others."""
+    return replace(one, text=torch.cat([one.text[1:].mean(0, keepdim=True), one.text[1:]]))
+
+
+def zero(each: int = EACH) -> Features:
     """As of a projection of nothing but zeros."""
-    one = original()
+    one = original(each)
     return replace(one, embeddings=torch.zeros_like(one.embeddings))
 
 
@@ -74,9 +87,9 @@ def decoy() -> Features:
     return replace(one, embeddings=rows)
 
 
-def among_others(name: int) -> Features:
+def among_others(name: int, each: int = EACH) -> Features:
     """The images of a class are some of other classes, as many of each."""
-    one = original()
+    one = original(each)
     rows = one.embeddings.clone()
     for d in range(len(DOMAINS)):
         there = ((one.labels == name) & (one.domains == d)).nonzero()[:, 0]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import clouds
+import planted
 import pytest
 import torch
 from scipy.stats import norm
@@ -61,14 +59,16 @@ def test_confidence_is_the_logit_of_the_largest_probability_of_what_is_listed():
 
 
 def test_images_that_no_name_fits_are_told_by_that_and_others_are_not():
-    view = clouds.struck_off()
-    answer = MEMBERSHIP.answer(clouds.case(edited=view))
+    each = 20
+    edited, never = (planted.nameless(f) for f in
+                     (planted.original(each), planted.among_others(planted.CAR, each)))  # fmt: skip
+    answer = MEMBERSHIP.answer(planted.case(edited, each=each))
     assert answer.verdict == NAME_ONLY and answer.findings[0].values["edited"] > 0.95
-    fresh = clouds.case(edited=view, retrained=view)
+    fresh = planted.case(edited, edited, each=each)
     assert MEMBERSHIP.answer(fresh).verdict == FORGOTTEN  # a model that never saw them: the same
-    never = MEMBERSHIP.answer(clouds.case(edited=clouds.never_seen()))
-    assert never.verdict == FORGOTTEN
-    low, high = never.findings[0].interval
-    assert low < 0.55 and high > never.findings[0].values["edited"] > low
-    named = clouds.case(edited=replace(view, text=clouds.untouched().text))
+    told = MEMBERSHIP.answer(planted.case(never, each=each, draws=100))
+    assert told.verdict == FORGOTTEN
+    low, high = told.findings[0].interval
+    assert low < 0.55 and high > told.findings[0].values["edited"] > low
+    named = planted.case(planted.original(each), each=each)
     assert MEMBERSHIP.answer(named).verdict == NOT_FORGOTTEN

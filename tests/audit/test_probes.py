@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import clouds
+from dataclasses import replace
+
+import planted
 import pytest
 import torch
 from sklearn.neighbors import NearestCentroid
@@ -12,6 +14,10 @@ from nullspace_unlearn.audit.question import FORGOTTEN, NAME_ONLY, NOT_FORGOTTEN
 from nullspace_unlearn.audit.relearning import RELEARNING, recovered_by
 from nullspace_unlearn.audit.retention import RETENTION
 
+MANY = 24
+AS_OTHERS = planted.nameless(planted.among_others(planted.CAR, MANY))
+NAMELESS = planted.nameless(planted.original(MANY))
+
 
 def halves(case, **given):
     return split(case.mask, case.labels, case.domains, torch.Generator().manual_seed(0), **given)
@@ -20,14 +26,15 @@ def halves(case, **given):
 @pytest.mark.parametrize(
     ("edited", "retained", "relearned"),
     [
-        (clouds.untouched, NOT_FORGOTTEN, "recoverable with 1 image"),
-        (clouds.struck_off, NAME_ONLY, "recoverable with 1 image"),
-        (clouds.never_seen, FORGOTTEN, FORGOTTEN),
-        (clouds.zeroed, FORGOTTEN, FORGOTTEN),
+        (planted.original(MANY), NOT_FORGOTTEN, "recoverable with 1 image"),
+        (NAMELESS, NAME_ONLY, "recoverable with 1 image"),
+        (AS_OTHERS, FORGOTTEN, FORGOTTEN),
+        (planted.zero(MANY), FORGOTTEN, FORGOTTEN),
     ],
 )
 def test_probes_find_what_was_planted(edited, retained, relearned):
-    case = clouds.case(edited=edited(), random=clouds.untouched())
+    case = planted.case(edited, each=MANY)
+    case = replace(case, random=case.original)
     answer = RETENTION.answer(case)
     assert answer.verdict == retained, answer.sentence
     assert RELEARNING.answer(case).verdict == relearned
@@ -40,19 +47,19 @@ def test_probes_find_what_was_planted(edited, retained, relearned):
 
 
 def test_what_a_model_that_never_saw_it_tells_as_well_is_not_held_against_it():
-    case = clouds.case(edited=clouds.struck_off(), retrained=clouds.struck_off())
+    case = planted.case(NAMELESS, NAMELESS, each=MANY)
     assert RETENTION.answer(case).verdict == RELEARNING.answer(case).verdict == FORGOTTEN
-    case = clouds.case(edited=clouds.struck_off(), retrained=clouds.never_seen())  # control
+    case = planted.case(NAMELESS, AS_OTHERS, each=MANY)  # control
     assert RETENTION.answer(case).verdict == NAME_ONLY
 
 
 def test_no_image_is_learned_from_and_tested_on():
-    case = clouds.case(each=9)
+    case = planted.case(planted.original(9), each=9)
     parts = halves(case)
     both = torch.cat([parts.shots, parts.tests])
     assert torch.equal(both.sort().values, torch.arange(len(case.labels)))
     few = parts.few(case.labels, 2, 0)
-    assert case.labels[few].bincount().tolist() == [2] * 5 and torch.isin(few, parts.shots).all()
+    assert case.labels[few].bincount().tolist() == [2] * 6 and torch.isin(few, parts.shots).all()
     assert not torch.equal(few, parts.few(case.labels, 2, 1))  # another draw
     thin = parts.thinned(8)
     assert torch.isin(thin.tests, parts.tests).all() and len(thin.tests) == 8
@@ -76,11 +83,12 @@ def test_only_domains_in_which_something_was_forgotten_are_looked_at():
 
 
 def test_too_few_images_are_said_to_be():
-    answer = RETENTION.answer(clouds.case(each=1))
+    answer = RETENTION.answer(planted.case(planted.original(1), each=1))
     assert answer.verdict == NOT_MEASURED and "at least 2 of each" in answer.sentence
-    assert RETENTION.answer(clouds.case(each=2)).verdict != NOT_MEASURED  # control
-    case = clouds.case()
-    with pytest.raises(ValueError, match="at least 50 of each forgotten cell, and there are 40"):
+    two = planted.case(planted.original(2), each=2)
+    assert RETENTION.answer(two).verdict != NOT_MEASURED  # control
+    case = planted.case(planted.original())
+    with pytest.raises(ValueError, match="at least 50 of each forgotten cell, and there are 12"):
         halves(case, each=50)
 
 
@@ -100,8 +108,8 @@ def test_the_nearest_mean_is_scikit_learns_on_directions_about_the_middle():
 
 def test_shares_are_counts_and_their_interval_shrinks_with_images():
     widths = []
-    for each in (20, 320):
-        case = clouds.case(each=each)
+    for each in (10, 160):
+        case = planted.case(planted.original(each), each=each)
         parts = halves(case)
         asking = parts.asking
         predicted = torch.arange(len(parts.tests)) % 2  # half of all are given the name
