@@ -28,12 +28,12 @@ DOMAINS = {
 SHOWN = ("left", "over", "cost", "kept", "kept_search", "worst_kept", "balance")
 SAW = (
     "Trained rows saw 8 images a cell and 4 for validation (the epoch that is kept, by "
-    "balance, and the strength of the soup), with labels, drawn once; none is reported on. "
+    "balance, and the strength of the soup), with labels; none is reported on. "
     "Closed forms use their defaults: pixels are pictures made from the model alone, 8 images "
     "those that the trained rows saw, text prompts. Figures as in docs/figures.md, means over "
-    "the requests, in brackets the worst of them; the last column says how many requests were "
-    "run. Seconds of one thread on a machine busy with other runs: they compare rows only "
-    "roughly. On at most 25 images a cell."
+    "the requests, in brackets the worst of them; the last columns say how many requests were "
+    "run, and on how many draws of images. Seconds of one thread on a machine busy with other "
+    "runs: they compare rows only roughly. On at most 25 images a cell."
 )
 CHOSEN = (
     "Every peer has the numbers of the best balance among those tried when the first whole "
@@ -114,7 +114,14 @@ def draw(rows: Mapping[str, Sequence[Run]], path: Path) -> None:
 
 
 def _table(rows: Mapping[str, Sequence[Run]]) -> str:
-    header = ["method", *(FIGURES[key].title for key in SHOWN), "seconds", "images", "requests"]
+    header = [
+        "method",
+        *(FIGURES[key].title for key in SHOWN),
+        "seconds",
+        "images",
+        "requests",
+        "draws",
+    ]
     lines = []
     for label, some in rows.items():
         made = label not in ("untouched", "retrained")
@@ -125,6 +132,7 @@ def _table(rows: Mapping[str, Sequence[Run]]) -> str:
                 f"{_mean(some, 'seconds'):#.3g}".rstrip(".") if made else "",
                 f"{_mean(some, 'images'):.0f}" if made else "",
                 str(len({run["number"] for run in some})),
+                str(len({run["seed"] for run in some})),
             ]
         )
     return markdown(header, lines)

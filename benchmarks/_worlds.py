@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _cells import deepest
 from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,6 +25,7 @@ from nullspace_unlearn.evaluate.figures import plain_values
 from nullspace_unlearn.evaluate.measure import Model, measure
 from nullspace_unlearn.files import new_file
 from nullspace_unlearn.forget import Forget
+from nullspace_unlearn.looks import pictures_for
 from nullspace_unlearn.prototypes import (
     Pictures,
     Visual,
@@ -119,7 +121,7 @@ class World:
     def pictures(self) -> Pictures:
         """Pictures made from the model alone."""
         given = (self.clip, self.words.classes, self.words.domains, self.words.cell_templates)
-        return synthesise(*given, cache=None, quiet=True)
+        return synthesise(*given, pictures_for(deepest(self.clip)), cache=None, quiet=True)
 
 
 def bundled(each: int = EACH, chosen: bool = False) -> World:

@@ -29,8 +29,6 @@ from nullspace_unlearn.files import new_file
 from nullspace_unlearn.forget import Forget
 
 ROOT = Path(__file__).parents[1]
-SEEDS = 1
-"""Draws of images; more of them cost as much time again."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +135,21 @@ def main() -> None:
 @world_argument
 @shared
 @click.option("--kind", "kinds", multiple=True, type=click.Choice(peers.KINDS))
+@click.option(
+    "--draws",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Draws of images; more of them cost as much time again.",
+)
 def run(
-    world: str, work: Path, data: Path, workers: int, only: tuple[str, ...], kinds: tuple[str, ...]
+    world: str,
+    work: Path,
+    data: Path,
+    workers: int,
+    only: tuple[str, ...],
+    kinds: tuple[str, ...],
+    draws: int,
 ) -> None:
     """Every row: each whole domain, and two cells."""
     os.environ["NSU_SHARED"] = str(data)
@@ -150,7 +161,7 @@ def run(
             if only and label not in only:
                 continue
             for number in range(4 if kind == "domain" else 2):
-                seeds = range(SEEDS) if peers.sees_draw(world, label) else [0]
+                seeds = range(draws) if peers.sees_draw(world, label) else [0]
                 jobs += [Job(world, label, kind, number, seed) for seed in seeds]
     run_all(jobs, work, workers)
 
