@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any, cast
 
 from nullspace_unlearn.clip import Clip
@@ -40,13 +41,20 @@ def make_patch(
     return replace(edit.patch(side), weights=weights, figures=figures)
 
 
-def check_fits(patch: Patch, clip: Clip, name: str = "the patch") -> None:
+def check_fits(
+    patch: Patch,
+    clip: Clip,
+    name: str = "the patch",
+    hashes: Callable[[], Mapping[str, str]] | None = None,
+) -> None:
     """Refuse weights that a patch is not for.
 
     Args:
         patch: The patch; one that names no weights fits any.
         clip: The model.
         name: What the patch is called in messages.
+        hashes: Gives those of the model's tensors, where several patches are checked; absent: they
+            are computed.
 
     Raises:
         ValueError: If the weights are others; names a tensor that differs.
@@ -54,7 +62,7 @@ def check_fits(patch: Patch, clip: Clip, name: str = "the patch") -> None:
     said = patch.weights
     if said is None or (said.sha256 and not clip.changes and said.sha256 == clip.source.sha256):
         return
-    now = _hashes(clip)
+    now = _hashes(clip) if hashes is None else hashes()
     differing = said.differing(now)
     if not differing:
         return
@@ -92,10 +100,10 @@ def fold_patches(
     if not patches:
         raise ValueError("there is no patch to apply")
     names = names or [f"patch {number}" for number in range(1, len(patches) + 1)]
-    edited = clip
+    edited, hashes = clip, cache(lambda: _hashes(clip))
     for patch, name in zip(patches, names, strict=True):
         try:
-            check_fits(patch, clip, name)
+            check_fits(patch, clip, name, hashes)
         except ValueError:
             if edited is clip:
                 raise

@@ -20,6 +20,7 @@ _STANDARD, _FEW_PROMPTS = 80, 4000
 
 @click.command()
 @click.argument("folder")
+@click.option("--pretrained", help="Where FOLDER is an image tower alone: the model with its text.")
 @click.option(
     "--template", multiple=True, metavar="TEXT", help="Check these in place of the recipe's."
 )
@@ -35,6 +36,7 @@ _STANDARD, _FEW_PROMPTS = 80, 4000
 @options.output_options
 def certify(
     folder: str,
+    pretrained: str | None,
     template: tuple[str, ...],
     classes: str | None,
     singly: bool | None,
@@ -54,7 +56,7 @@ def certify(
     from nullspace_unlearn.proof import prove
 
     read_folder(folder)  # which says it where it is no model folder
-    clip = options.load_model(folder, None, device, precision)
+    clip = options.load_model(folder, pretrained, device, precision)
     kept = options.class_list(classes)
     proof = prove(clip, kept, template or None)
     alone = _singly(clip, kept, proof) if _affordable(singly, proof) else None
