@@ -1,20 +1,28 @@
-"""What mkdocs is told beyond mkdocs.yml: the tables of benchmarks/ are pages too."""
+"""What mkdocs is told beyond mkdocs.yml: tables of benchmarks/ and notebooks are pages too."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from mkdocs.structure.files import File, Files
+from nbconvert import MarkdownExporter
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+NOTEBOOKS = Path(__file__).parent / "notebooks"
 _README = "benchmarks-readme.md"
 
 
 def on_files(files: Files, config: object) -> Files:
-    """Add the tables, and how to make them, as pages below docs/."""
+    """Add the tables, how to make them, and the notebooks as pages below docs/."""
     files.append(File.generated(config, _README, abs_src_path=str(BENCHMARKS / "README.md")))
     for table in sorted((BENCHMARKS / "results").glob("*.md")):
         files.append(File.generated(config, f"tables/{table.name}", abs_src_path=str(table)))
+    for notebook in sorted(NOTEBOOKS.glob("*.ipynb")):
+        named = {"unique_key": notebook.stem}
+        page, made = MarkdownExporter().from_filename(str(notebook), resources=named)
+        files.append(File.generated(config, f"notebooks/{notebook.stem}.md", content=page))
+        for name, data in made["outputs"].items():
+            files.append(File.generated(config, f"notebooks/{name}", content=data))
     return files
 
 

@@ -160,7 +160,8 @@ def _told(model: Any, inputs: torch.Tensor, side: str) -> torch.Tensor:
         shape = torch.full((len(inputs), 2), SIZE // 16)
         mask = torch.ones(values.shape[:2], dtype=torch.long)
         given = {"pixel_values": values, "spatial_shapes": shape, "pixel_attention_mask": mask}
-        return model.get_image_features(**given).pooler_output
+        made = model.get_image_features(**given)
+        return made if isinstance(made, torch.Tensor) else made.pooler_output
     if hasattr(model, "get_text_features"):
         made = (
             model.get_text_features(input_ids=inputs)
