@@ -7,28 +7,48 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from kill_points import COMMANDS
 from killed import posix
 
 HERE = Path(__file__).parent
 
 
 @posix
-@pytest.mark.slow
-def test_a_kill_at_any_point_loses_nothing_and_refuses_nothing(tmp_path: Path) -> None:
-    """30 points: old outputs stay whole or give way to the new, and the next run is as ever."""
+@pytest.mark.parametrize(
+    "points",
+    [
+        pytest.param(2, marks=pytest.mark.slow),
+        pytest.param(8, marks=pytest.mark.long),
+    ],
+)
+def test_a_kill_at_any_point_loses_nothing_and_refuses_nothing(tmp_path: Path, points: int) -> None:
+    """Old outputs stay whole or give way to the new, and the next run is as ever."""
+    said = killed(tmp_path, points)
+    assert {name: one["wrong"] for name, one in said.items()} == dict.fromkeys(COMMANDS, [])
+    # The control: processes were killed, at as many points.
+    assert sum(one["killed"] for one in said.values()) == points * len(COMMANDS) >= 28
+
+
+@posix
+def test_a_kill_of_what_is_quick(tmp_path: Path) -> None:
+    """The same for commands that need no model, in the default suite."""
+    said = killed(tmp_path, 3, "recipes", "stores")
+    assert {name: one["wrong"] for name, one in said.items()} == {"recipes": [], "stores": []}
+    assert sum(one["killed"] for one in said.values()) == 6
+
+
+def killed(folder: Path, points: int, *names: str) -> dict[str, Any]:
     paths = [str(HERE.parents[1]), str(HERE.parent), str(HERE)]
     environment = {
         **os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, HERE / "kill_points.py", tmp_path, "5"],
+        [sys.executable, HERE / "kill_points.py", folder, str(points), *names],
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert {name: one["wrong"] for name, one in said.items()} == dict.fromkeys(said, [])
-    # The control: processes were killed, at as many points.
-    assert sum(one["killed"] for one in said.values()) == 30
+    return dict(json.loads(done.stdout))
