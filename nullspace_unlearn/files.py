@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import platform
 import re
@@ -18,8 +19,9 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -77,6 +79,24 @@ def read_text(path: str | Path, stdin: bool = False) -> str:
         raise ValueError(f"{str(path)!r} cannot be read: {error.strerror or error}") from None
     except ValueError as error:  # also a name that no file can have
         raise ValueError(f"{str(path)!r} cannot be read: {error}") from None
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file, trusting nothing.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What it holds.
+
+    Raises:
+        ValueError: As `read_text`, or if it is no JSON, or nested deeper than can be read.
+    """
+    try:
+        return json.loads(read_text(path))
+    except RecursionError:
+        raise ValueError(f"{str(path)!r} cannot be read: it is nested too deep") from None
 
 
 def check_regular(path: Path) -> None:
@@ -155,6 +175,25 @@ def refuse_replacing(path: Path, overwrite: bool, mark: bytes, what: str) -> Non
     """
     refuse_existing(path, overwrite)
     refuse_foreign(path, mark, what)
+
+
+def refuse_strangers(folder: Path, ours: Collection[str], what: str) -> None:
+    """Refuse to clear a folder that holds what the command that clears it does not write.
+
+    Args:
+        folder: The folder; it need not exist.
+        ours: What such a folder holds: names, or patterns of them.
+        what: What it is, for the message.
+
+    Raises:
+        ValueError: Naming the first stranger.
+    """
+    for found in sorted(_children(folder)):
+        if not any(found.match(one) for one in ours) and not _LEFTOVER.fullmatch(found.name):
+            raise ValueError(
+                f"output {str(folder)!r} holds {found.name!r}, which is not of {what}, so it is "
+                "not replaced"
+            )
 
 
 @contextlib.contextmanager

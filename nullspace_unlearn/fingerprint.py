@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nullspace_unlearn.files import new_file
+from nullspace_unlearn.files import new_file, read_json
 from nullspace_unlearn.progress import progress
 from nullspace_unlearn.version import __version__
 
@@ -238,7 +238,7 @@ class Contents:
         file = self._file(root)
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             if file is not None:
-                kept = json.loads(file.read_text(encoding="utf-8"))
+                kept = read_json(file)
                 if kept["format"] == _FORMAT and kept["root"] == str(root):
                     return {name: list(entry) for name, entry in kept["files"].items()}
         return {}

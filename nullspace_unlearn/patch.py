@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from nullspace_unlearn.files import new_file
+from nullspace_unlearn.files import check_regular, new_file, refuse_replacing
 from nullspace_unlearn.header import write_arrays
 
 _FORMAT = "nullspace-unlearn edit 2"
@@ -153,6 +153,7 @@ class Patch:
             header["weights"] = _json(self.weights.to_json())
         if self.figures is not None:
             header["figures"] = _json(dict(self.figures))
+        check_patch(Path(path), overwrite)
         with new_file(Path(path), overwrite) as temporary:
             write_arrays(temporary, {"read": self.read, "write": self.write}, header)
 
@@ -170,6 +171,7 @@ class Patch:
             ValueError: If the file is missing, damaged, or no patch.
         """
         try:
+            check_regular(Path(path))
             with safe_open(str(path), framework="np") as file:
                 header = file.metadata() or {}
                 if header.get("format") != _FORMAT:
@@ -193,7 +195,7 @@ class Patch:
                     figures=figures,
                 )
             patch._check()
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} is not a saved edit: {error}") from None
         return patch
 
@@ -203,6 +205,20 @@ class Patch:
                 raise ValueError(f"{name} must be a matrix of finite numbers")
         if self.read.shape[-1] != self.write.shape[-1]:
             raise ValueError("read and write must have one rank")
+
+
+def check_patch(path: Path, overwrite: bool) -> None:
+    """Refuse to write a patch over anything but an older one.
+
+    Args:
+        path: The file to write.
+        overwrite: Whether an older one may be replaced.
+
+    Raises:
+        OutputExists: If it exists and `overwrite` is false.
+        ValueError: If it is another file.
+    """
+    refuse_replacing(path, overwrite, _FORMAT.encode(), "patch")
 
 
 def order(first: Patch, second: Patch) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import string
 import unicodedata
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from nullspace_unlearn.files import read_text
+from nullspace_unlearn.files import read_json
 from nullspace_unlearn.spelling import printable
 
 FILE_NAME = "vocabulary.json"
@@ -163,7 +162,7 @@ def read_words(path: Path) -> Words:
         ValueError: If the file is not JSON, or not of the expected shape.
     """
     try:
-        data = json.loads(read_text(path))
+        data = read_json(path)
         templates = data.get("templates", {})
         return Words(
             classes=_strings(data["classes"]),

@@ -21,7 +21,9 @@ from nullspace_unlearn.files import (
     clear_cache,
     new_file,
     new_folder,
+    read_json,
     refuse_foreign,
+    refuse_strangers,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -333,3 +335,28 @@ def test_a_file_that_is_not_ours_is_not_replaced(tmp_path: Path) -> None:
     path.write_bytes(b"mine")
     with pytest.raises(ValueError, match="file' is no picture, so it is not replaced"):
         refuse_foreign(path, b"mark", "picture")
+
+
+def test_a_folder_with_what_is_not_ours_is_not_cleared(tmp_path: Path) -> None:
+    for name in ("table.csv", "trials", ".x.abcdefgh.tmp"):
+        (tmp_path / name).touch()
+    refuse_strangers(tmp_path, ("table.*", "trials"), "a benchmark")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match=r"holds 'notes.txt', which is not of a benchmark"):
+        refuse_strangers(tmp_path, ("table.*", "trials"), "a benchmark")
+
+
+def test_json_is_read_or_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_bytes(b'\xef\xbb\xbf{"a": [1]}')
+    assert read_json(file) == {"a": [1]}
+    for text in (b"{", b"[" * 100_000, b"\xff"):
+        file.write_bytes(text)
+        with pytest.raises(ValueError):
+            read_json(file)
+    with pytest.raises(ValueError, match="no such file|No such file"):
+        read_json(tmp_path / "none")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(ValueError, match="pipe or a device"):
+            read_json(tmp_path / "pipe")

@@ -15,7 +15,13 @@ from nullspace_unlearn.audit.opening import Subject
 from nullspace_unlearn.audit.question import NOT_MEASURED, Answer, Question, severity
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.evaluate.compare import EVERYWHERE
-from nullspace_unlearn.files import OutputExists, new_file, refuse_existing
+from nullspace_unlearn.files import (
+    OutputExists,
+    new_file,
+    read_json,
+    refuse_existing,
+    refuse_strangers,
+)
 from nullspace_unlearn.fingerprint import Fingerprint, code_of, machine
 from nullspace_unlearn.progress import progress
 
@@ -23,6 +29,7 @@ FORMAT = 1
 RESULT = "audit.json"
 RUN = "run.json"
 _KIND = "nullspace-unlearn audit run 1"
+_HOLDS = (RUN, RESULT, "answers", "features")
 _SHOWN = 16  # characters of a hash in a file's name
 _PACKAGE = "nullspace_unlearn."
 
@@ -136,7 +143,7 @@ def claim(output: Path, subject: Subject, overwrite: bool) -> None:
     facts = dict(subject.fingerprint.facts)
     if output.exists() and any(output.iterdir()):
         try:
-            said = json.loads((output / RUN).read_text(encoding="utf-8"))
+            said = read_json(output / RUN)
             ours, same = said["kind"] == _KIND, Fingerprint(said["facts"]) == subject.fingerprint
         except (OSError, ValueError, KeyError, TypeError):
             ours = same = False
@@ -148,7 +155,10 @@ def claim(output: Path, subject: Subject, overwrite: bool) -> None:
                 "--overwrite"
             )
         if overwrite:
-            shutil.rmtree(output)
+            refuse_strangers(output, _HOLDS, "an audit")
+            (output / RESULT).unlink(missing_ok=True)
+            for name in ("answers", "features"):  # never RUN: a kill locks nothing out
+                shutil.rmtree(output / name, ignore_errors=True)
     (output / "features").mkdir(parents=True, exist_ok=True)
     _write(output / RUN, {"kind": _KIND, "facts": facts})
 
@@ -174,7 +184,7 @@ def _file(output: Path, question: Question, subject: Subject) -> Path:
 def _read(file: Path) -> Answer | None:
     """An answer that is there and whole."""
     with suppress(OSError, ValueError):
-        return Answer.from_json(json.loads(file.read_text(encoding="utf-8")))
+        return Answer.from_json(read_json(file))
     return None
 
 

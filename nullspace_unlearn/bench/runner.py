@@ -20,7 +20,14 @@ from nullspace_unlearn.bench.recipe import Entry, Model, Recipe
 from nullspace_unlearn.clip import Clip
 from nullspace_unlearn.evaluate.zeroshot import grid_to_json
 from nullspace_unlearn.features import Features
-from nullspace_unlearn.files import OutputExists, new_file, refuse_existing
+from nullspace_unlearn.files import (
+    OutputExists,
+    new_file,
+    read_json,
+    read_text,
+    refuse_existing,
+    refuse_strangers,
+)
 from nullspace_unlearn.fingerprint import Fingerprint, code_of, in_words, machine
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.progress import progress
@@ -29,6 +36,7 @@ from nullspace_unlearn.words import Words
 
 FORMAT = "nullspace-unlearn benchmark trial 2"
 RECIPE = "recipe.yaml"
+_HOLDS = ("trials", "embeddings", "table.*", "*.png")
 _SHOWN = 16  # characters of a hash in a file's name
 _MARK = "# Results of nsu bench, recipe"
 
@@ -156,7 +164,7 @@ def check_output(output: Path, recipe: Recipe, overwrite: bool) -> None:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     kept = output / RECIPE
-    first = kept.read_text(encoding="utf-8").split("\n")[0] if kept.is_file() else ""
+    first = read_text(kept).split("\n")[0] if kept.is_file() else ""
     if not first.startswith(_MARK):
         raise OutputExists(f"output {str(output)!r} exists and is no benchmark's; name another")
     if first != _first_line(recipe) and not overwrite:
@@ -180,7 +188,9 @@ def claim(output: Path, recipe: Recipe, text: str, overwrite: bool) -> None:
     """
     check_output(output, recipe, overwrite)
     if overwrite and output.exists():
-        shutil.rmtree(output)
+        refuse_strangers(output, (RECIPE, *_HOLDS), "a benchmark")
+        for found in [found for one in _HOLDS for found in output.glob(one)]:
+            shutil.rmtree(found) if found.is_dir() else found.unlink()
     output.mkdir(parents=True, exist_ok=True)
     with new_file(output / RECIPE, overwrite=True) as temporary:
         temporary.write_text(f"{_first_line(recipe)}\n{text}", encoding="utf-8")
@@ -325,7 +335,7 @@ def _slug(text: str) -> str:
 def _whole(file: Path) -> dict[str, Any] | None:
     """A result that is there and whole; None where the trial is to be run."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
         whole = found["format"] == FORMAT and "grids" in found
         digest = Fingerprint(found["made_from"]).digest
     except (OSError, ValueError, KeyError, TypeError):

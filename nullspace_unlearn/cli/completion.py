@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -66,9 +65,9 @@ def _vocabulary(ctx: click.Context) -> dict[str, list[str]]:
     model = str(ctx.params.get("model") or _BUNDLED).removeprefix("local-dir:")
     folder = _PACKAGE / "data/mini/model" if model == _BUNDLED else Path(model)
     try:
-        from nullspace_unlearn.files import read_text
+        from nullspace_unlearn.files import read_json
 
-        said = json.loads(read_text(folder / "vocabulary.json"))
+        said = read_json(folder / "vocabulary.json")
         return {name: list(said[name]) for name in ("classes", "domains")}
     except (ValueError, KeyError, TypeError):  # completion has nobody to tell
         return {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -71,6 +72,10 @@ def erase(
     request, silent = visual.request(request), quiet or as_json
     target = files.target(default_name(which.name, request.forget()))
     files.claim(target, patch)
+    if patch is not None:
+        from nullspace_unlearn.patch import check_patch
+
+        check_patch(Path(patch), files.overwrite)
     found = data.find(request.domain_words(), which.name, quiet)
     shown = visual.find(request.domain_words(), data.class_words, quiet)
     visual.check_shown_by(found)

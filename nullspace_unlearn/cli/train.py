@@ -19,6 +19,8 @@ from nullspace_unlearn.cli.request import CellOptions, cell_options, default_nam
 from nullspace_unlearn.cli.shown import comparison_lines
 from nullspace_unlearn.trained import listed
 
+_OF_THE_RUN = ("seconds", "peak_bytes")  # which differ when the same is done again
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -341,9 +343,15 @@ def train(
         )
         said = measured.to_json()
         said["images"] |= {"shots": images.shots, "left_out_of_test": found.left_out}
-        said["seconds"] |= {"load": loaded}
         said |= options.made_by(clip)
-        measured.save(target, outputs.files.overwrite, outputs.files.undo, said)
+        # Without what differs from run to run: the same command twice gives the same folder.
+        report = {name: value for name, value in said.items() if name not in _OF_THE_RUN}
+        report["training"] = [
+            {name: value for name, value in epoch.items() if name not in _OF_THE_RUN}
+            for epoch in said["training"]
+        ]
+        measured.save(target, outputs.files.overwrite, outputs.files.undo, report)
+        said["seconds"] |= {"load": loaded}
     except KeyboardInterrupt:
         if not run.exists():
             raise

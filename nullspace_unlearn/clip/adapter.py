@@ -18,7 +18,7 @@ from nullspace_unlearn.clip.folder import check_outputs, plain_texts
 from nullspace_unlearn.clip.model import Clip
 from nullspace_unlearn.clip.source import ADAPTER_NAME, CARD_NAME, one_line
 from nullspace_unlearn.clip.visual_prompts import Adapter, VisualPrompts, with_prompts
-from nullspace_unlearn.files import new_folder
+from nullspace_unlearn.files import check_regular, new_folder
 
 _FORMAT = "nullspace-unlearn visual prompts 1"
 
@@ -161,6 +161,7 @@ def read_adapter(folder: str | Path) -> Stored:
     """
     path = Path(folder) / ADAPTER_NAME
     try:
+        check_regular(Path(path))
         with safe_open(str(path), framework="pt") as file:
             said = file.metadata() or {}
             if said.get("format") != _FORMAT:

@@ -31,7 +31,7 @@ from nullspace_unlearn.clip.source import (
     one_line,
 )
 from nullspace_unlearn.edit import Side
-from nullspace_unlearn.files import new_folder
+from nullspace_unlearn.files import new_folder, read_json
 
 Target = Literal["open_clip", "transformers", "sentence-transformers", "onnx"]
 TARGETS: tuple[str, ...] = get_args(Target)
@@ -299,7 +299,7 @@ def _about(clip: Clip, layout: Layout, path: Path, folder: Path) -> None:
         if origin is not None and (origin / name).is_file():
             shutil.copyfile(origin / name, folder / name)
     if (folder / REPORT_NAME).is_file():
-        report = json.loads((folder / REPORT_NAME).read_text(encoding="utf-8"))
+        report = read_json(folder / REPORT_NAME)
     named = path.resolve().name
     card = model_card(named, clip.history, clip.source.base_model, report, layout)
     (folder / CARD_NAME).write_text(card, encoding="utf-8")

@@ -34,6 +34,7 @@ from nullspace_unlearn.clip.towers import GROWN
 from nullspace_unlearn.files import (
     new_file,
     new_folder,
+    read_json,
     read_text,
     refuse_existing,
     refuse_replacing,
@@ -262,7 +263,7 @@ def read_history(path: str | Path) -> History | None:
 
 
 def _plain_json(path: Path) -> Any:
-    return json.loads(read_text(path))
+    return read_json(path)
 
 
 def check_outputs(source: Source, path: Path, undo: Path | None, overwrite: bool) -> None:
@@ -368,7 +369,7 @@ def _check_config(file: Path, undo: Path, text: str, header: str) -> None:
             raise ValueError(f"{undo} holds another {file.name} than {file.parent}")
         return
     try:
-        now = json.loads(read_text(file))
+        now = read_json(file)
         before = json.loads(text)
         if f"{GROWN}.weight" not in parse_header(header).entries:
             grown = now["model_cfg"]["vision_cfg"]

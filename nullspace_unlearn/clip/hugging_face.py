@@ -5,7 +5,6 @@ Nothing but configurations is read here, and no code that comes with a model is 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,7 @@ from nullspace_unlearn.clip.layout import (
     Library,
 )
 from nullspace_unlearn.clip.source import one_line
-from nullspace_unlearn.files import read_text
+from nullspace_unlearn.files import read_json, read_text
 from nullspace_unlearn.spelling import listed
 
 KINDS = {
@@ -179,7 +178,7 @@ def _json(file: Path, kind: type = dict) -> Any:
     if not file.is_file():
         raise ValueError(f"model folder {str(file.parent)!r} holds no {file.name}")
     try:
-        value = json.loads(read_text(file))
+        value = read_json(file)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: {one_line(error)}") from None
     if not isinstance(value, kind):

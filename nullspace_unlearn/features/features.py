@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from nullspace_unlearn.files import new_file, refuse_replacing
+from nullspace_unlearn.files import check_regular, new_file, refuse_replacing
 from nullspace_unlearn.fingerprint import Fingerprint, of_tensors
 from nullspace_unlearn.header import write_arrays
 from nullspace_unlearn.words import check_printable
@@ -137,6 +137,7 @@ class Features:
             ValueError: If the file is missing, damaged, or not such a file.
         """
         try:
+            check_regular(Path(path))
             with safe_open(str(path), framework="pt") as file:
                 header = file.metadata() or {}
                 if header.get("format") != _FORMAT:

@@ -29,7 +29,7 @@ from nullspace_unlearn.data.source import Batch, Skipped, Source
 from nullspace_unlearn.edit import Space
 from nullspace_unlearn.features.embed import encode, made_with, skipped_files
 from nullspace_unlearn.features.features import check_replaceable, file_header
-from nullspace_unlearn.files import new_file, refuse_existing
+from nullspace_unlearn.files import new_file, read_json, refuse_existing
 from nullspace_unlearn.fingerprint import Fingerprint, code_of, in_words, machine
 from nullspace_unlearn.header import layout, parse_header
 from nullspace_unlearn.processes import Processes
@@ -211,7 +211,7 @@ class _Parts:
     def check(self) -> None:
         """Refuse a folder that is another job's, or none's."""
         try:
-            kept = json.loads((self.folder / _JOB).read_text(encoding="utf-8"))
+            kept = read_json(self.folder / _JOB)
             theirs = Fingerprint(dict(kept["facts"]))
         except (OSError, ValueError, KeyError, TypeError):
             raise ValueError(

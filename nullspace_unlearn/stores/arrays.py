@@ -63,6 +63,19 @@ class ArrayFile:
         """Refuse vectors of another width."""
         change.check_width(self.shape[1], self.name)
 
+    def check_alike(self, other: Path) -> None:
+        """Refuse to replace a file that is no such store."""
+        try:
+            if self.path.suffix.lower() == ".npy":
+                alike = npy_file(other, other.name).shape[1] == self.shape[1]
+            else:
+                names = [read_header(file).entries.keys() for file in (other, self.path)]
+                alike = names[0] == names[1]
+        except ValueError:
+            alike = False
+        if not alike:
+            raise ValueError(f"output {str(other)!r} is no such store, so it is not replaced")
+
     def prepare(self, target: Path) -> None:
         """Lay the edited file out, its rows to come."""
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from threadpoolctl import threadpool_limits
 
-from nullspace_unlearn.files import new_file, new_folder, refuse_existing
+from nullspace_unlearn.files import new_file, new_folder, read_json, refuse_existing
 from nullspace_unlearn.fingerprint import Fingerprint, code_of, in_words
 from nullspace_unlearn.processes import Processes
 from nullspace_unlearn.progress import progress
@@ -213,7 +213,7 @@ class _Job:
     def _noted(self, part: _Part) -> Seen | None:
         """What was met in a part that is done; None for one that is to do."""
         try:
-            said = json.loads(self._note(part).read_text(encoding="utf-8"))
+            said = read_json(self._note(part))
             named = tuple((str(file), int(row)) for file, row in said.pop("named"))
             seen = Seen(**said, named=named)
         except (OSError, ValueError, KeyError, TypeError):
@@ -222,7 +222,7 @@ class _Job:
 
     def _kept(self) -> Fingerprint:
         try:
-            said = json.loads((self.folder / _JOB).read_text(encoding="utf-8"))
+            said = read_json(self.folder / _JOB)
             return Fingerprint({**said["facts"], "format": said["format"]})
         except (OSError, ValueError, KeyError, TypeError):
             return Fingerprint({"format": "damaged"})
@@ -262,6 +262,8 @@ def _check_replaceable(output: Path, store: Store) -> None:
         raise ValueError(f"output {str(output)!r} is a folder, and a file is to be written")
     if output.is_file() and store.path.is_dir():
         raise ValueError(f"output {str(output)!r} is a file, and a folder is to be written")
+    if output.is_file():
+        store.files[0].check_alike(output)
     if output.is_dir():
         ours = {file.name for file in store.files}
         ours |= {other.relative_to(store.path).as_posix() for other in store.others}

@@ -48,6 +48,10 @@ class TableFile:
         if self.width:
             change.check_width(self.width, self.name)
 
+    def check_alike(self, other: Path) -> None:
+        """Refuse to replace a file that is no such store."""
+        parquet_file(other, other.name, self.column)
+
     def prepare(self, target: Path) -> None:
         """Nothing: the file is written whole."""
 

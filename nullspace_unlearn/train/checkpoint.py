@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nullspace_unlearn.files import new_file
+from nullspace_unlearn.files import check_regular, new_file
 
 _FORMAT = "nullspace-unlearn training 1"
 
@@ -51,6 +51,7 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, State]]:
     """
     parts: dict[str, State] = {}
     try:
+        check_regular(Path(path))
         with safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
             if header.get("format") != _FORMAT:

@@ -69,6 +69,11 @@ def test_a_recipe_is_run_tabled_and_found_again(mine: Path) -> None:
     by = again.json["groups"]["cell"]["by"]["car"]
     assert by["gated"]["h4"]["mean"] == erased.json["figures"]["after"]["h4"]
     assert by["untouched"]["h4"]["mean"] == erased.json["figures"]["before"]["h4"]
+    notes = Path("bench-mine/notes.txt")
+    notes.touch()
+    assert "holds 'notes.txt', which is not of a" in line(nsu("bench", mine, "--overwrite"))
+    assert len(results()) == 4 and notes.exists()
+    notes.unlink()
     begun = nsu("bench", mine, "--overwrite", "--quiet", "--only", "gated")
     assert begun.code == 0 and begun.out == "" and len(results()) == 2
     rest = nsu("bench", mine, "--only", "nullspace")

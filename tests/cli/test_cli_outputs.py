@@ -6,14 +6,17 @@ import os
 import re
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from killed import held, posix
 from shell import nsu, tree
 from test_cli_bad_input import one_line, refused
 
 from nullspace_unlearn.data import mini
+from nullspace_unlearn.patch import Patch
 
 FOLDER = mini.MODEL_FOLDER
 WRITING = {
@@ -24,6 +27,9 @@ WRITING = {
     "prototypes": ("prototypes",),
     "bench": ("bench", "bundled-quick"),
     "revert": ("revert", FOLDER, "undo"),
+    "export": ("export", FOLDER, "--to", "transformers"),
+    "report": ("report", FOLDER),
+    "audit": ("audit", FOLDER, "--against", FOLDER, "--data", "nsu-mini", "--class", "car"),
 }
 
 
@@ -96,6 +102,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 CAR = ("erase", "--class", "car", "--quiet", "--output", "out")
+STORE = ("apply", "some.patch", "--embeddings", "z.npy", "--quiet")
 EMBED = ("embed", "--model", "nsu-mini", "--data", "photos", "--quiet")
 
 
@@ -107,12 +114,24 @@ EMBED = ("embed", "--model", "nsu-mini", "--data", "photos", "--quiet")
         ((*EMBED, "--output", "mine"), "feature file"),
         ((*EMBED, "--output", "photos/photo/car/7000.png"), "feature file"),
         (("recipes", "cp", "bundled-quick", "mine"), "recipe"),
+        ((*CAR, "--patch", "mine"), "patch"),
+        (("report", "edited", "--output", "mine"), "page of a report"),
+        (("report", "edited", "--output", "edited/README.md"), "page of a report"),
+        ((*STORE, "--output", "mine"), "such store"),
+        ((*STORE, "--output", "some.patch"), "such store"),
     ],
 )
 def test_a_file_is_replaced_only_by_its_like(
-    given: tuple[str, ...], what: str, tmp_path: Path, photos: Path
+    given: tuple[str, ...],
+    what: str,
+    tmp_path: Path,
+    photos: Path,
+    made: Callable[..., Path],
 ) -> None:
     shutil.copytree(photos, tmp_path / "photos")
+    shutil.copytree(made("--class", "car"), tmp_path / "edited")
+    Patch(np.ones((4, 1)), np.ones((4, 1))).save(tmp_path / "some.patch")
+    np.save(tmp_path / "z.npy", np.ones((3, 4)))
     for name in ("mine", "mine.png"):
         (tmp_path / name).write_text("mine")
     before = contents(tmp_path)
@@ -127,6 +146,8 @@ def test_a_file_of_its_kind_is_replaced(tmp_path: Path, photos: Path) -> None:
         (*CAR, "--undo", "undo", "--heatmap", "map.png"),
         (*EMBED, "--output", "features"),
         ("recipes", "cp", "bundled-quick", "mine.yaml"),
+        (*CAR, "--patch", "car.patch"),
+        ("report", "out", "--output", "page.html"),
     ):
         for _ in range(2):
             assert nsu(*command, "--overwrite").code == 0
@@ -145,6 +166,7 @@ def test_a_file_of_its_kind_is_replaced(tmp_path: Path, photos: Path) -> None:
         ("sweep", "--requests", "pipe", "--method", "hull", "--output", "out"),
         ("revert", "model", "pipe", "--output", "out"),
         ("certify", "model"),
+        ("apply", "pipe", "--model", "model", "--output", "out"),
         ("erase", "--model", "ViT-B-32", "--pretrained", "pipe", "--class", "car"),
     ],
 )

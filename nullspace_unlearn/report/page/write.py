@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nullspace_unlearn.files import new_file
+from nullspace_unlearn.files import new_file, refuse_replacing
 from nullspace_unlearn.report.page import audited, benched, edited, pictured, swept
 from nullspace_unlearn.report.page.blocks import Part
 from nullspace_unlearn.report.page.compared import section
@@ -22,6 +22,8 @@ _PARTS: Mapping[Kind, Callable[[Run], Part]] = {
     "bench": benched.part,
     "pictures": pictured.part,
 }
+
+_MARK = b'<meta name="generator" content="nullspace-unlearn '
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def write_page(
     if not runs:
         raise ValueError("there is no run to report on: give at least one folder")
     check_page()
+    refuse_replacing(Path(output), overwrite, _MARK, "page of a report")
     if tables is not None:
         check_replaceable(Path(tables))
     read = [read_run(run) for run in runs]
