@@ -201,8 +201,12 @@ def test_what_is_no_run_and_what_is_there_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no folder of a report's tables"):
         write_page([tmp_path / "out"], tmp_path / "b.html", tmp_path / "mine", overwrite=True)
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
-    write_page([tmp_path / "out"], tmp_path / "page.html", overwrite=True)
-    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    with pytest.raises(ValueError, match="is no page of a report, so it is not replaced"):
+        write_page([tmp_path / "out"], tmp_path / "page.html", overwrite=True)
+    assert (tmp_path / "page.html").read_text() == "dear"
+    for _ in range(2):  # the control: an older page is
+        write_page([tmp_path / "out"], tmp_path / "b.html", overwrite=True)
+    assert (tmp_path / "b.html").read_text().startswith("<!doctype html>")
 
 
 def test_every_letter_on_a_heat_map_can_be_read() -> None:
