@@ -39,6 +39,7 @@ def diff(
     FIRST and SECOND are as --model of erase: folders, hf-hub:org/repo, nsu-mini.
     """
     from nullspace_unlearn.difference import difference
+    from nullspace_unlearn.prototypes import names_that_fit
     from nullspace_unlearn.prototypes.vocabulary import imagenet_names
     from nullspace_unlearn.words import Words
 
@@ -47,7 +48,8 @@ def diff(
     two = options.load_model(second, None, device, precision)
     words = one.words or Words()
     if names is None:
-        names = list(words.classes or imagenet_names())
+        given = words.classes or imagenet_names()
+        names = list(names_that_fit(one, given, words.class_templates))
     names = list(dict.fromkeys(names))
     found = difference(one, two, names, words.class_templates, top)
     if as_json:

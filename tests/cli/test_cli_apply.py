@@ -15,6 +15,7 @@ from shell import ROOT, Result, nsu, nsu_process, tree
 
 from nullspace_unlearn.data import mini
 from nullspace_unlearn.patch import Patch
+from nullspace_unlearn.prototypes import vocabulary
 
 WEIGHTS = "open_clip_model.safetensors"
 
@@ -168,3 +169,19 @@ def test_diff(patches: Path) -> None:
     assert len(told["projections"][0]["directions"]) == 1 and not told["same"]
     assert nsu("diff", original, original).out.startswith("The same: all 122 tensors")
     one_line(nsu("diff", original, "no"), "unknown model 'no'")
+
+
+def test_diff_leaves_out_names_that_the_model_cannot_read(
+    patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for file in mini.MODEL_FOLDER.iterdir():
+        if file.name != "vocabulary.json":
+            (bare / file.name).symlink_to(file)
+    long = " ".join(["car"] * 100)
+    monkeypatch.setattr(vocabulary, "imagenet_names", lambda: ("car", "dog", long))
+    told = nsu("diff", bare, patches / "car" / "out")
+    assert told.code == 0 and "car" in told.out and "car car" not in told.out
+    given = nsu("diff", bare, patches / "car" / "out", "--classes", f"car,{long}")
+    assert given.code == 2 and "cut" in given.err  # control: a name of the user's own is refused
