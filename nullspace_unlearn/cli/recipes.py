@@ -58,14 +58,20 @@ def ls(root: str, as_json: bool) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def cp(name: str, dest: str | None, overwrite: bool) -> None:
     """Copy a recipe that comes along, to change it: to DEST, or to NAME.yaml here."""
-    from nullspace_unlearn.bench.recipe import find_recipe, packaged
-    from nullspace_unlearn.files import new_file, refuse_foreign
+    from nullspace_unlearn.bench.recipe import find_recipe, packaged, read_recipe
+    from nullspace_unlearn.files import new_file
 
     source = packaged().get(name) or find_recipe(name)
     target = Path(dest or source.name)
     target = target / source.name if target.is_dir() else target
     options.claim(overwrite, target)
-    refuse_foreign(target, b"data:", "recipe")
+    if target.is_file() and target.stat().st_size:
+        try:
+            read_recipe(target)
+        except ValueError:
+            raise ValueError(
+                f"output {str(target)!r} is no recipe, so it is not replaced"
+            ) from None
     with new_file(target, overwrite) as temporary:
         temporary.write_bytes(source.read_bytes())
     click.echo(f"Wrote {target}")

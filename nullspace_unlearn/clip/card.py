@@ -39,7 +39,16 @@ def model_card(
 
     Returns:
         The text of README.md.
+
+    Raises:
+        ValueError: If the report is none of ours: a patch or a folder may bring any.
     """
+    try:
+        index, measured = _model_index(name, report), _measured(report)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"what {name!r} says was measured is malformed: {type(error).__name__}, {error}"
+        ) from None
     public = history.model.removeprefix("hf-hub:")
     data = ModelCardData(
         library_name=layout.library,
@@ -47,7 +56,7 @@ def model_card(
         **_licence(_OWN_LICENCE if public == BUNDLED else licence_of(base_card)),
         base_model=base_model or public,
         tags=["clip", "unlearning", "nullspace-unlearn"],
-        **_model_index(name, report),
+        **index,
     )
     trainings = [edit for edit in history.edits if edit.get("trained")]
     how = "edited in closed form" if len(history.edits) > len(trainings) or not trainings else ""
@@ -63,7 +72,7 @@ def model_card(
 # {name}
 
 {title}, {how}{"" if methods else "; no training was done"}.
-{_section("What it was asked to forget", asked)}{_section("What was measured", _measured(report))}
+{_section("What it was asked to forget", asked)}{_section("What was measured", measured)}
 ## What was edited
 
 {_tensors_of(history)}

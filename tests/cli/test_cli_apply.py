@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,17 @@ def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wide = np.ones((deep.read.shape[0] * 2, deep.read.shape[1]))
     Patch(wide, deep.write, "hidden", deep.provenance).save(root / "hidden.patch")
     return root
+
+
+@pytest.mark.parametrize(
+    "figures", [{"table": [1], "sentence": 5}, {"certificate": []}, {"figures": 1}]
+)
+def test_figures_that_are_none_are_refused(patches: Path, figures: dict, tmp_path: Path) -> None:
+    made = Patch.load(patches / "car.patch")
+    replace(made, figures=figures).save(tmp_path / "odd.patch")
+    said = nsu("apply", tmp_path / "odd.patch", "--model", mini.MODEL_FOLDER, "--output", "out")
+    one_line(said, "what 'out' says was measured is malformed")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_patch_makes_the_folder_again(patches: Path) -> None:
