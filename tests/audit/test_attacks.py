@@ -8,7 +8,10 @@ import planted
 import pytest
 import torch
 
+import nullspace_unlearn as nsu
 from nullspace_unlearn import Forget
+from nullspace_unlearn.audit import case as case_of_views
+from nullspace_unlearn.audit import names
 from nullspace_unlearn.audit.attacks import QUESTIONS
 from nullspace_unlearn.audit.case import Elsewhere, View
 from nullspace_unlearn.audit.question import (
@@ -71,6 +74,64 @@ def test_a_decoy_is_found_by_short_lists():
     assert edited[-1] == 0 and edited[0] == pytest.approx(4 / 5)  # 1 of 5 names is the decoy
     assert by_length.lines["original"] == (1, 1, 1, 1, 1)
     assert answer.verdict == NOT_FORGOTTEN and "2 names" in answer.sentence
+
+
+SECRETS = {
+    "template": "a sculpture of a {class}.",
+    "paraphrase": "this is a {class}",
+    "capitals": "A PHOTO OF A {class}",
+    "negation": "not a {class}",
+    "composed": "a {class} beside a truck",
+    "synonym": "auto",
+    "plural": "cars",
+    "narrower": "coupe",
+    "wider": "vehicle",
+    "misspelling": "caar",
+    "alias": "automobile",
+}
+
+
+@pytest.fixture(scope="module")
+def clip():
+    """Any model: what its text tower says is planted."""
+    return nsu.load("nsu-mini")
+
+
+@pytest.mark.parametrize("kind", [None, *SECRETS])
+def test_one_phrasing_that_still_tells_is_found(kind, clip, monkeypatch):
+    """The name says nothing, one phrasing of it all: a text tower that is told which."""
+    whole, blind = planted.original().text, planted.nameless(planted.original()).text
+    secret = SECRETS.get(kind)
+
+    def prompts(model, classes, templates):
+        told = torch.stack([whole if one == secret else blind for one in templates], 1)
+        return torch.nn.functional.normalize(told, dim=-1)
+
+    def prototypes(model, classes, templates):
+        return (whole if classes == [secret] else blind)[:1]
+
+    words = {one: [SECRETS[one]] for one in ("synonym", "plural", "narrower", "wider")}
+    monkeypatch.setattr(case_of_views, "prompt_features", prompts)
+    monkeypatch.setattr(names, "class_prototypes", prototypes)
+    monkeypatch.setattr(names, "names_that_fit", lambda model, texts, templates: tuple(texts))
+    monkeypatch.setattr(names, "templates_that_fit", lambda model, some, templates: templates)
+    monkeypatch.setattr(names, "related", lambda name: words)
+    monkeypatch.setattr(names, "misspelt", lambda name, generator: (SECRETS["misspelling"],))
+    edited = replace(planted.original(), text=blind)
+    asked = Forget(["car"], aliases={"car": (SECRETS["alias"],)})
+    case = replace(planted.case(edited), requests=(asked,), templates=("a photo of a {class}.",))
+    case = replace(
+        case, original=replace(case.original, clip=clip), edited=replace(case.edited, clip=clip)
+    )
+    answer = ASK["names"](case)
+    first, *others = answer.rows
+    if kind is None:  # control: nothing is planted
+        assert answer.verdict != NAME_ONLY and first.value < 0.1
+        return
+    assert (first.kind, first.text) == (kind, secret) and first.value == pytest.approx(1, abs=0.05)
+    assert max(row.value for row in others) < 0.1
+    # A wider word fits what stays as well, so it is shown and does not count.
+    assert (answer.verdict == NAME_ONLY) == (kind != "wider")
 
 
 def test_one_example_finds_what_no_name_does():
