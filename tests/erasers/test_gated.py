@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from functools import reduce
 from operator import matmul
@@ -568,3 +569,26 @@ def test_scores_of_all_rows_for_all_classes_are_never_held_at_once(
     # Of the classes together, or of as many decoys, and the four foremost.
     assert largest <= (16 + 4) * len(labels) < count * len(labels)
     torch.testing.assert_close(some.read, at_once.read)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is told otherwise elsewhere")
+def test_a_whole_domain_of_ten_thousand_classes_fits_in_two_gigabytes() -> None:
+    """Peak memory of a process of its own; its scores alone would be 3.2 GB (the control)."""
+    code = """
+import resource, torch
+from nullspace_unlearn.erasers import gated
+from nullspace_unlearn.linalg import unit
+random = torch.Generator().manual_seed(0)
+classes = unit(torch.randn(10_000, 64, generator=random, dtype=torch.float64))
+labels = torch.arange(10_000).repeat_interleave(4)
+domains = torch.arange(4).repeat(10_000)
+shifts = torch.randn(4, 64, generator=random, dtype=torch.float64) / 8
+mask = torch.zeros(10_000, 4, dtype=torch.bool)
+mask[:, 0] = True
+edit = gated(classes[labels] + shifts[domains], labels, domains, classes, mask)
+print(edit.rank, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    rank, kilobytes = map(int, done.stdout.split())
+    assert rank in (1, 2) and kilobytes < 2 << 20 < 10_000 * 40_000 * 8 >> 10
