@@ -23,7 +23,7 @@ QUICK = ("erase", "embed", "revert", "patch", "apply", "export")
 @pytest.mark.parametrize(
     ("names", "points"),
     [
-        pytest.param(QUICK, 2, marks=pytest.mark.slow),
+        pytest.param(QUICK, 2, marks=pytest.mark.long),
         pytest.param(tuple(COMMANDS), 8, marks=pytest.mark.long),
     ],
 )
