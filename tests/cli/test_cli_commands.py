@@ -157,6 +157,7 @@ def test_inspect_says_what_would_happen_and_writes_nothing(tmp_path, made):
     assert said["change_of_forgotten"] > 2 * said["mean_change_of_kept"] > 0
     recipe = yaml.safe_load((made("--class", "car") / "recipe.yaml").read_text())["edits"][0]
     assert recipe.pop("parameter") == ["visual.proj"] and recipe.pop("invertible") is False
+    assert recipe.pop("noise")  # of the fold, not of the edit
     assert {key: said[key] for key in recipe} == recipe  # it is what erase does
     assert len(nsu("inspect", "--class", "car", "--top", "3", "--json").json["nearest"]) == 3
     text = nsu("inspect", "--class", "car").out
