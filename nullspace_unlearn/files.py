@@ -247,6 +247,17 @@ def clear_leftovers(folder: Path, name: str | None = None, idle: float = 0.0) ->
                         _remove(left)
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder in one step: a process that dies meanwhile leaves it whole, or a leftover.
+
+    Args:
+        folder: The folder, claimed; the next that claims it clears the leftover.
+    """
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    folder.replace(aside / folder.name)
+    shutil.rmtree(aside)
+
+
 def clear_cache(folder: Path) -> None:
     """Remove what dead processes left in a cache, which others may be writing to.
 

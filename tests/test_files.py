@@ -24,6 +24,7 @@ from nullspace_unlearn.files import (
     read_json,
     refuse_foreign,
     refuse_strangers,
+    remove_folder,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -183,6 +184,22 @@ def test_a_kill_at_any_step_of_overwriting_loses_nothing(
             break
     assert step > 3 and seen == {"old", "new"}
     assert (absent > 0) != in_one_step  # the control: the steps taken do show a gap
+
+
+@posix
+def test_a_kill_while_a_folder_is_removed_leaves_it_whole_or_gone(tmp_path: Path) -> None:
+    path, seen = tmp_path / "out", set()
+    for step in itertools.count(1):
+        path.mkdir(exist_ok=True)
+        for name in "abc":
+            (path / name).touch()
+        ended = forked(killed_at(step, lambda: remove_folder(path), CHANGES))
+        seen.add(len(names(path)) if path.exists() else 0)
+        with claimed(path):
+            assert set(names(tmp_path)) <= {".out.lock", "out"}
+        if ended == 0:
+            break
+    assert step > 4 and seen == {0, 3}  # with shutil.rmtree alone it is 1 and 2 as well
 
 
 def test_a_swap_that_fails_leaves_the_old_folder(

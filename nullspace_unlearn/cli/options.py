@@ -155,7 +155,8 @@ def claim(overwrite: bool, *outputs: str | Path | None, working: str | Path | No
     paths = [Path(output) for output in outputs if output is not None]
     for path in paths:
         refuse_existing(path, overwrite)
-    for one, other in permutations([*paths, *([Path(working)] if working else [])], 2):
+    every = [*paths, *([Path(working)] if working else [])]
+    for one, other in permutations(every, 2):
         if one.resolve() == other.resolve():
             raise ValueError(f"{str(one)!r} is to be written twice: name another file or folder")
         if one.resolve().is_relative_to(other.resolve()):
@@ -163,7 +164,7 @@ def claim(overwrite: bool, *outputs: str | Path | None, working: str | Path | No
                 f"output {str(one)!r} is inside the output {str(other)!r}, which is written as a "
                 "whole: name another file or folder"
             )
-    for path in paths:
+    for path in every:
         click.get_current_context().with_resource(claimed(path))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -328,6 +327,8 @@ def train(
     class in every domain before and after, on images that the training has not seen. What a run
     needs to go on is kept in DIR.run until it is done: the same command again resumes it.
     """  # noqa: D301
+    from nullspace_unlearn.files import remove_folder
+
     asked = cells.forget()
     target, run = outputs.claim(default_name(model, asked, "by", how.method), how.method)
     method, settings = how.make(asked, images.validation)
@@ -357,7 +358,7 @@ def train(
             raise
         click.echo("nsu: interrupted; run the same command again to go on", err=True)
         sys.exit(130)
-    shutil.rmtree(run)
+    remove_folder(run)
     outputs.draw(measured)
     said["output"] = str(target)
     if as_json:

@@ -9,11 +9,10 @@ time, and the folder goes.
 from __future__ import annotations
 
 import json
-import shutil
 import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,13 @@ from nullspace_unlearn.data.source import Batch, Skipped, Source
 from nullspace_unlearn.edit import Space
 from nullspace_unlearn.features.embed import encode, made_with, skipped_files
 from nullspace_unlearn.features.features import check_replaceable, file_header
-from nullspace_unlearn.files import new_file, read_json, refuse_existing
+from nullspace_unlearn.files import (
+    claimed,
+    new_file,
+    read_json,
+    refuse_existing,
+    remove_folder,
+)
 from nullspace_unlearn.fingerprint import Fingerprint, code_of, in_words, machine
 from nullspace_unlearn.header import layout, parse_header
 from nullspace_unlearn.processes import Processes
@@ -74,6 +79,7 @@ def embed_to_file(
 
     Raises:
         OutputExists: If the file exists and `overwrite` is false.
+        OutputInUse: If another process is making these parts.
         ValueError: If the parts are of another job (which says what differs), the model's weights
             are random or changed, a cell has files but no readable one, or the model gives NaN or
             Inf.
@@ -88,16 +94,29 @@ def embed_to_file(
     kept_hidden = has_projection(clip) if hidden is None else hidden
     job = _Job(clip, source, kept_hidden, batch_size)
     parts = processes.step(lambda: _Parts(path.with_name(path.name + ".parts"), job))
+    with ExitStack() as held:
+        processes.step(
+            lambda: held.enter_context(claimed(parts.folder)) if processes.leads else None
+        )
+        _make(parts, path, overwrite, workers, processes, quiet)
+
+
+def _make(
+    parts: _Parts, path: Path, overwrite: bool, workers: int, processes: Processes, quiet: bool
+) -> None:
+    """Make the parts that are missing, and the file of them."""
+    job = parts.job
     todo = processes.step(lambda: _begin(parts, path, overwrite, processes.leads))
     todo = processes.from_lead(todo).nonzero()[:, 0]
     processes.step(parts.check)
     mine: list[int] = todo[processes.rank :: processes.count].tolist()
     chosen = torch.cat([torch.empty(0, dtype=torch.int64), *map(job.images_of, mine)])
-    batches = source.subset(chosen).batches(clip.preprocess, batch_size, workers, part=True)
+    some = job.source.subset(chosen)
+    batches = some.batches(job.clip.preprocess, job.batch_size, workers, part=True)
     sizes = [len(job.images_of(part)) for part in todo.tolist()]
     bar = progress(
-        total=len(source),
-        initial=len(source) - sum(sizes),
+        total=len(job.source),
+        initial=len(job.source) - sum(sizes),
         unit="image",
         hidden=quiet or not processes.leads,
         desc="embedding",
@@ -202,7 +221,7 @@ class _Parts:
                 # A folder without a job is nobody's parts, and not ours to remove.
                 if not overwrite or not (self.folder / _JOB).is_file():
                     raise
-                shutil.rmtree(self.folder)
+                remove_folder(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         with new_file(self.folder / _JOB) as temporary:
             facts = {"format": _FORMAT, "facts": self.fingerprint.facts}
@@ -338,4 +357,4 @@ def _put_together(parts: _Parts, path: Path, overwrite: bool) -> None:
                 out.write(to_bytes(tensors[name]) if name in tensors else b"")
     refuse_existing(path, overwrite)
     whole.replace(path)
-    shutil.rmtree(parts.folder)
+    remove_folder(parts.folder)

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial, reduce
 from operator import add
@@ -19,7 +20,14 @@ from typing import Any, Literal
 
 from threadpoolctl import threadpool_limits
 
-from nullspace_unlearn.files import new_file, new_folder, read_json, refuse_existing
+from nullspace_unlearn.files import (
+    claimed,
+    new_file,
+    new_folder,
+    read_json,
+    refuse_existing,
+    remove_folder,
+)
 from nullspace_unlearn.fingerprint import Fingerprint, code_of, in_words
 from nullspace_unlearn.processes import Processes
 from nullspace_unlearn.progress import progress
@@ -80,6 +88,7 @@ def edit_store(
 
     Raises:
         OutputExists: If the output exists and `overwrite` is false.
+        OutputInUse: If another process is making these parts.
         ValueError: If the store or a vector in it cannot be used, the output is or is in the store,
             or the parts are of another job.
         OSError: If writing fails; the parts done are kept.
@@ -90,6 +99,13 @@ def edit_store(
     job = processes.step(
         lambda: _Job(open_store(Path(path), change, column), Path(output), change, bad, overwrite)
     )
+    with ExitStack() as held:
+        processes.step(lambda: held.enter_context(claimed(job.folder)) if processes.leads else None)
+        return _done(job, processes, threads, quiet)
+
+
+def _done(job: _Job, processes: Processes, threads: int | None, quiet: bool) -> Seen:
+    """Edit what is left of a job, and put it in its place."""
     processes.step(lambda: job.begin() if processes.leads else None)
     todo = processes.step(job.todo)
     mine = todo[processes.rank :: processes.count]
@@ -132,14 +148,14 @@ class _Job:
         facts = self._facts()
         if (self.folder / _JOB).is_file():
             differences = self._kept().differences(facts)
-            if not differences:
+            if not differences and not self._taken():
                 return
-            if not self.overwrite:
+            if differences and not self.overwrite:
                 raise ValueError(
                     f"{str(self.folder)!r} holds parts of another job ({in_words(differences)}); "
                     "finish that one, name another --output, or pass --overwrite"
                 )
-            shutil.rmtree(self.folder)
+            remove_folder(self.folder)
         if self.folder.exists() and any(f for f in self.folder.iterdir() if f.name[0] != "."):
             raise ValueError(
                 f"{str(self.folder)!r} is where the parts would be kept, and holds something else; "
@@ -157,6 +173,11 @@ class _Job:
                 shutil.copyfile(other, target)
             said = {"format": _FORMAT, "facts": dict(facts.facts)}
             (folder / _JOB).write_text(json.dumps(said, indent=2), encoding="utf-8")
+
+    def _taken(self) -> bool:
+        """Whether what was done has been put in its place, which a kill was quicker than to tell."""
+        done = (part for part in self.parts if self._note(part).is_file())
+        return any(not self._target(part.file).is_file() for part in done)
 
     def todo(self) -> list[_Part]:
         """The parts that are not done."""
@@ -189,7 +210,7 @@ class _Job:
     def finish(self, seen: Seen) -> None:
         """Put the edited store in its place; or nothing, where it holds what is refused."""
         if seen.bad and self.bad == "refuse":
-            shutil.rmtree(self.folder)
+            remove_folder(self.folder)
             raise ValueError(
                 f"{seen.bad_in_words}: mend them, or pass --nan keep, which leaves these rows as "
                 "they are"
@@ -202,7 +223,7 @@ class _Job:
         else:
             refuse_existing(self.output, self.overwrite)
             self._target(self.store.files[0]).replace(self.output)
-        shutil.rmtree(self.folder)
+        remove_folder(self.folder)
 
     def _target(self, file: StoreFile) -> Path:
         return self.folder / _EDITED / file.name

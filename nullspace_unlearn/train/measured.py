@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from nullspace_unlearn.evaluate.compare import Comparison, check_measurable, com
 from nullspace_unlearn.evaluate.verdict import in_words
 from nullspace_unlearn.features import Features
 from nullspace_unlearn.features import embed as embedding
+from nullspace_unlearn.files import remove_folder
 from nullspace_unlearn.fingerprint import OtherRun
 from nullspace_unlearn.train.loop import CHECKPOINT, Settings, Trained, train
 from nullspace_unlearn.train.method import TrainedMethod
@@ -136,7 +136,7 @@ def train_and_measure(
         except OtherRun:
             if not overwrite or folder is None:
                 raise
-            shutil.rmtree(folder)
+            remove_folder(folder)
             trained = train(method, task, settings, folder=folder, quiet=quiet)
     finally:
         if folder is not None and folder.is_dir() and not any(folder.iterdir()):

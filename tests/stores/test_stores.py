@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from killed import forked, posix
+from killed import CHANGES, forked, killed_at, posix
 from safetensors.numpy import load_file, save_file
 
 from nullspace_unlearn.files import OutputExists
@@ -328,6 +328,28 @@ def test_it_goes_on_where_it_was_killed(tmp_path: Path, small_parts: None) -> No
     run("killed")
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert not (tmp_path / "killed.parts").exists()
+
+
+@posix
+def test_a_kill_at_the_very_end_is_in_nobodys_way(tmp_path: Path) -> None:
+    """Killed at each change of what is there, up to the last: the same call writes it again."""
+    np.save(tmp_path / "in.npy", draw(6, DIM))
+
+    def run() -> None:
+        out = tmp_path / "out.npy"
+        edit_store(tmp_path / "in.npy", out, change([patch()]), overwrite=True, quiet=True)
+
+    run()
+    whole, left = contents(tmp_path), set()
+    for step in itertools.count(1):
+        ended = forked(killed_at(step, run, CHANGES))
+        left |= {path.name for path in tmp_path.iterdir()}
+        run()
+        assert contents(tmp_path) == whole
+        if ended == 0:
+            break
+    # The control: some of these kills left the parts, and some what is removed of them.
+    assert "out.npy.parts" in left and any(name.startswith(".out.npy.parts.") for name in left)
 
 
 def test_a_store_that_changed_meanwhile_is_another_job(
