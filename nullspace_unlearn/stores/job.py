@@ -175,7 +175,7 @@ class _Job:
             (folder / _JOB).write_text(json.dumps(said, indent=2), encoding="utf-8")
 
     def _taken(self) -> bool:
-        """Whether what was done has been put in its place, which a kill was quicker than to tell."""
+        """Whether a kill came between putting the store in its place and removing the parts."""
         done = (part for part in self.parts if self._note(part).is_file())
         return any(not self._target(part.file).is_file() for part in done)
 
