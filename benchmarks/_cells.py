@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
-from _tables import markdown, spread
+from _tables import markdown
 from jaxtyping import Float
 from torch import Tensor
 
@@ -40,14 +40,14 @@ class Bench:
         inner: What the layer before the projection that it has makes of them (`read_inner`); None
             where it has none.
         domains: Domain -> the word prompts use for it.
-        real: Draws of a few real images of each cell, by their number a cell.
+        real: A few real images of each cell, by what tables call them.
     """
 
     clip: Clip
     features: Features
     inner: Seen | None
     domains: Mapping[str, str]
-    real: Mapping[int, Sequence[Visual]]
+    real: Mapping[str, Visual]
 
     @property
     def words(self) -> Words:
@@ -99,27 +99,21 @@ def requests(classes: Sequence[str], domains: Sequence[str]) -> dict[str, list[F
     }
 
 
-def near(bench: Bench) -> dict[str, list[Nearness]]:
+def near(bench: Bench) -> dict[str, Nearness]:
     """How near each source comes to the images reported on."""
-    found = {name: [nearness(v.features, bench.features)] for name, v in bench.made.items()}
-    for each, draws in bench.real.items():
-        found[f"{each} real images"] = [nearness(v.features, bench.features) for v in draws]
-    return found
+    some = {**bench.made, **bench.real}
+    return {name: nearness(v.features, bench.features) for name, v in some.items()}
 
 
-def near_table(found: Mapping[str, Sequence[Nearness]]) -> str:
-    """Nearness as Markdown, means over draws."""
+def near_table(found: Mapping[str, Nearness]) -> str:
+    """Nearness as Markdown."""
     keys = ("cosine", "cosine_real_mean", "rank", "domain_transfer", "class_transfer")
     labels = ("cosine", "about the real mean", "rank", "probe, domain", "probe, class")
     header = ["prototypes", *(f"z: {label}" for label in labels), *(f"h: {x}" for x in labels)]
     lines = []
-    for name, draws in found.items():
-        values = []
-        for space in ("embedding", "hidden"):
-            for key in keys:
-                some = [getattr(getattr(one, space), key) for one in draws]
-                values.append(f"{spread(some).mean:.3f}")
-        lines.append([name, *values])
+    for name, one in found.items():
+        values = [getattr(space, key) for space in (one.embedding, one.hidden) for key in keys]
+        lines.append([name, *(f"{value:.3f}" for value in values)])
     return markdown(header, lines)
 
 
