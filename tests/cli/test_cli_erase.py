@@ -125,7 +125,9 @@ def test_every_method_takes_what_it_says_and_no_more(method, kind, made, tmp_pat
             "two_sided",
             "leace",
         )  # whatever the method, from the weights alone
-        assert nsu("certify", folder).code == (int(not proved) if kind == "global" else 2)
+        assert nsu("certify", folder, "--no-singly").code == (
+            int(not proved) if kind == "global" else 2
+        )
     else:
         result = nsu("erase", *options, "--side", side)
         able = [n for n, m in METHODS.items() if kind in m.paradigms and side in m.sides]
@@ -164,7 +166,7 @@ def test_aliases_are_forgotten_in_both_forms(made):
         folder = made("--class", "car", "--alias", option)
         (edit,) = yaml.safe_load((folder / "recipe.yaml").read_text())["edits"]
         assert edit["request"]["aliases"]["car"] == ["cab", "automobile", "sedan"]
-    certified = nsu("certify", folder, "--json").json["certificates"]
+    certified = nsu("certify", folder, "--no-singly", "--json").json["certificates"]
     assert [row["class"] for row in certified] == ["car", "cab", "automobile", "sedan"]
     two = made("--class", "car", "--class", "dog", "--alias", "dog=mutt")
     (edit,) = yaml.safe_load((two / "recipe.yaml").read_text())["edits"]
@@ -287,7 +289,7 @@ def test_an_existing_output_is_only_replaced_on_request(made, tmp_path):
     assert refused.err == "nsu: output 'out' exists; name another or pass --overwrite\n"
     assert tree(tmp_path) == before
     assert nsu(*request, "--strength", "0.5", "--overwrite").code == 0
-    assert nsu("certify", "out").code == 1  # it was replaced
+    assert nsu("certify", "out", "--no-singly").code == 1  # it was replaced
 
 
 def test_strength_scales_the_change(made):

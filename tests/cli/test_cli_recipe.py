@@ -43,7 +43,7 @@ def test_several_requests_make_one_folder_which_makes_itself_again(here):
     assert [edit["numbers"].get("depth") for edit in edits] == [0.5, None, 1.0]
     assert said.json["figures"]["after"]["forgotten"] < 0.05
     assert said.json["figures"]["before"]["forgotten"] > 0.9  # control
-    proven = nsu("certify", "a/out", "--json")
+    proven = nsu("certify", "a/out", "--no-singly", "--json")
     assert proven.code == 0 and proven.json["uncovered"] == ["car, automobile, sedan in sketch"]
     # One folder: undo takes all of it back.
     assert nsu("revert", "a/out", "undo", "--output", "back").code == 0
