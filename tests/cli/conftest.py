@@ -1,10 +1,11 @@
-"""Few pictures, and folders that `nsu` made."""
+"""Few pictures, bundled ones and synthesised ones, and folders that `nsu` made."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "cli
 import pytest  # noqa: E402
 from shell import nsu  # noqa: E402
 
-from nullspace_unlearn import clip  # noqa: E402
+from nullspace_unlearn import clip, looks  # noqa: E402
 from nullspace_unlearn.data import (  # noqa: E402
     bundled,
     find,
@@ -79,6 +80,8 @@ def in_a_folder_of_its_own(
     monkeypatch.setattr(find, "bundled_to_report", lambda seed: bundled.bundled_to_report(2, seed))
     monkeypatch.setattr(embedding, "embed", few)
     monkeypatch.setattr(clip, "load", load)
+    full = looks.pictures_for
+    monkeypatch.setattr(looks, "pictures_for", lambda space: replace(full(space), each=2))
 
 
 @pytest.fixture(scope="session")
