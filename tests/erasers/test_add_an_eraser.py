@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from nullspace_unlearn.cli import main
+from nullspace_unlearn.data import mini
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "add-an-eraser.md").read_text(encoding="utf-8")
 RECIPE = """\
@@ -42,6 +45,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = text.replace(first, import_ + first, 1).replace("_ALL = (", "_ALL = (_centre, ")
     table.write_text(text.replace("(_centre, ", "(").replace("_ccup, ", "_centre, _ccup, "))
     (root / "own.yaml").write_text(RECIPE)
+    mini.write_images(root / "pictures", ["car", "truck", "dog", "tree"], ["photo", "sketch"], [7])
     return root
 
 
@@ -56,10 +60,10 @@ for options in json.loads(sys.argv[1]):
 """
 
 
-def nsu(package: Path, where: Path, *commands: tuple[str, ...]) -> list[str]:
-    """Run commands of a package in one process; each ends in how it exited."""
+def nsu(package: Path, *commands: tuple[str, ...]) -> list[str]:
+    """Run commands of a package in one process, beside it; each ends in how it exited."""
     done = subprocess.run(
-        [sys.executable, "-c", RUN, json.dumps(commands)], cwd=where,
+        [sys.executable, "-c", RUN, json.dumps(commands)], cwd=package,
         env={**os.environ, "PYTHONPATH": str(package)}, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -67,9 +71,9 @@ def nsu(package: Path, where: Path, *commands: tuple[str, ...]) -> list[str]:
 
 
 def test_it_is_in_the_help_and_in_every_command(checkout: Path) -> None:
-    car = ("--class", "car", "--method", "centre")
+    car = ("--class", "car", "--method", "centre", "--data", "pictures")
     erase, sweep, erased, *rest = nsu(
-        checkout, checkout, ("erase", "--help"), ("sweep", "--help"), ("erase", *car, "--json"),
+        checkout, ("erase", "--help"), ("sweep", "--help"), ("erase", *car, "--json"),
         ("sweep", *car, "--output", "swept", "--quiet"),
         ("bench", "own.yaml", "--output", "benched", "--quiet"),
     )  # fmt: skip
@@ -84,10 +88,14 @@ def test_it_is_in_the_help_and_in_every_command(checkout: Path) -> None:
     assert any("centre" in p.read_text() for p in (checkout / "benched").rglob("*.md"))
 
 
-def test_without_the_two_steps_it_is_not_there(checkout: Path, tmp_path: Path) -> None:
+def test_without_the_two_steps_it_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The control: the stock package knows no such method."""
-    command = ("erase", "--class", "car", "--method", "centre")
-    assert nsu(ROOT, tmp_path, command)[0] == "<exit 2>"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as done:
+        main(["erase", "--class", "car", "--method", "centre"])
+    assert done.value.code == 2
     assert not any(tmp_path.iterdir())
 
 
