@@ -38,12 +38,16 @@ def lead(h: Tensor, matrix: Tensor, bias: Tensor | None, forget: Tensor, keep: T
     return z @ forget.mT - (z @ keep.mT).amax(-1, keepdim=True)
 
 
+def nearest(point: np.ndarray, vertices: np.ndarray) -> np.ndarray:
+    """The nearest point of a convex hull, by non-negative least squares of offsets and one row."""
+    offsets = vertices - point
+    system = np.vstack([offsets.T, np.ones(len(offsets))])
+    weight, _ = nnls(system, np.eye(len(system))[-1], maxiter=10_000)
+    return (weight / weight.sum()) @ vertices
+
+
 def distance(point: np.ndarray, vertices: np.ndarray) -> float:
-    """From a point to a convex hull, by non-negative least squares: a large row keeps the sum 1."""
-    heavy = 1e5
-    system = np.vstack([vertices.T, heavy * np.ones(len(vertices))])
-    weight, _ = nnls(system, np.append(point, heavy), maxiter=10_000)
-    return float(np.linalg.norm(point - (weight / weight.sum()) @ vertices))
+    return float(np.linalg.norm(point - nearest(point, vertices)))
 
 
 def joined(matrix: Tensor, bias: Tensor | None) -> Tensor:
@@ -143,10 +147,7 @@ def test_an_edit_that_forgets_the_bias_is_found_out():
     assert certify(edited, None, forget, keep).holds.all()
     assert not certify(edited, bias, forget, keep).holds.any()
     # And rightly: where h is 0 the bias alone decides, and may decide for a forgotten class.
-    heavy = 1e5
-    system = np.vstack([keep.numpy().T, heavy * np.ones(len(keep))])
-    weight, _ = nnls(system, np.append(forget[0].numpy(), heavy), maxiter=10_000)
-    towards = forget[0] - torch.from_numpy(weight / weight.sum()) @ keep
+    towards = forget[0] - torch.from_numpy(nearest(forget[0].numpy(), keep.numpy()))
     assert lead(torch.zeros(1, WIDTH).double(), edited, towards, forget, keep)[0, 0] > 0
     assert not certify(edited, towards, forget, keep).holds[0]
 

@@ -22,12 +22,15 @@ def optimality(points: Tensor, vertices: Tensor, nearest: Tensor) -> Tensor:
 
 
 def scipy_distance(point: Tensor, vertices: Tensor) -> float:
-    """Distance by non-negative least squares, the sum held at 1 by a heavy row."""
-    heavy = 1e5
-    system = np.vstack([vertices.numpy().T, heavy * np.ones(len(vertices))])
-    weights, _ = scipy.optimize.nnls(system, np.append(point.numpy(), heavy), maxiter=10_000)
-    weights /= weights.sum()
-    return float(np.linalg.norm(point.numpy() - weights @ vertices.numpy()))
+    """Distance by non-negative least squares: `min |Σ w (v - p)|² + (Σ w - 1)²` over `w >= 0`.
+
+    For weights `w = s a` that sum to s the sum is `s² |a V - p|² + (s - 1)²`: whatever s > 0, least
+    where the point is nearest (Lawson & Hanson 1974, chapter 23).
+    """
+    offsets = (vertices - point).numpy()
+    system = np.vstack([offsets.T, np.ones(len(offsets))])
+    weights, _ = scipy.optimize.nnls(system, np.eye(len(system))[-1], maxiter=10_000)
+    return float(np.linalg.norm(weights @ offsets) / weights.sum())
 
 
 def problem(kind: str, seed: int) -> tuple[Tensor, Tensor]:

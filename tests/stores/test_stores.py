@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from killed import CHANGES, forked, killed_at, posix
+from packaging.version import Version
 from safetensors.numpy import load_file, save_file
 
 from nullspace_unlearn.files import OutputExists
@@ -144,25 +145,28 @@ KINDS: dict[str, Callable[[int], pa.DataType]] = {
 def test_a_folder_of_tables(kind: str, tmp_path: Path, small_parts: None) -> None:
     rows, type_ = unit(draw(120, DIM)), KINDS[kind](DIM)
     numpy = type_.value_type.to_pandas_dtype()
+    # Before 26, Arrow itself reads no Parquet file of fixed-size lists with a row missing.
+    missing = [7] if kind != "fixed" or Version(pa.__version__).major >= 26 else []
     (tmp_path / "in" / "year=2024").mkdir(parents=True)
     (tmp_path / "in" / "README.md").write_text("about")
     names = ["year=2024/a.parquet", "b.parquet"]
     for i, name in enumerate(names):
         some = list(rows[60 * i : 60 * i + 60].astype(numpy))
-        some[7] = None
+        for j in missing:
+            some[j] = None
         table = pa.table({"id": list(range(60)), "vector": pa.array(some, type_),
                           "text": [f"caption {j}" for j in range(60)]})  # fmt: skip
         pq.write_table(table.replace_schema_metadata({"made": "by hand"}), tmp_path / "in" / name)
     seen = edit_store(tmp_path / "in", tmp_path / "out", change([patch()]), quiet=True)
-    assert (seen.rows, seen.normalised) == (120, 118)
+    assert (seen.rows, seen.normalised) == (120, 120 - 2 * len(missing))
     for i, name in enumerate(names):
         before, after = (pq.read_table(tmp_path / root / name, partitioning=None)
                          for root in ("in", "out"))  # fmt: skip
         assert after.schema.equals(before.schema, check_metadata=True)
         assert after["id"].equals(before["id"]) and after["text"].equals(before["text"])
         vectors = after["vector"].to_pylist()
-        assert vectors.pop(7) is None
-        wanted = np.delete(rows[60 * i : 60 * i + 60].astype(numpy), 7, axis=0)
+        assert all(vectors.pop(j) is None for j in missing)
+        wanted = np.delete(rows[60 * i : 60 * i + 60].astype(numpy), missing, axis=0)
         close(np.array(vectors, numpy), oracle(wanted, patch()))
     assert (tmp_path / "out" / "README.md").read_text() == "about"
 
