@@ -58,6 +58,21 @@ def unchecked() -> Callable[[], AbstractContextManager[None]]:
 
 
 @pytest.fixture(scope="session")
+def small_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of 16 pixels, 7 in most cells of 3 classes x 2 domains; none twice."""
+    from nullspace_unlearn.data import mini
+
+    folder = tmp_path_factory.mktemp("small") / "images"
+    sizes = {("car", "photo"): 9, ("dog", "sketch"): 6}
+    for c in ("car", "dog", "tree"):
+        for d in ("photo", "sketch"):
+            (folder / d / c).mkdir(parents=True)
+            for i in range(sizes.get((c, d), 7)):
+                mini.render(c, d, 5_000_000 + i, size=16).save(folder / d / c / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """Development data beside the repository."""
     folder = Path(__file__).resolve().parents[2] / "shared"

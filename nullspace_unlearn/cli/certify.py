@@ -71,7 +71,7 @@ def certify(
             click.echo(f"That is: {means}.")
         click.echo(f"Assumed: {len(proof.kept)} names stay, as {proof.kept_from} says.")
         click.echo(_scope(proof))
-        click.echo(_alone(alone))
+        click.echo(_alone(alone, singly))
         if proof.left_out:
             click.echo(f"Left out, as forgotten or the same to it: {', '.join(proof.left_out)}.")
         if proof.uncovered:
@@ -132,9 +132,10 @@ def _scope(proof: Proof) -> str:
     )
 
 
-def _alone(alone: list[dict[str, Any]] | None) -> str:
+def _alone(alone: list[dict[str, Any]] | None, asked: bool | None) -> str:
     if alone is None:
-        return "Templates singly: not tried, since there are many names; --singly tries them."
+        why = "" if asked is False else ", since there are many names"
+        return f"Templates singly: not tried{why}; --singly tries them."
     holds = sum(row["holds"] for row in alone)
     worst = ", ".join(f"{row['template']!r} ({row['violation']:.1e})" for row in alone[:3])
     return f"Templates singly: it holds for {holds} of {len(alone)}; the worst: {worst}."

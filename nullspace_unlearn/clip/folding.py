@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nullspace_unlearn.clip.grid import grid_of, off_grid
+from nullspace_unlearn.clip.grid import off_grid
 from nullspace_unlearn.clip.mlp import find_mlp
 from nullspace_unlearn.clip.network import (
     Change,
@@ -202,7 +202,7 @@ def fold(
 
     def now(key: str, parameter: Tensor) -> Tensor:
         value = current(before, key, parameter)
-        if gone and grid_of(value):
+        if gone:
             value = hidden[key] = off_grid(value)
         return value
 

@@ -118,7 +118,14 @@ def test_the_folder_of_something_else_is_left_alone(made, tmp_path):
     other = (*given[:1], made("--class", "dog"), *given[2:])
     result = nsu(*other, "--output", "b")
     assert result.code == 2 and "audit of something else" in result.err
+    (tmp_path / "b" / "thesis.txt").write_text("years of work")
+    result = nsu(*other, "--output", "b", "--overwrite")
+    assert result.code == 2 and "holds 'thesis.txt', which is not of an audit" in result.err
+    old = list((tmp_path / "b" / "answers").iterdir())
+    assert old and (tmp_path / "b" / "audit.json").exists()  # all is there still
+    (tmp_path / "b" / "thesis.txt").unlink()
     assert nsu(*other, "--output", "b", "--overwrite").code == 0
+    assert not any(file.exists() for file in old)
 
 
 def _features(path, rows, labels, text):

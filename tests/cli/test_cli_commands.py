@@ -195,6 +195,8 @@ def test_certify_an_intact_folder(made):
     assert len(said["singly"]) == 80 and not all(row["holds"] for row in said["singly"])
     quick = nsu("certify", folder, QUICK, "--json").json
     assert quick["singly"] is None and quick["holds"]
+    said = nsu("certify", folder, "--no-singly").out
+    assert "Templates singly: not tried; --singly tries them." in said
 
 
 def tamper(folder: Path, change) -> None:

@@ -7,30 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from nullspace_unlearn.data import mini
 from nullspace_unlearn.data.bundled import bundled_to_learn, bundled_to_report
 from nullspace_unlearn.data.folders import read_folder
 from nullspace_unlearn.data.source import Source, apart
 
 CLASSES, DOMAINS = ("car", "dog", "tree"), ("photo", "sketch")
-SIZES = {("car", "photo"): 9, ("dog", "sketch"): 6}
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small pictures, 7 in most cells; none twice."""
-    folder = tmp_path_factory.mktemp("images")
-    for c in CLASSES:
-        for d in DOMAINS:
-            (folder / d / c).mkdir(parents=True)
-            for i in range(SIZES.get((c, d), 7)):
-                mini.render(c, d, 5_000_000 + i, size=16).save(folder / d / c / f"{i}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def images(root: Path) -> Source:
-    return read_folder(root)
+def images(small_images: Path) -> Source:
+    return read_folder(small_images)
 
 
 def names(some: Source) -> list[str]:
@@ -64,15 +50,15 @@ def test_a_split_follows_from_the_seed(images: Source) -> None:
         assert names(getattr(one, part)) != names(getattr(other, part))
 
 
-def test_the_training_draw_depends_on_nothing_else(root: Path, images: Source) -> None:
+def test_the_training_draw_depends_on_nothing_else(small_images: Path, images: Source) -> None:
     drawn = names(images.split(2, 0).given)
     assert names(images.split(2, 3).given) == drawn
     assert set(drawn) < set(names(images.split(3, 0).given))  # more shots are more, not others
     # Nor on the other cells: without one class the rest is drawn as before.
     fewer = images.subset((images.class_index != 0).nonzero()[:, 0])
-    listing = root.parent / "listing.txt"
+    listing = small_images.parent / "listing.txt"
     listing.write_text("\n".join(names(fewer)))
-    left = names(read_folder(root, listing=listing).split(2, 0).given)
+    left = names(read_folder(small_images, listing=listing).split(2, 0).given)
     assert left == [name for name in drawn if "/car/" not in name]
 
 

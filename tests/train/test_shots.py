@@ -12,14 +12,10 @@ from PIL import Image
 
 import nullspace_unlearn as nsu
 from nullspace_unlearn.clip import Clip
-from nullspace_unlearn.data import mini
 from nullspace_unlearn.data.folders import read_folder
 from nullspace_unlearn.data.source import Source
 from nullspace_unlearn.train import shots as module
 from nullspace_unlearn.train.shots import from_source, from_tensors
-
-CLASSES, DOMAINS = ("car", "dog", "tree"), ("photo", "sketch")
-SIZES = {("car", "photo"): 9, ("dog", "sketch"): 6}
 
 
 @pytest.fixture(scope="module")
@@ -28,20 +24,8 @@ def clip() -> Clip:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small pictures, 7 in most cells; none twice."""
-    folder = tmp_path_factory.mktemp("images")
-    for c in CLASSES:
-        for d in DOMAINS:
-            (folder / d / c).mkdir(parents=True)
-            for i in range(SIZES.get((c, d), 7)):
-                mini.render(c, d, 5_000_000 + i, size=16).save(folder / d / c / f"{i}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def images(root: Path) -> Source:
-    return read_folder(root)
+def images(small_images: Path) -> Source:
+    return read_folder(small_images)
 
 
 def names(some: Source) -> list[str]:
