@@ -22,11 +22,13 @@ LEAST, MOST = 0.5, 3.0
 _OF_HEADS, _OF_HEADS_OF_PICTURES, _MOST_OF_HEADS = (0.6,), (0.2,), 4.0
 # Of pictures read before the last MLP, a higher beta costs what stays more than it forgets.
 _SHALLOW = 1.5
-# How far a shift falls short on images is this power of how far it does on pictures left out, since
-# these are more alike than images are. Chosen on pictures and training images nothing is reported
-# on; it is 1 for real images, which are what they stand for.
-_PICTURES = 1.5
-# And again, where single cells go and heads read: few prototypes teach what is forgotten.
+# How far a shift falls short on images is a power of how far it does on pictures left out, since
+# these are more alike than images are, times a share, since they show their cell more surely.
+# Chosen on pictures and training images nothing is reported on; both are 1 for real images, which
+# are what they stand for.
+_SURER = 0.96
+_DOMAINS_BY_PICTURES, _DOMAINS_BY_PICTURES_OF_HEADS, _CELLS_BY_PICTURES = 1.9, 1.5, 2.4
+# But for single cells where heads read: few images teach what is forgotten.
 _CELLS_OF_HEADS = 1.5
 # What a forgotten cell counts for in the mean of its domain where others stay. At 1 the name still
 # stands a little above the others there, at 0 below them.
@@ -139,7 +141,8 @@ def choose(
     In closed form (`linalg.Ridge.held_out`): real images are left out one by one, pictures by
     what they started from, one of each cell together. Beta is the number by which the left-out
     shift of the forgotten ones falls short in the score of their own class; of images the ridge is
-    that of the least squared error.
+    that of the least squared error. Pictures are so alike that those of one cell say little of
+    that number: they are asked as if their whole domain went, but where heads read.
 
     Args:
         embeddings: As for `neutral`, and so `labels`, `domains` and `source`.
@@ -169,26 +172,45 @@ def choose(
             stacklevel=2,
         )
         return fixed
-    request = _Request.of(shown, mask.to(shown.rows.device))
+    asked = mask.any(0).expand_as(mask)
+    of_cells = bool((asked != mask).any())
+    if not pictures or bases is not None or asked.all():
+        asked = mask
+    request = _Request.of(shown, asked.to(shown.rows.device))
     group = _place(shown.cell) if pictures else torch.arange(len(shown.cell))
     names = as_float64("classes", classes)
     names = (names - names.mean(0))[labels]
     wanted = (request.wanted * names).sum(-1)
     best, chosen = torch.inf, NeutralNumbers()
-    ridges, power = (_OF_PICTURES, _PICTURES) if pictures else (RIDGES, 1.0)
-    if bases is not None:
-        ridges = _OF_HEADS_OF_PICTURES if pictures else _OF_HEADS
-        power *= _CELLS_OF_HEADS if (mask.any(0) & ~mask.all(0)).any() else 1
+    ridges, share, power = _shortfall(pictures, heads=bases is not None, of_cells=of_cells)
+    held = False
     for ridge in ridges:
         shift = request.ridge.held_out(request.wanted, ridge, group.to(shown.cell.device))
         given = request.weight * (shift * names).sum(-1)
         reached = float((given @ wanted) / (request.weight @ wanted.square()).clamp(min=1e-300))
-        short = max(reached, 1e-3) ** power
-        beta = min(max(1 / short, LEAST), most)
+        asked_for = share / max(reached, 1e-3) ** power
+        beta = min(max(asked_for, LEAST), most)
         error = (request.weight[:, None] * (beta * shift - request.wanted).square()).sum()
         if float(error) < best:
-            best, chosen = float(error), NeutralNumbers(ridge, beta)
+            best, chosen, held = float(error), NeutralNumbers(ridge, beta), asked_for > most
+    if held and most > _SHALLOW:
+        warnings.warn(
+            f"prototypes that are left out are hardly reached, so beta is held at {most:g}: more "
+            "is left than usual; more images a cell may help",
+            stacklevel=2,
+        )
     return chosen
+
+
+def _shortfall(
+    pictures: bool, heads: bool, of_cells: bool
+) -> tuple[tuple[float, ...], float, float]:
+    """Ridges to try, and how beta follows from what is reached: that share of it to that power."""
+    if not pictures:
+        return (_OF_HEADS if heads else RIDGES), 1.0, _CELLS_OF_HEADS if heads and of_cells else 1.0
+    domains = _DOMAINS_BY_PICTURES_OF_HEADS if heads else _DOMAINS_BY_PICTURES
+    ridges = _OF_HEADS_OF_PICTURES if heads else _OF_PICTURES
+    return ridges, _SURER, _CELLS_BY_PICTURES if of_cells else domains
 
 
 @dataclass(frozen=True, eq=False)

@@ -182,6 +182,30 @@ def test_pictures_are_left_out_by_their_start() -> None:
     assert again.beta != by_start.beta  # the order within a cell says which start a picture had
 
 
+def test_cells_shown_by_pictures_are_asked_as_if_their_whole_domain_went() -> None:
+    def beta(mask: Tensor, pictures: bool) -> float:
+        given = (Z, LABELS, COLUMNS, TEXT, mask)
+        return choose_neutral(*given, source=READ, pictures=pictures).beta
+
+    here, also_here, elsewhere = cells((2, 1)), cells((0, 1)), cells((2, 0))
+    assert beta(here, pictures=True) == beta(also_here, pictures=True)
+    # Controls: another domain tells something else, and of images each cell speaks for itself.
+    assert beta(here, pictures=True) != beta(elsewhere, pictures=True)
+    assert beta(here, pictures=False) != beta(also_here, pictures=False)
+
+
+def test_a_beta_that_meets_its_bound_is_told() -> None:
+    given = (Z, LABELS, COLUMNS, TEXT, domain(1))
+    noise = randn(
+        len(GRID), WIDE, seed=21
+    )  # says nothing of the cells, so none left out is reached
+    with pytest.warns(UserWarning, match="beta is held at 3"):
+        assert choose_neutral(*given, source=noise).beta == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # control: what tells the cells apart needs less
+        assert choose_neutral(*given, source=READ).beta < 3
+
+
 def test_a_single_prototype_a_cell_leaves_nothing_out() -> None:
     first = torch.arange(0, len(GRID), EACH)
     given = (Z[first], LABELS[first], COLUMNS[first])
