@@ -244,21 +244,27 @@ class Edit:
     def __matmul__(self, other: Edit) -> Edit:
         """Compose: `(a @ b).apply(z) == b.apply(a.apply(z))`, since rows multiply from the left.
 
+        Edits of another space are added to the one weight that they share, so they add up.
+
         Raises:
-            ValueError: If either is not an embedding edit: the composition would need the weights.
-                Fold one after the other instead.
+            ValueError: If they are of two spaces: the composition would need the weights. Fold one
+                after the other instead.
         """
-        if (self.space, other.space) != ("embedding", "embedding"):
+        if self.space != other.space:
             raise ValueError(
-                "edits of other spaces compose by folding one after the other, not with @"
+                f"an edit of space {self.space!r} and one of {other.space!r} compose by folding "
+                "one after the other, not with @"
             )
-        crossed = other.read - self.read @ (self.write.mT @ other.read)
+        crossed = other.read
+        if self.space == "embedding":
+            crossed = other.read - self.read @ (self.write.mT @ other.read)
         batch = torch.broadcast_shapes(self.batch_shape, other.batch_shape)
         parts = [self.read, crossed, self.write, other.write]
         first, second, third, fourth = (p.expand(*batch, *p.shape[-2:]) for p in parts)
         return Edit(
             read=torch.cat([first, second], -1),
             write=torch.cat([third, fourth], -1),
+            space=self.space,
             provenance={"composed": [dict(self.provenance), dict(other.provenance)]},
         )
 

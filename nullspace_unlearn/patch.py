@@ -116,13 +116,8 @@ class Patch:
 
     @property
     def title(self) -> str:
-        """The request in words, or the method's name."""
-        request = self.provenance.get("request")
-        if not isinstance(request, Mapping):
-            return str(self.provenance.get("method", "an edit"))
-        names = ", ".join(map(str, request.get("classes") or ["every class"]))
-        domains = ", ".join(map(str, request.get("domains") or []))
-        return f"{names} in {domains}" if domains else names
+        """The request in words, or the method's name; of several, each."""
+        return _title(self.provenance)
 
     @cached_property
     def digest(self) -> str:
@@ -276,6 +271,17 @@ def ordered(patches: Sequence[Patch]) -> tuple[Ordered, ...]:
     """For each two patches of a sequence, how much their order counts."""
     pairs = combinations(range(len(patches)), 2)
     return tuple(Ordered(i, j, order(patches[i], patches[j])) for i, j in pairs)
+
+
+def _title(said: Mapping[str, Any]) -> str:
+    parts, request = said.get("composed"), said.get("request")
+    if isinstance(parts, list) and parts and all(isinstance(part, Mapping) for part in parts):
+        return "; ".join(map(_title, parts))
+    if not isinstance(request, Mapping):
+        return str(said.get("method", "an edit"))
+    names = ", ".join(map(str, request.get("classes") or ["every class"]))
+    domains = ", ".join(map(str, request.get("domains") or []))
+    return f"{names} in {domains}" if domains else names
 
 
 def _json(value: Mapping[str, Any]) -> str:

@@ -5,13 +5,15 @@ The recipe.yaml of an output folder is such a file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import reduce
+from operator import matmul
 from pathlib import Path
 from typing import Any
 
 from nullspace_unlearn.clip import Clip
-from nullspace_unlearn.edit import Side, Space
+from nullspace_unlearn.edit import Edit, Side, Space
 from nullspace_unlearn.erasers import METHODS
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.looks import Looks, Prototypes
@@ -122,14 +124,20 @@ class EditRecipe:
             )
 
     def erase(self, clip: Clip, looks: Looks | None = None) -> Clip:
+        """Meet the requests one after another; as `steps`, and the last model it leads to."""
+        for step in self.steps(clip, looks):
+            clip = step.edited
+        return clip
+
+    def steps(self, clip: Clip, looks: Looks | None = None) -> Iterator[Step]:
         """Meet the requests one after another.
 
         Args:
             clip: The model; it is not changed.
             looks: What prototypes are made of, where a request does not say.
 
-        Returns:
-            The edited model; its history holds every request.
+        Yields:
+            Each request as it was met; the history of the last model holds all of them.
 
         Raises:
             ValueError: If the recipe is for other weights, or a request cannot be met, which is
@@ -150,7 +158,45 @@ class EditRecipe:
                 clip = edit.fold(clip, plan.side)
             except ValueError as error:
                 raise ValueError(f"request {number} of the recipe: {error}") from None
-        return clip
+            yield Step(edit, plan.side, clip)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A request of a recipe that was met.
+
+    Attributes:
+        edit: The edit that it became.
+        side: The tower that it went to.
+        edited: The model with it and those before it.
+    """
+
+    edit: Edit
+    side: Side
+    edited: Clip
+
+
+def composed(steps: Sequence[Step]) -> Edit:
+    """The one edit that the requests of a recipe add up to.
+
+    Args:
+        steps: As `EditRecipe.steps` gives them.
+
+    Returns:
+        The edit, for the tower of all of them.
+
+    Raises:
+        ValueError: If two of them change two weights.
+    """
+    first = steps[0]
+    for number, step in enumerate(steps, 1):
+        if (step.side, step.edit.space) != (first.side, first.edit.space):
+            raise ValueError(
+                f"one patch changes one weight: request {number} of the recipe is of the "
+                f"{step.side} side and space {step.edit.space!r}, request 1 of the {first.side} "
+                f"side and {first.edit.space!r}; make a patch of each, one on the other's folder"
+            )
+    return reduce(matmul, (step.edit for step in steps))
 
 
 def read_recipe(path: str | Path) -> EditRecipe:

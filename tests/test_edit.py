@@ -139,8 +139,8 @@ def test_a_deeper_edit_takes_a_model_to_apply(space: Space) -> None:
     refused = {
         "fold it and embed the images again": lambda: edit.apply(randn(5, 7)),
         "has no operator: it does not read z": lambda: edit.operator(),
-        "edits of other spaces compose by folding one": lambda: edit @ joint,
-        "other spaces compose by folding": lambda: joint @ edit,
+        "and one of 'embedding' compose by folding one": lambda: edit @ joint,
+        "'embedding' and one of .* compose by folding": lambda: joint @ edit,
         "at strength -1": lambda: edit.inverse(),
     }
     for message, call in refused.items():
@@ -171,6 +171,17 @@ def test_composing_applies_the_left_one_first() -> None:
     assert not torch.allclose((a @ b).apply(z), a.apply(b.apply(z)))
     assert (a @ b).rank == 5
     assert [p["seed"] for p in (a @ b).provenance["composed"]] == [0, 5]
+
+
+def test_edits_added_to_one_weight_add_up() -> None:
+    hidden, w = randn(5, 11), randn(11, 7, seed=1)
+    a, b = (
+        Edit(read=randn(11, n, seed=n), write=randn(7, n, seed=n + 9), space="hidden")
+        for n in (2, 3)
+    )
+    once, twice = (a @ b).apply(hidden @ w, hidden), b.apply(a.apply(hidden @ w, hidden), hidden)
+    assert (a @ b).rank == 5 and torch.allclose(once, twice)
+    assert not torch.allclose(once, a.apply(hidden @ w, hidden))  # control
 
 
 def test_composing_batches() -> None:

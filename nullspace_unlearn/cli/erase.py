@@ -65,9 +65,7 @@ def erase(
     says nothing would score, and what that cost; without, what prototypes predict.
     """  # noqa: D301
     if recipe is not None:
-        if patch is not None:
-            raise ValueError("a patch is of one request: leave out --patch, or --recipe")
-        several.run(recipe, which, request, visual, data, judge, files, as_json, quiet)
+        several.run(recipe, which, request, visual, data, judge, files, patch, as_json, quiet)
         return
     request, silent = visual.request(request), quiet or as_json
     target = files.target(default_name(which.name, request.forget()))

@@ -29,6 +29,7 @@ def run(
     data: DataOptions,
     judge: JudgeOptions,
     files: OutputOptions,
+    patch: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -40,17 +41,24 @@ def run(
             "--recipe needs --output, and goes without --heatmap, --fail-if and --images"
         )
     target = Path(files.output)
-    files.claim(target)
+    files.claim(target, patch)
 
     from nullspace_unlearn.evaluate.verdict import in_words
-    from nullspace_unlearn.recipe import read_recipe
+    from nullspace_unlearn.patch import check_patch
+    from nullspace_unlearn.patching import make_patch
+    from nullspace_unlearn.recipe import composed, read_recipe
+
+    if patch is not None:
+        check_patch(Path(patch), files.overwrite)
 
     recipe = read_recipe(file)
     found, silent = data.find({}, which.name), quiet or as_json
     cache = options.use_text_cache(visual.cache, visual.no_cache)
     started = time.perf_counter()
     clip = which.load()
-    edited = recipe.erase(clip, visual.looks(None, data.batch_size, cache, silent))
+    steps = list(recipe.steps(clip, visual.looks(None, data.batch_size, cache, silent)))
+    edited = steps[-1].edited
+    edit = None if patch is None else composed(steps)
     seconds = time.perf_counter() - started
     result: dict[str, Any] = {
         "edits": [dict(edit) for edit in edited.edits],
@@ -62,6 +70,8 @@ def run(
         result |= {"data": found.name, **comparison.to_json(), **in_words(comparison)}
     result |= options.made_by(edited)
     edited.save(target, files.overwrite, undo=files.undo, report=result)
+    if patch is not None and edit is not None:
+        make_patch(clip, edit, steps[0].side, result).save(patch, files.overwrite)
     if as_json:
         options.print_json({**result, "seconds": seconds, "output": str(target)})
     elif not quiet:

@@ -7,10 +7,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 from shell import nsu
 
 from nullspace_unlearn import Forget, load
+from nullspace_unlearn.patch import Patch
 from nullspace_unlearn.recipe import Entry
 
 RECIPE = """
@@ -88,6 +91,39 @@ def test_a_recipe_stands_alone(here):
     for more in (("--class", "car"), (), ("--output", "out", "--images", ".")):
         result = nsu("erase", "--recipe", "recipe.yaml", *more)
         assert result.code == 2 and "--recipe" in result.err
+
+
+def test_the_patch_of_a_recipe_is_its_requests_in_one(here):
+    """Oracle: the folder that the requests made one after another."""
+    (here / "two.yaml").write_text(
+        "edits: [{request: {classes: [tree]}}, {request: {classes: [flower]}, strength: 0.8}]"
+    )
+    (here / "one.yaml").write_text("edits: [{request: {classes: [tree]}}]")
+    for name in ("two", "one"):
+        given = ("--recipe", f"{name}.yaml", "--output", name, "--patch", f"{name}.patch")
+        assert nsu("erase", *given, "--quiet").code == 0
+        given = ("--model", "nsu-mini", "--output", f"{name}-again", "--quiet")
+        assert nsu("apply", f"{name}.patch", *given).code == 0
+    weights = {
+        name: load_file(here / name / "open_clip_model.safetensors")
+        for name in ("two", "two-again", "one-again")
+    }
+    for key, value in weights["two"].items():
+        assert torch.allclose(value, weights["two-again"][key], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(*(weights[n]["visual.proj"] for n in ("two", "one-again")))  # control
+    assert Patch.load(here / "two.patch").title == "tree; flower"
+    (told,) = yaml.safe_load((here / "two-again" / "recipe.yaml").read_text())["edits"]
+    assert [one["request"]["classes"] for one in told["composed"]] == [["tree"], ["flower"]]
+
+
+def test_a_patch_of_two_weights_is_refused_and_nothing_is_written(here):
+    (here / "recipe.yaml").write_text(
+        "edits: [{request: {classes: [tree]}}, {request: {classes: [car]}, side: text}]"
+    )
+    before = sorted(here.iterdir())
+    result = nsu("erase", "--recipe", "recipe.yaml", "--output", "out", "--patch", "p")
+    assert result.code == 2 and "request 2 of the recipe is of the text side" in result.err
+    assert sorted(here.iterdir()) == before
 
 
 def test_a_request_in_some_domains_has_the_default_of_nsu_erase():
