@@ -222,15 +222,16 @@ def test_the_folder_explains_itself_and_holds_no_way_back(clip_of, random_edit, 
     assert "- café: everywhere" in card
     assert "no longer" not in card  # which nothing has shown
     assert str(tmp_path) not in card
+    tokenizer = {file.name for file in clip.source.folder.iterdir()} - {WEIGHTS, CONFIG}
     assert {file.name for file in saved.iterdir()} == {
         WEIGHTS,
         CONFIG,
         "README.md",
         "recipe.yaml",
         "report.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
+        *tokenizer,
     }
+    assert {"tokenizer.json", "tokenizer_config.json"} <= tokenizer
     assert raw(saved / WEIGHTS).keys() == clip.model.state_dict().keys()
     assert raw(saved / WEIGHTS)["visual.proj"] != raw(tmp_path / "undo.safetensors")["visual.proj"]
     assert clip.save(tmp_path / "own", card="mine") / "README.md"
