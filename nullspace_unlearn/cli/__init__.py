@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import os
 import sys
 import traceback
 import warnings
@@ -87,6 +88,8 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: The command line without the program's name; absent means `sys.argv`.
     """
     warnings.showwarning = _show_warning
+    # Before torch is imported: else its idle threads burn the time of whatever shares the machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         status = nsu.main(arguments, prog_name="nsu", standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):

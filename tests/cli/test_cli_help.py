@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from importlib import metadata
@@ -110,3 +111,12 @@ def test_the_doctor_finds_what_is_missing_or_too_old(monkeypatch: pytest.MonkeyP
     assert "edits" not in result.json  # it asks nothing of what may not import
     versions.pop("scipy")
     assert nsu("doctor", "--json").code == 0  # the control: an extra may be missing
+
+
+def test_idle_threads_wait_quietly_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert nsu("--version").code == 0 and os.environ["OMP_WAIT_POLICY"] == "active"
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert nsu("--version").code == 0 and os.environ["OMP_WAIT_POLICY"] == "passive"
