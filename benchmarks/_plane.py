@@ -99,10 +99,13 @@ def judged(
     before: Features,
     classes: Float[Tensor, "classes dim"],
     request: Forget,
+    classes_after: Float[Tensor, "classes dim"] | None = None,
 ) -> dict[str, Any]:
-    """The figures of one request, and who paid most."""
+    """The figures of one request, and who paid most; an edit of the text side gives other names."""
     mask = request.mask(before.class_names, before.domain_names)
-    models = (Model(rows.float(), classes.float()) for rows in (before.embeddings, after))
+    named = classes if classes_after is None else classes_after
+    both = ((before.embeddings, classes), (after, named))
+    models = (Model(rows.float(), names.float()) for rows, names in both)
     found = evaluated(*models, before.labels, before.domains, mask)
     said, loss = plain_values(found.figures()), found.evidence.loss()
     paid = [divmod(int(i), mask.shape[1]) for i in loss.flatten().topk(_NEAR).indices]

@@ -109,7 +109,7 @@ def plan(
     method: str | None = None,
     side: Side = "visual",
     images: bool = False,
-    wordings: bool = False,
+    wordings: bool | None = None,
 ) -> Plan:
     """Resolve a request: vocabulary, aliases, near-synonyms, domain words, method.
 
@@ -129,9 +129,10 @@ def plan(
         side: The tower whose projection the edit will be folded into.
         images: Whether images, or pictures that stand for them, will be shown, so that a method
             that must have them may be the default.
-        wordings: Whether names forgotten everywhere are not to come back in other words either: the
-            directions in which templates move them go too, by a method that can
-            (`Method.wordings`). Where the space is small this spoils searches by names that stay.
+        wordings: Whether names forgotten everywhere are not to come back in other words either: how
+            templates move them is held down too, by a method that can (`Method.wordings`). Absent:
+            by such a method where fewer names stay than the space has dimensions, and the model was
+            not edited before.
 
     Returns:
         The plan; nothing has been edited.
@@ -192,6 +193,9 @@ def plan(
     keep = _where(candidates, stays)
     in_use = {*keep, *forget.classes}
     ordered = (name for name in names if name in in_use)
+    if wordings is None:
+        spare = int(stays.sum()) < clip.dim and not earlier.edits
+        wordings = METHODS[method].wordings and spare
     return Plan(
         forget=forget,
         keep=keep,

@@ -64,7 +64,7 @@ class Entry:
         domains: Domain key -> word in prompts; absent: as for any request.
         templates: Prompt templates; absent: the model's. Those of cells are always the model's.
         prototypes: What says how images of a cell look.
-        wordings: Whether the names are to go in other words too.
+        wordings: Whether the names are to go in other words too; absent: as for any request.
     """
 
     request: Forget
@@ -77,7 +77,7 @@ class Entry:
     domains: Mapping[str, str] | None = None
     templates: Templates | None = None
     prototypes: Prototypes = "auto"
-    wordings: bool = False
+    wordings: bool | None = None
 
     def plan(self, clip: Clip, images: bool = False) -> Plan:
         """Resolve the request against a model; see `plans.plan`, of `images` too."""

@@ -34,7 +34,7 @@ def erase(
     strength: float = 1.0,
     numbers: Mapping[str, Any] | None = None,
     visual: Visual | None = None,
-    wordings: bool = False,
+    wordings: bool | None = None,
 ) -> Edit:
     """Make the edit that forgets what is asked: prompts, prototypes, eraser.
 
@@ -68,7 +68,7 @@ def erase(
         raise ValueError(f"strength must lie in (0, {MAX_STRENGTH:g}], got {strength}")
     if isinstance(request, Plan):
         settled = {"classes": classes, "domains": domains, "templates": templates, "method": method,
-                   "wordings": wordings or None}  # fmt: skip
+                   "wordings": wordings}  # fmt: skip
         if given := [name for name, value in settled.items() if value is not None]:
             raise ValueError(f"a plan is already made; {', '.join(given)} go to plan()")
         made = request

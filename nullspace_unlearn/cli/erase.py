@@ -168,8 +168,8 @@ def _report(result: dict[str, Any], outcome: Outcome, following: str) -> str:
     if wordings := result.get("in_other_words"):
         took, there = wordings["directions"], wordings["of"]
         lines.append(
-            f"In other words too: {took} of {there} directions in which wordings move the name"
-            + ("." if took == there else ", as many as the space bears.")
+            f"In other words too: held down in {took} directions in which they move the name"
+            + ("." if took == there else f" of {there}, as many as the space bears.")
         )
     if "certificate" in result:
         proof = result["certificate"]

@@ -106,7 +106,7 @@ class RequestOptions:
     strength: float
     depth: float | None
     side: Side
-    wordings: bool
+    wordings: bool | None
     hyponyms: bool
 
     @property
@@ -238,10 +238,10 @@ request_options = gathered(
         help="The tower whose final projection changes.",
     ),
     click.option(
-        "--wordings",
-        is_flag=True,
-        help="A class everywhere: in other words too (80 templates, plurals). On a small model "
-        "searches by names that stay find less.",
+        "--wordings/--no-wordings",
+        default=None,
+        help="A class everywhere: in other words too (80 templates, plurals). Absent: where fewer "
+        "names stay than the model has dimensions.",
     ),
     click.option(
         "--hyponyms",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from nullspace_unlearn.edit import Edit
 from nullspace_unlearn.erasers.method import Given, Method, said
-from nullspace_unlearn.erasers.wording import borne, with_wordings
+from nullspace_unlearn.erasers.wording import in_other_words
 from nullspace_unlearn.linalg import (
     HullPoint,
     Metric,
@@ -112,13 +111,12 @@ def hull(
         depth: Share of the way from the nearest point to the hull's middle, in [0, 1]: above 0,
             a forgotten class cannot tie with the best of several kept ones.
         wordings: `[*batch, p, dim]`, how other words for the forgotten names move their prototypes,
-            beyond how they move any name's. The leading directions of these join `D`, as many as
-            the dimension bears (`erasers.wording.borne`), so that the names do not come back in
-            other words. Each is one in which images differ too: with few dimensions searches by
-            kept names find much less (nsu-mini: mean average precision .98 to .61).
+            beyond how they move any name's. What the edit leaves of these is held down too, as far
+            as kept names allow and in as many directions as the dimension bears
+            (`erasers.wording.in_other_words`), so that the names do not come back in other words.
 
     Returns:
-        An edit of rank at most `dim - 1`, and m without wordings, float64.
+        An edit of rank at most m, float64, and more with wordings.
 
     Raises:
         ValueError: If prototypes are not finite, dimensions differ, a number is out of range,
@@ -147,21 +145,18 @@ def hull(
         raise ValueError("the edit would remove nothing: a forgotten name lies among the kept ones")
     if basis.shape[-1] == basis.shape[-2]:
         raise ValueError("the edit would remove everything: the displacements span the whole space")
-    told: dict[str, Any] = {}
-    if wordings is not None and wordings.shape[-2]:
-        most = borne(f.shape[-1], (norm > 0).sum(-1), kept.sum(-1))
-        basis, joined, there = with_wordings(basis, as_float64("wordings", wordings), most)
-        told = {"in_other_words": {"directions": int(joined.max()), "of": int(there.max())}}
     solved = solve_moment_of_kept(r, kept, ridge, basis, spread)
-    return Edit(
+    edit = Edit(
         read=basis,
         write=oblique_dual(basis, solved),
         provenance={
             **said("hull", numbers, basis.shape[-1]),
             "same_to_the_model": int(same.sum()),
-            **told,
         },
     )
+    if wordings is None or not wordings.shape[-2]:
+        return edit
+    return in_other_words(edit, wordings, (norm > 0).sum(-1), r, kept, spread)
 
 
 def _derive(given: Given, numbers: Numbers) -> Edit:

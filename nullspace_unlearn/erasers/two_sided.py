@@ -117,7 +117,7 @@ def two_sided(
         wordings: As for `hull`.
 
     Returns:
-        An edit of rank at most 2m, float64.
+        An edit of rank at most 2m, float64, and more with wordings.
 
     Raises:
         ValueError: For what `hull` refuses; if visual prototypes are not finite or their shapes
@@ -137,7 +137,7 @@ def two_sided(
             f"got {list(rows.shape)} beside {list(v.shape)}"
         )
     numbers = Numbers(share, name_weight, depth)
-    names = hull(forget, keep, keep_mask=keep_mask, depth=depth, wordings=wordings)
+    names = hull(forget, keep, keep_mask=keep_mask, depth=depth)
     kept = v.new_ones((*v.shape[:-2], rows.shape[-2]), dtype=torch.bool)
     kept = kept if visual_keep_mask is None else visual_keep_mask
     if not kept.any(-1).all():
@@ -153,6 +153,8 @@ def two_sided(
     basis, _ = leading_basis(apart + name_weight * of_name)
     if basis.shape[-1] + names.rank >= basis.shape[-2]:
         raise ValueError("the edit would remove everything: the displacements span the whole space")
+    if wordings is not None:
+        names = hull(forget, keep, keep_mask=keep_mask, depth=depth, wordings=wordings)
     moment = regularised(rows.mT @ rows / rows.shape[-2], RIDGE)
     # One inverse serves a whole batch; to solve would copy the factor for each request.
     solved = torch.cholesky_inverse(torch.linalg.cholesky(moment)) @ basis

@@ -153,8 +153,11 @@ def test_inspect_says_what_would_happen_and_writes_nothing(tmp_path, made):
     near = said["nearest"]
     assert near[0]["name"] == "truck"  # its look-alike
     assert [n["cosine"] for n in near] == sorted((n["cosine"] for n in near), reverse=True)
-    assert said["numbers"]["rank"] == 3 == len(said["spectrum"])
-    assert len(said["operator_singular_values"]) == 3
+    assert len(said["spectrum"]) == 3  # its names; the edit holds other words for them down too
+    rank = 3 + said["in_other_words"]["directions"]
+    assert said["numbers"]["rank"] == rank == len(said["operator_singular_values"]) > 3
+    plain = nsu("inspect", "--class", "car", "--no-wordings", "--json").json
+    assert plain["numbers"]["rank"] == 3 and "in_other_words" not in plain
     assert said["change_of_forgotten"] > 2 * said["mean_change_of_kept"] > 0
     recipe = yaml.safe_load((made("--class", "car") / "recipe.yaml").read_text())["edits"][0]
     assert recipe.pop("parameter") == ["visual.proj"] and recipe.pop("invertible") is False

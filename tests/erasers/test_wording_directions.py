@@ -1,4 +1,4 @@
-"""Other words: the directions in which they move a name go with it, as many as the space bears."""
+"""Other words: how they move a name is held down, as far as kept names allow."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from nullspace_unlearn.certificate import certify
-from nullspace_unlearn.erasers import hull
-from nullspace_unlearn.erasers.wording import borne, with_wordings
+from nullspace_unlearn.erasers import hull, wording
+from nullspace_unlearn.erasers.wording import borne
 from nullspace_unlearn.linalg import unit
 
 
@@ -20,57 +20,79 @@ def names(*shape: int, seed: int = 0) -> Tensor:
     return unit(randn(*shape, seed=seed) + randn(shape[-1], seed=77))
 
 
-def test_what_joins_are_the_leading_directions_outside_the_basis() -> None:
-    basis = torch.linalg.qr(randn(12, 2)).Q
-    directions = torch.linalg.qr(randn(12, 3, seed=1)).Q.T
-    moves = randn(40, 3, seed=2) * torch.tensor([9.0, 3.0, 1.0]) @ directions
-    wider, joined, there = with_wordings(basis, moves, torch.tensor(2))
-    assert (joined, there) == (2, 3) and wider.shape == (12, 4)
-    torch.testing.assert_close(wider.T @ wider, torch.eye(4).double())
-    rest = moves - (moves @ basis) @ basis.T
-    left = rest - (rest @ wider) @ wider.T
-    # The oracle: no two directions leave less (Eckart and Young).
-    best = torch.linalg.svdvals(rest)[2:].square().sum()
-    torch.testing.assert_close(left.square().sum(), best)
-    whole, _, _ = with_wordings(basis, moves, torch.tensor(99))
-    assert whole.shape == (12, 5)
+def held(moves: Tensor, forget: Tensor, keep: Tensor) -> Tensor:
+    """`I - F`, by the definition: the minimum has a vanishing derivative."""
+    edit = hull(forget, keep).operator()
+    left, dim = moves @ edit.T, keep.shape[-1]
+    own = wording._WEIGHT * left.T @ left / len(moves)
+    ridge = wording._RIDGE * torch.cov(keep.T, correction=0).trace() / dim
+    kept = keep.T @ keep / len(keep) + ridge * torch.eye(dim).double()
+    return torch.eye(dim).double() - torch.linalg.solve(own + kept, own).T
+
+
+def test_what_wordings_leave_is_weighed_against_what_stays() -> None:
+    """Oracle: the dense solution."""
+    forget, keep = names(2, 32), names(8, 32, seed=1)
+    moves = 0.3 * randn(40, 5, seed=2) @ randn(5, 32, seed=3) / 32**0.5
+    edit = hull(forget, keep, wordings=moves)
+    plain = hull(forget, keep)
+    expected = held(moves, forget, keep) @ plain.operator()
+    torch.testing.assert_close(edit.operator(), expected)
+    assert edit.provenance["in_other_words"] == {"directions": 5, "of": 5}
+    assert edit.rank == edit.provenance["numbers"]["rank"] == 7
+    # Padded with nothing, or each said twice: the same. Twice as far: not.
+    for same in (torch.cat([moves, 0 * moves]), torch.cat([moves, moves])):
+        torch.testing.assert_close(hull(forget, keep, wordings=same).operator(), expected)
+    further = hull(forget, keep, wordings=2 * moves).operator()
+    assert not torch.allclose(further, expected, atol=1e-3)
 
 
 def test_each_request_has_its_own() -> None:
     """Oracle: one by one."""
-    basis = torch.linalg.qr(randn(3, 12, 2)).Q
-    basis[1, :, 1] = 0
-    moves = randn(3, 40, 12, seed=3)
+    forget, keep = names(3, 2, 12), names(6, 12, seed=1)
+    mask = torch.ones(3, 6, dtype=torch.bool)
+    mask[1, :3] = False
+    moves = 0.3 * randn(3, 40, 12, seed=3)
     moves[2, 5:] = 0
-    most = torch.tensor([2, 99, 4])
-    wider, joined, there = with_wordings(basis, moves, most)
+    moves[0] *= 0.01
+    together = hull(forget, keep, keep_mask=mask, wordings=moves)
+    ranks = []
     for i in range(3):
-        used = basis[i][:, basis[i].any(0)]
-        alone, one, many = with_wordings(used, moves[i], most[i])
-        assert (joined[i], there[i]) == (one, many)
-        torch.testing.assert_close(wider[i] @ wider[i].T, alone @ alone.T)
-    assert joined.tolist() == [2, 10, 4]  # the control: they differ
+        alone = hull(forget[i], keep[mask[i]], wordings=moves[i])
+        ranks.append(alone.rank)
+        torch.testing.assert_close(together[i].operator(), alone.operator())
+    assert len(set(ranks)) == 3  # the control: they differ
+
+
+def test_of_more_directions_than_the_space_bears_the_strongest_are_held() -> None:
+    forget, keep = names(1, 70), names(100, 70, seed=1)
+    moves = 0.3 * randn(40, 70, seed=2)
+    edit = hull(forget, keep, wordings=moves)
+    told = edit.provenance["in_other_words"]
+    assert told["directions"] == 1 < told["of"] and edit.rank == 2
+    plain = hull(forget, keep).operator()
+    share = torch.linalg.svdvals((edit.operator() - plain) @ torch.linalg.pinv(plain))
+    whole = torch.linalg.svdvals(torch.eye(70) - held(moves, forget, keep))
+    assert share[1] < 1e-9 and share[0] > 0.5 * whole[0]
 
 
 @pytest.mark.parametrize(
     ("dim", "names", "kept", "many"),
-    [(64, 3, 10, 13), (128, 1, 6, 30), (512, 1, 999, 1), (512, 100, 900, 8), (64, 1, 999, 1)],
+    [(64, 3, 10, 54), (128, 1, 6, 122), (512, 1, 999, 1), (512, 100, 900, 8), (64, 1, 999, 1)],
 )
 def test_as_many_as_the_space_bears(dim: int, names: int, kept: int, many: int) -> None:
     assert borne(dim, torch.tensor(names), torch.tensor(kept)) == many
 
 
 def test_hull_forgets_other_words_too_and_stays_certified() -> None:
-    forget, keep = names(2, 32), names(8, 32, seed=1)
-    moves = 0.4 * randn(20, 4, seed=2) @ randn(4, 32, seed=3) / 32**0.5
-    plain, wide = hull(forget, keep), hull(forget, keep, wordings=moves)
-    assert wide.rank == 6 and wide.provenance["in_other_words"] == {"directions": 4, "of": 4}
-    assert "in_other_words" not in plain.provenance
+    """What a wording still says is a small share; what the kept names say hardly changes."""
+    forget, keep = names(2, 64), names(8, 64, seed=1)
+    moves = 0.4 * randn(20, 4, seed=2) @ randn(4, 64, seed=3) / 64**0.5
+    plain, wide = hull(forget, keep).operator(), hull(forget, keep, wordings=moves).operator()
+    left = (wide @ moves.T).norm() / (plain @ moves.T).norm()
+    changed = (wide @ keep.T - plain @ keep.T).norm() / (plain @ keep.T).norm()
+    assert left < 0.25 and changed < 0.1, (left, changed)
+    for operator in (wide, plain):
+        assert certify(operator, None, forget, keep).holds.all()
     said = forget[:1] + moves
-    for edit, says_nothing in ((wide, True), (plain, False)):
-        left = (said - keep.mean(0)) @ edit.operator().T
-        assert (float(left.norm()) < 1e-9) == says_nothing
-        assert certify(edit.operator(), None, forget, keep).holds.all()
-    batch = hull(torch.stack([forget, forget]), keep, wordings=torch.stack([moves, 0 * moves]))
-    torch.testing.assert_close(batch[0].operator(), wide.operator())
-    torch.testing.assert_close(batch[1].operator(), plain.operator())
+    assert not certify(plain, None, said, keep).holds.all()  # the control
