@@ -20,6 +20,7 @@ RECIPE = """
 edits:
   - request: {classes: [tree]}
     numbers: {depth: 0.5}
+    wordings: false
   - request: {classes: [car], domains: [sketch]}
     method: gated
   - request: {classes: [flower]}
