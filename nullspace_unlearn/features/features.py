@@ -173,8 +173,13 @@ def check_replaceable(path: Path, overwrite: bool) -> None:
 
     Raises:
         OutputExists: If it exists and `overwrite` is false.
-        ValueError: If it is another file.
+        ValueError: If it is another file, or would be read as one.
     """
+    if path.suffix.lower() == ".npz":  # which `read_features` takes for arrays of NumPy
+        raise ValueError(
+            f"output {str(path)!r}: features are written as safetensors, not as .npz: name it "
+            f"{str(path.with_suffix('.safetensors'))!r}"
+        )
     refuse_replacing(path, overwrite, _FORMAT.encode(), "feature file")
 
 

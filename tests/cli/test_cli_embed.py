@@ -92,6 +92,8 @@ def test_what_it_says(photos: Path) -> None:
     loud = nsu("embed", "--data", photos, "--output", "a", "--overwrite")
     assert loud.out.startswith("Wrote a: 24 images of 4 classes in 3 domains, embeddings [24, 64]")
     assert loud.err == ""  # no bar where there is no terminal
+    result = nsu("embed", "--data", photos, "--output", "a.NPZ")
+    one_line(result, "written as safetensors, not as .npz: name it 'a.safetensors'")
     assert sorted(p.name for p in Path().iterdir()) == ["a", "b"]
 
 
