@@ -38,7 +38,8 @@ def measure(bench: cells.Bench, held_out: int, draws: int) -> list[dict[str, Any
     """
     f, found = bench.features, []
     whole = predict(f.embeddings, bench.classes)
-    before = accuracy_grid(whole, f.labels, f.domains, len(f.class_names), len(f.domain_names))
+    sizes = len(f.class_names), len(f.domain_names)
+    before = accuracy_grid(whole, f.labels, f.domains, *sizes).accuracy
     known = {same_name(name) for name in f.class_names}
     others = [name for name in imagenet_names() if same_name(name) not in known]
     for draw in range(draws):
@@ -73,7 +74,7 @@ def _of_draw(
             visual = from_pictures(bench.clip, pictures, space=space)
         rows = bench.embeddings(unlearn.erase(bench.clip, made, visual=visual))
         named = predict(rows, bench.classes)
-        after = accuracy_grid(named, f.labels, f.domains, *before.shape)
+        after = accuracy_grid(named, f.labels, f.domains, *before.shape).accuracy
         elsewhere = torch.arange(len(f.domain_names)) != d
         taught = torch.ones(len(before), dtype=torch.bool).index_fill(0, hidden, False)
         figures = planes.judged(rows, f, bench.classes, Forget(domains=[domain]))
