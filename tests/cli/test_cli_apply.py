@@ -125,7 +125,6 @@ def test_what_is_refused(patches: Path) -> None:
          "reads the hidden feature, which a store of embeddings does not hold"),
         (("apply", "a.npy", "--embeddings", "a.npy", "--output", "o"), "is not a saved edit"),
         (("apply", patches / "no.patch", "--model", "nsu-mini", "--output", "o"), "saved edit"),
-        (("erase", "--recipe", "r.yaml", "--output", "o", "--patch", "p"), "leave out --patch"),
         (("erase", "--class", "car", "--output", "o", "--patch", "o/p"), "is inside the output"),
     ):  # fmt: skip
         one_line(nsu(*arguments), message)
