@@ -65,7 +65,7 @@ def clip() -> Clip:
 @pytest.fixture(scope="module")
 def edit(clip: Clip) -> Edit:
     """The certificate's own edit, of one class everywhere."""
-    return nsu.erase(clip, nsu.Forget(["bird"]), method="hull")
+    return nsu.erase(clip, nsu.Forget(["bird"]), method="hull", wordings=False)
 
 
 def rounded(clip: Clip, grid: torch.dtype) -> Clip:
@@ -142,7 +142,7 @@ def test_an_edit_that_can_be_inverted_adds_none(clip: Clip, edit: Edit) -> None:
 
 def test_of_several_edits_what_each_removed_stays_so(clip: Clip, edit: Edit) -> None:
     first = edit.fold(clip)
-    second = nsu.erase(first, nsu.Forget(["tree"]), method="hull")
+    second = nsu.erase(first, nsu.Forget(["tree"]), method="hull", wordings=False)
     both = second.fold(first)
     assert [one["noise"] for one in both.edits] == ["float16", None]
     weight = both.projection().matrix()
