@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn, TypeVar
@@ -80,6 +81,21 @@ class Processes:
         if failed := self._failed(False):
             self._leave_after(failed[0])
         return result
+
+    @contextlib.contextmanager
+    def led(self, enter: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
+        """A context that the leading process enters; where it cannot, all stop.
+
+        Args:
+            enter: What makes the context.
+
+        Raises:
+            SystemExit: If it failed in the leading process, which says why.
+            WorkerLost: If another process died.
+        """
+        with contextlib.ExitStack() as held:
+            self.step(lambda: held.enter_context(enter()) if self.leads else None)
+            yield
 
     def from_lead(self, values: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """What the leading process holds, in every process.

@@ -12,7 +12,7 @@ import json
 import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -94,10 +94,7 @@ def embed_to_file(
     kept_hidden = has_projection(clip) if hidden is None else hidden
     job = _Job(clip, source, kept_hidden, batch_size)
     parts = processes.step(lambda: _Parts(path.with_name(path.name + ".parts"), job))
-    with ExitStack() as held:
-        processes.step(
-            lambda: held.enter_context(claimed(parts.folder)) if processes.leads else None
-        )
+    with processes.led(lambda: claimed(parts.folder)):
         _make(parts, path, overwrite, workers, processes, quiet)
 
 

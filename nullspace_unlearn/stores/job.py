@@ -11,7 +11,6 @@ import os
 import shutil
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial, reduce
 from operator import add
@@ -99,8 +98,7 @@ def edit_store(
     job = processes.step(
         lambda: _Job(open_store(Path(path), change, column), Path(output), change, bad, overwrite)
     )
-    with ExitStack() as held:
-        processes.step(lambda: held.enter_context(claimed(job.folder)) if processes.leads else None)
+    with processes.led(lambda: claimed(job.folder)):
         return _done(job, processes, threads, quiet)
 
 
