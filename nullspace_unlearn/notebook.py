@@ -135,8 +135,10 @@ def evaluate(
         ValueError: As `open_source`, `embed` and `measure_alone`.
     """
     source = data if isinstance(data, Source) else open_source(data)
-    beside = None if against is None else (against, embed.embed(against, source, quiet=quiet))
-    found = measure_alone(model, embed.embed(model, source, quiet=quiet), templates, against=beside)
+    models = (model,) if against is None else (model, against)
+    features, *untouched = embed.embed_each(models, source, quiet=quiet)
+    beside = None if against is None else (against, untouched[0])
+    found = measure_alone(model, features, templates, against=beside)
     if found.comparison is not None:
         return of_comparison(found.comparison, found)
     classes = found.features.class_names

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -93,11 +93,13 @@ class DataOptions:
         """
         return pairs("--class-word", self.class_word)
 
-    def embed(self, clip: Clip, source: Source, quiet: bool, hidden: bool = False) -> Features:
-        """Features of some data under a model.
+    def embed(
+        self, clips: Sequence[Clip], source: Source, quiet: bool, hidden: bool = False
+    ) -> list[Features]:
+        """Features of some data under each of some models.
 
         Args:
-            clip: The model.
+            clips: The models.
             source: The data.
             quiet: Whether to leave out progress bars.
             hidden: Whether to keep hidden features too.
@@ -105,17 +107,17 @@ class DataOptions:
         Raises:
             ValueError: If the data cannot be embedded, or a feature file is of another model.
         """
-        from nullspace_unlearn.features.embed import embed
+        from nullspace_unlearn.features.embed import embed_each
 
-        features = embed(
-            clip,
+        features = embed_each(
+            clips,
             source,
             batch_size=self.batch_size,
             workers=self.num_workers,
             quiet=quiet,
             hidden=hidden,
         )
-        say_skipped(features)
+        say_skipped(features[0])
         return features
 
 

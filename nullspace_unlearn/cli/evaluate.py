@@ -74,14 +74,11 @@ def evaluate(
 
     options.use_text_cache(cache, no_cache)
     clip = (which if against is None else replace(which, pretrained=None)).load(base)
-    features = data.embed(clip, found, quiet or as_json)
-    features = named_by(features, options.class_list(classes))
+    original = None if against is None else replace(which, model=against).load()
+    embedded = data.embed([c for c in (clip, original) if c is not None], found, quiet or as_json)
+    features, *untouched = [named_by(one, options.class_list(classes)) for one in embedded]
     templates = Words(class_templates=template).class_templates if template else found.templates
-    beside = None
-    if against is not None:
-        original = replace(which, model=against).load()
-        untouched = data.embed(original, found, quiet or as_json)
-        beside = original, named_by(untouched, options.class_list(classes))
+    beside = None if original is None else (original, untouched[0])
     asked = template if phrasing else None
     alone = measure_alone(clip, features, templates, phrasing=asked, against=beside)
     result = {

@@ -66,7 +66,7 @@ def run(
     }
     comparison = None
     if found is not None:
-        comparison = _compare(clip, edited, *(data.embed(c, found, silent) for c in (clip, edited)))
+        comparison = _compare(clip, edited, *data.embed((clip, edited), found, silent))
         result |= {"data": found.name, **comparison.to_json(), **in_words(comparison)}
     result |= options.made_by(edited)
     edited.save(target, files.overwrite, undo=files.undo, report=result)

@@ -169,7 +169,7 @@ def sweep(
     words = words_of(clip, found, cells.domain_words(), cells.template)
     known = [resolved(one, words) for one in asked] if requests else shown(asked, words, found)
     made = grid.sweep(known)
-    features = found.features if clip is None else data.embed(clip, found, silent)
+    features = found.features if clip is None else data.embed([clip], found, silent)[0]
     assert features is not None  # or there is a model
     swept = write_sweep(made, clip, features, words, target, overwrite=overwrite, quiet=silent)
     seconds = time.perf_counter() - started

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from nullspace_unlearn.certificate import Certificate
@@ -22,7 +21,7 @@ from nullspace_unlearn.evaluate.compare import (
 )
 from nullspace_unlearn.evaluate.verdict import in_words
 from nullspace_unlearn.features import Features
-from nullspace_unlearn.features import embed as embedding
+from nullspace_unlearn.features.embed import embed_each
 from nullspace_unlearn.looks import Looks
 from nullspace_unlearn.plans import Plan
 from nullspace_unlearn.prototypes import Visual
@@ -123,11 +122,12 @@ def carry_out(
     proof = certify_plan(edited, plan) if METHODS[plan.method].certified else None
     measured = foretold = features = None
     if reported is not None:
-        show = partial(
-            embedding.embed, source=reported, batch_size=batch_size, workers=workers, quiet=quiet
-        )
-        features = show(clip, hidden=edit.space == "hidden")
-        again = show(edited) if edit.space in DEEPER else None
+        looking = (clip, edited) if edit.space in DEEPER else (clip,)
+        features, *shown = embed_each(
+            looking, reported, batch_size=batch_size, workers=workers, quiet=quiet,
+            hidden=edit.space == "hidden",
+        )  # fmt: skip
+        again = shown[0] if shown else None
         measured = compare(
             clip, edited, edit, plan.side, features, plan.forget, plan.words.class_templates,
             again, lists,

@@ -70,13 +70,20 @@ def encode_all(
     Raises:
         ValueError: As `encode`; and if there is no image.
     """
-    parts: dict[Space, list[Tensor]] = {}
+    return _encoded((clip,), batches, *spaces)[0]
+
+
+def _encoded(
+    clips: Sequence[Clip], batches: Iterable[Float[Tensor, "n 3 rows columns"]], *spaces: Space
+) -> list[dict[Space, Float[Tensor, "n _"]]]:
+    parts: list[dict[Space, list[Tensor]]] = [{} for _ in clips]
     for images in batches:
-        for space, rows in encode(clip, images, *spaces).items() if len(images) else ():
-            parts.setdefault(space, []).append(rows)
-    if not parts:
+        for clip, part in zip(clips, parts, strict=True) if len(images) else ():
+            for space, rows in encode(clip, images, *spaces).items():
+                part.setdefault(space, []).append(rows)
+    if not all(parts):
         raise ValueError("there is no image to embed")
-    return {space: torch.cat(rows) for space, rows in parts.items()}
+    return [{space: torch.cat(rows) for space, rows in part.items()} for part in parts]
 
 
 def embed(
@@ -107,13 +114,47 @@ def embed(
             is asked of a model without a visual projection, or the features that the source holds
             are of another model.
     """
+    return embed_each(
+        (clip,), source, batch_size=batch_size, workers=workers, quiet=quiet, hidden=hidden
+    )[0]
+
+
+def embed_each(
+    clips: Sequence[Clip],
+    source: Source,
+    *,
+    batch_size: int = 64,
+    workers: int = 2,
+    quiet: bool = False,
+    hidden: bool = False,
+) -> list[Features]:
+    """Features of a source under several models: of models that prepare images alike each is read
+    once, since to read it often takes longer than to embed it.
+
+    Args:
+        clips: The models.
+        source: As for `embed`.
+        batch_size: As for `embed`.
+        workers: As for `embed`.
+        quiet: As for `embed`.
+        hidden: As for `embed`.
+
+    Returns:
+        What `embed` gives of each model.
+
+    Raises:
+        ValueError: As `embed`.
+    """
     if source.features is not None:
-        check_made_with(source.features, clip)
-        return source.features
+        for clip in clips:
+            check_made_with(source.features, clip)
+        return [source.features] * len(clips)
     spaces: tuple[Space, ...] = ("hidden",) if hidden else ()
-    return embed_spaces(clip, source, *spaces, batch_size=batch_size, workers=workers, quiet=quiet)[
-        0
-    ]
+    options: Any = {"batch_size": batch_size, "workers": workers, "quiet": quiet}
+    prepared = [clip.fingerprint.only("preprocessing") for clip in clips]
+    if all(one == prepared[0] for one in prepared):
+        return [features for features, _ in _read(clips, source, *spaces, **options)]
+    return [_read((clip,), source, *spaces, **options)[0][0] for clip in clips]
 
 
 def embed_spaces(
@@ -141,33 +182,50 @@ def embed_spaces(
         ValueError: If the source holds no images, a cell has images but no readable one, or a space
             cannot be read.
     """
+    return _read((clip,), source, *spaces, batch_size=batch_size, workers=workers, quiet=quiet)[0]
+
+
+def _read(
+    clips: Sequence[Clip],
+    source: Source,
+    *spaces: Space,
+    batch_size: int,
+    workers: int,
+    quiet: bool,
+) -> list[tuple[Features, dict[Space, Float[Tensor, "n _"]]]]:
+    """One pass over the images, as the first of the models prepares them, for all models."""
     kept: list[Tensor] = []
     skipped: list[Skipped] = []
     with progress(total=len(source), unit="image", hidden=quiet, desc="embedding") as bar:
 
         def images() -> Iterator[Tensor]:
-            for batch in source.batches(clip.preprocess, batch_size, workers):
+            for batch in source.batches(clips[0].preprocess, batch_size, workers):
                 yield batch.images
                 kept.append(batch.indices)
                 skipped.extend(batch.skipped)
                 bar.update(len(batch.indices) + len(batch.skipped))
 
-        rows = encode_all(clip, images(), *spaces)
+        found = _encoded(clips, images(), *spaces)
     index = torch.cat(kept)
-    features = Features(
-        embeddings=rows.pop("embedding"),
-        labels=source.class_index[index],
-        class_names=source.classes,
-        hidden=rows.pop("hidden", None),
-        domains=source.domain_index[index],
-        domain_names=source.domains,
-        provenance={
-            **made_with(clip),
-            "images": source.name,
-            "skipped": skipped_files(skipped),
-        },
-    )
-    return features, rows
+    return [
+        (
+            Features(
+                embeddings=rows.pop("embedding"),
+                labels=source.class_index[index],
+                class_names=source.classes,
+                hidden=rows.pop("hidden", None),
+                domains=source.domain_index[index],
+                domain_names=source.domains,
+                provenance={
+                    **made_with(clip),
+                    "images": source.name,
+                    "skipped": skipped_files(skipped),
+                },
+            ),
+            rows,
+        )
+        for clip, rows in zip(clips, found, strict=True)
+    ]
 
 
 def skipped_files(skipped: Sequence[Skipped]) -> list[dict[str, str]]:

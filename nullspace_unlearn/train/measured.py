@@ -13,7 +13,7 @@ from nullspace_unlearn.data.source import Source
 from nullspace_unlearn.evaluate.compare import Comparison, check_measurable, compare_models
 from nullspace_unlearn.evaluate.verdict import in_words
 from nullspace_unlearn.features import Features
-from nullspace_unlearn.features import embed as embedding
+from nullspace_unlearn.features.embed import embed_each
 from nullspace_unlearn.files import remove_folder
 from nullspace_unlearn.fingerprint import OtherRun
 from nullspace_unlearn.train.loop import CHECKPOINT, Settings, Trained, train
@@ -142,9 +142,9 @@ def train_and_measure(
         if folder is not None and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
     started = time.perf_counter()
-    options: Any = {"batch_size": batch_size, "workers": workers}
-    before = embedding.embed(task.clip, reported, quiet=quiet, **options)
-    after = embedding.embed(trained.clip, reported, quiet=True, **options)
+    before, after = embed_each(
+        (task.clip, trained.clip), reported, batch_size=batch_size, workers=workers, quiet=quiet
+    )
     compared = compare_models(
         task.clip, trained.clip, before, after, task.forget, task.words.class_templates
     )

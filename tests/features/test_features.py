@@ -20,7 +20,7 @@ from nullspace_unlearn.data.folders import read_folder
 from nullspace_unlearn.evaluate.zeroshot import accuracy_grid, predict
 from nullspace_unlearn.features import Features, read_features
 from nullspace_unlearn.features import features as features_module
-from nullspace_unlearn.features.embed import check_made_with, embed, made_with
+from nullspace_unlearn.features.embed import check_made_with, embed, embed_each, made_with
 from nullspace_unlearn.files import OutputExists
 from nullspace_unlearn.fingerprint import Fingerprint
 
@@ -325,6 +325,31 @@ def test_embeddings_belong_to_their_labels(
         embed(linear_clip(weight / 0), images, quiet=True)
     found.save(tmp_path / "saved")
     assert read_features(tmp_path / "saved").provenance == found.provenance
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_models_that_prepare_images_alike_read_each_once(
+    tmp_path: Path, unchecked: Unchecked, alike: bool
+) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.new("RGB", (4, 4), (i, 2, 3)).save(tmp_path / name / f"{i}.png")
+    images, read = read_folder(tmp_path), []
+    models = [linear_clip(torch.randn(3, 2)) for _ in range(2)]
+    for model in models:
+        prepare = model.preprocess
+        model.preprocess = lambda image, prepare=prepare: (read.append(image), prepare(image))[1]
+    if not alike:
+        facts = {**models[1].fingerprint.facts, "preprocessing": {"mean": [1, 0, 0]}}
+        models[1].fingerprint = Fingerprint(facts)
+    with unchecked():
+        found = embed_each(models, images, batch_size=4, quiet=True)
+        assert len(read) == (6 if alike else 12)
+        for one, model in zip(found, models, strict=True):
+            own = embed(model, images, batch_size=4, quiet=True)
+            assert torch.equal(one.embeddings, own.embeddings)
+            assert one.provenance == own.provenance
 
 
 @pytest.mark.parametrize(
