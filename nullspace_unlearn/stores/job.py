@@ -119,7 +119,11 @@ def _done(job: _Job, processes: Processes, threads: int | None, quiet: bool) -> 
     with threadpool_limits(1), ThreadPoolExecutor(threads or _cores(processes)) as pool, bar:
         for first in range(0, len(todo), processes.count):
             part = mine.pop(0) if mine else None
-            processes.step(partial(job.do, part, pool))
+            try:
+                processes.step(partial(job.do, part, pool))
+            except ValueError:  # raised in one process alone, when the others have stopped
+                remove_folder(job.folder)
+                raise
             bar.update(sum(one.rows for one in todo[first : first + processes.count]))
     seen = processes.step(job.seen)
     processes.step(lambda: job.finish(seen) if processes.leads else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from nullspace_unlearn.files import new_file
 from nullspace_unlearn.stores.change import Change, Seen
 
 _BLOCK = 8 << 20  # bytes of vectors that are in memory at once
@@ -37,7 +37,9 @@ class TableFile:
     width: int
     item: int
 
-    units: int = 1  # a Parquet file is written from its beginning to its end
+    # Written from its beginning to its end: what is cut off has no footer and is begun anew, and
+    # row groups of several files can be joined only by encoding them again.
+    units: int = 1
 
     def rows_of(self, unit: int) -> int:
         """How many rows a part has."""
@@ -53,7 +55,8 @@ class TableFile:
         parquet_file(other, other.name, self.column)
 
     def prepare(self, target: Path) -> None:
-        """Nothing: the file is written whole."""
+        """Make the folder; the file is written whole."""
+        target.parent.mkdir(parents=True, exist_ok=True)
 
     def edit(self, unit: int, target: Path, change: Change, pool: Executor) -> Seen:
         """Write the edited file.
@@ -74,15 +77,17 @@ class TableFile:
 
         seen = Seen()
         at_once = min(_MOST_ROWS, max(1, _BLOCK // (change.width * self.item)))
-        with pq.ParquetFile(self.path) as source, new_file(target, overwrite=True) as temporary:
+        with pq.ParquetFile(self.path) as source:
             schema = source.schema_arrow
             place = schema.get_field_index(self.column)
             kind = source.metadata.row_group(0).column(0).compression if self.rows else "SNAPPY"
-            with pq.ParquetWriter(temporary, schema, compression=kind) as writer:
+            with pq.ParquetWriter(target, schema, compression=kind) as writer:
                 for batch in source.iter_batches(at_once):
                     vectors, met = self._edited(batch.column(place), change, seen.rows)
                     writer.write_batch(batch.set_column(place, schema.field(place), vectors))
                     seen += met
+        with target.open("rb+") as out:
+            os.fsync(out.fileno())
         return seen
 
     def _edited(self, column: Any, change: Change, first: int) -> tuple[Any, Seen]:

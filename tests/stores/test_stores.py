@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -259,6 +260,20 @@ def test_bad_stores_get_a_line(tmp_path: Path) -> None:
                        quiet=True)  # fmt: skip
 
 
+def test_what_is_refused_in_the_midst_leaves_nothing(tmp_path: Path, small_parts: None) -> None:
+    """That a row of a list is of another length shows when it is read."""
+    rows = [list(row) for row in draw(40, DIM)]
+    for name, last in (("whole", rows[0]), ("cut", rows[0][1:])):
+        pq.write_table(pa.table({"v": [*rows, last]}), tmp_path / f"{name}.parquet")
+    before = set(tmp_path.iterdir())
+    run = partial(edit_store, output=tmp_path / "out", change=change([patch()]), quiet=True)
+    with pytest.raises(ValueError, match="1 of rows .* vectors of 11 dimensions.* is for 12"):
+        run(tmp_path / "cut.parquet")
+    assert set(tmp_path.iterdir()) == before
+    run(tmp_path / "whole.parquet")  # the control
+    assert set(tmp_path.iterdir()) == before | {tmp_path / "out"}
+
+
 def test_nothing_else_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     np.save(tmp_path / "in" / "a.npy", draw(6, DIM))
@@ -291,8 +306,13 @@ def store(root: Path) -> Path:
     return root / "in"
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+def contents(path: Path) -> dict[str, bytes]:
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    return {str(p.relative_to(path)): p.read_bytes() for p in files}
+
+
+def path_size(path: Path) -> int:
+    return sum(map(len, contents(path).values()))
 
 
 @posix
@@ -332,6 +352,48 @@ def test_it_goes_on_where_it_was_killed(tmp_path: Path, small_parts: None) -> No
     run("killed")
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert not (tmp_path / "killed.parts").exists()
+
+
+@posix
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_table_that_was_cut_off_is_written_anew(
+    tmp_path: Path, small_parts: None, alone: bool
+) -> None:
+    """Killed in its midst it leaves nothing under the output's name, nor afterwards beside it."""
+    path = tmp_path / "in"
+    path.mkdir()
+    table = pa.table({"v": list(unit(draw(60, DIM))), "id": list(range(60))})
+    pq.write_table(table, path / "c.parquet", row_group_size=20)
+    if alone:
+        path = (path / "c.parquet").rename(tmp_path / "c.parquet")
+
+    def run(output: str) -> None:
+        edit_store(path, tmp_path / output, change([patch()]), threads=1, quiet=True)
+
+    run("whole")
+    begun = pq.ParquetWriter.write_batch
+
+    def dies() -> None:
+        def write(*given: object, **named: object) -> None:
+            begun(*given, **named)
+            if next(count) == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        count = itertools.count(1)
+        pq.ParquetWriter.write_batch = write
+        run("out")
+
+    for _ in range(2):
+        assert forked(dies) == -signal.SIGKILL
+        assert not (tmp_path / "out").exists()
+        # The control: something was begun, of which the next run must not make use.
+        parts = list((tmp_path / "out.parts" / "edited").iterdir())
+        assert [0 < p.stat().st_size < path_size(tmp_path / "whole") for p in parts] == [True]
+        with pytest.raises(pa.ArrowInvalid):
+            pq.read_table(parts[0])
+    run("out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert {p.name for p in tmp_path.iterdir()} == {"in", path.name, "whole", "out"}
 
 
 @posix
