@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nullspace_unlearn import words as vocabulary
-from nullspace_unlearn.clip import tensors, ties, written_for
+from nullspace_unlearn.clip import hugging_face, tensors, ties, written_for
 from nullspace_unlearn.clip.card import model_card
 from nullspace_unlearn.clip.folder import check_outputs, copy_about
 from nullspace_unlearn.clip.layout import MODULES_NAME, OPEN_CLIP, Layout
@@ -102,6 +102,8 @@ def _layout(clip: Clip, to: str) -> Layout:
         return OPEN_CLIP
     if to == "onnx":
         return Layout("onnx")
+    if to == "sentence-transformers" and written_for.is_siglip(clip.config):
+        raise ValueError(f"{hugging_face.PADDED}: export it to another")
     part = _PART if to == "sentence-transformers" else ""
     library: Any = to
     given = clip.source.layout
@@ -110,8 +112,6 @@ def _layout(clip: Clip, to: str) -> Layout:
     vision, text = (clip.config["model_cfg"][name] for name in ("vision_cfg", "text_cfg"))
     config = _config(clip)  # which refuses what has no like
     if config["model_type"] == "siglip":
-        if part:
-            raise ValueError("sentence-transformers' CLIPModel holds no SigLIP: export to another")
         tied = (
             *ties.siglip_image(config["vision_config"]["num_hidden_layers"], patches=False),
             *ties.siglip_text(text["layers"]),

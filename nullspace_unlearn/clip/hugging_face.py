@@ -40,6 +40,12 @@ FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 
 DOWNLOADED = (*FILES, "*.yaml", HF_WEIGHTS_NAME, f"*_*/{HF_WEIGHTS_NAME}")
 
+PADDED = (
+    "sentence-transformers pads texts to the longest of a batch, and SigLIP reads a full length, "
+    "so that it computes other features there"
+)
+"""Why the one has no place for the other."""
+
 _WITHOUT = {
     "CLIPVisionModel": "CLIPVisionModelWithProjection",
     "CLIPTextModel": "CLIPTextModelWithProjection",
@@ -164,7 +170,12 @@ def _part(folder: Path) -> tuple[Library, str]:
     if kind not in ("CLIPModel", "Transformer") or model not in ("clip", "siglip", "siglip2"):
         raise ValueError(
             f"{str(folder)!r} is a folder of sentence-transformers, but of no CLIP: its first "
-            f"module is {kind} ({model}), allowed: CLIPModel, or Transformer with clip or siglip"
+            f"module is {kind} ({model}), allowed: CLIPModel, or Transformer with clip"
+        )
+    if model != "clip":
+        raise ValueError(
+            f"{str(folder)!r} is a SigLIP of sentence-transformers. {PADDED}: give a folder of "
+            f"transformers, such as this one without {MODULES_NAME}"
         )
     if further := [name for name, _ in rest if name != "Normalize"]:
         raise ValueError(

@@ -119,6 +119,19 @@ def test_images_are_prepared_as_by_transformers(of, hub):
     assert (of("CLIPModel").preprocess(tiny.picture()) - other).abs().max() > 0.1
 
 
+def test_square_images_are_prepared_as_for_siglip_2(of, hub):
+    """Others it takes in their own shape, by as many patches; here they are squashed."""
+    processor = transformers.AutoImageProcessor.from_pretrained(hub / "Siglip2Model")
+    prepare, picture = of("Siglip2Model").preprocess, tiny.picture()
+    for one in (picture.crop((0, 0, 48, 48)), picture.crop((0, 0, 20, 20))):
+        expected = processor(one, return_tensors="pt")
+        assert expected.spatial_shapes.tolist() == [[2, 2]]
+        difference = (tiny.patches(prepare(one)[None]) - expected.pixel_values).abs()
+        assert difference.max() < 1.5 / 255 / 0.5  # one grey level
+    wide = processor(picture.crop((0, 0, 64, 16)), return_tensors="pt")
+    assert wide.spatial_shapes.tolist() == [[1, 4]]
+
+
 def _edits(clip: Clip, random_edit: Callable[..., Edit]) -> list[Clip]:
     """The model with an edit in each place that it has for one."""
     sides = clip.source.layout.sides
@@ -436,6 +449,13 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
             and _config(f, model_type="bert")
         ),
         r"of no CLIP: its first module is Transformer \(bert\)",
+    ),
+    "SigLIP in sentence-transformers": (
+        lambda f: (
+            (f / "modules.json").write_text('[{"type": "a.Transformer", "path": ""}]')
+            and _config(f, model_type="siglip2")
+        ),
+        "pads texts to the longest of a batch.*without modules.json",
     ),
     "a layer after CLIP": (
         lambda f: (f / "modules.json").write_text(

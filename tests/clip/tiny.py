@@ -22,8 +22,10 @@ from transformers import (  # noqa: E402
     CLIPTextModelWithProjection,
     CLIPVisionModelWithProjection,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     Siglip2Config,
+    Siglip2ImageProcessor,
     Siglip2Model,
     SiglipConfig,
     SiglipImageProcessor,
@@ -70,7 +72,7 @@ def build(kind: str, **text: Any) -> PreTrainedModel:
         model = SiglipModel(SiglipConfig(**both))
     else:
         image = {**_IMAGE, "num_patches": 4}
-        both = {"vision_config": image, "text_config": {**_TEXT, **_IDS}}
+        both = {"vision_config": image, "text_config": {**_TEXT, **_IDS, "vocab_size": 64}}
         model = Siglip2Model(Siglip2Config(**both))
     with torch.no_grad():
         for name, value in model.named_parameters():
@@ -93,9 +95,12 @@ def write(kind: str, folder: Path, **text: Any) -> Path:
     if kind != "CLIPVisionModelWithProjection":
         eos = text.get("eos_token_id", 1)
         end = _IDS["vocab_size"] - 1 if eos == 2 else eos  # as in models before 2023
-        _tokenizer(kind, end).save_pretrained(folder)
+        made = _spelling() if kind == "Siglip2Model" else _tokenizer(kind, end)
+        made.save_pretrained(folder)
     if kind == "SiglipModel":
         SiglipImageProcessor(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
+    elif kind == "Siglip2Model":
+        Siglip2ImageProcessor(patch_size=16, max_num_patches=4).save_pretrained(folder)
     elif kind.startswith("CLIP") and "Text" not in kind:
         size = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}
         CLIPImageProcessor(**size, image_mean=[0.4, 0.5, 0.6]).save_pretrained(folder)
@@ -128,6 +133,24 @@ def _tokenizer(kind: str, end: int) -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
+def _spelling() -> PreTrainedTokenizerBase:
+    """The tokenizer of SigLIP 2: texts in lower case, `▁` for a blank, merges within words."""
+    said = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "<mask>": 4}
+    letters = sorted({letter for word in WORDS for letter in word})
+    starts = [word[:n] for word in WORDS for n in range(2, len(word) + 1)]
+    ids = {**said, **{t: i for i, t in enumerate(dict.fromkeys(["▁", ".", *letters, *starts]), 5)}}
+    merges = dict.fromkeys((word[:n], word[n]) for word in WORDS for n in range(1, len(word)))
+    # Before transformers 5 there is none of its name, and the model's configuration asks for none.
+    kind = getattr(transformers, "Siglip2Tokenizer", None)
+    if kind is None:
+        return _tokenizer("Siglip2Model", 1)
+    made = kind(vocab=ids, merges=list(merges), padding_side="right", model_max_length=16)
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", 1)]
+    )
+    return made
+
+
 def images(count: int = 4, size: int = SIZE) -> torch.Tensor:
     """The same random images every time."""
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(7))
@@ -155,8 +178,7 @@ def features(
 
 def _told(model: Any, inputs: torch.Tensor, side: str) -> torch.Tensor:
     if isinstance(model, Siglip2Model) and side == "image":
-        patch = inputs.unfold(2, 16, 16).unfold(3, 16, 16)  # n, channels, rows, columns, 16, 16
-        values = patch.permute(0, 2, 3, 4, 5, 1).flatten(1, 2).flatten(2)
+        values = patches(inputs)
         shape = torch.full((len(inputs), 2), SIZE // 16)
         mask = torch.ones(values.shape[:2], dtype=torch.long)
         given = {"pixel_values": values, "spatial_shapes": shape, "pixel_attention_mask": mask}
@@ -170,6 +192,12 @@ def _told(model: Any, inputs: torch.Tensor, side: str) -> torch.Tensor:
         )
         return made if isinstance(made, torch.Tensor) else made.pooler_output
     return model(inputs).text_embeds if side == "text" else model(inputs).image_embeds
+
+
+def patches(images: torch.Tensor) -> torch.Tensor:
+    """Images `[n, 3, rows, columns]` cut as SigLIP 2 takes them."""
+    cut = images.unfold(2, 16, 16).unfold(3, 16, 16)  # n, channels, rows, columns, 16, 16
+    return cut.permute(0, 2, 3, 4, 5, 1).flatten(1, 2).flatten(2)
 
 
 def picture() -> Image.Image:
