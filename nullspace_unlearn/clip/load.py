@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +21,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
 from open_clip.factory import _find_checkpoint_in_dir
 from open_clip.pretrained import download_pretrained_from_hf
+from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -518,11 +520,29 @@ def _tokenizer(name: str, found: _Found, cache_dir: str | None) -> Any:
         with _quiet():
             if found.layout.library != "open_clip":
                 return _plain_tokenizer(found.tokenizer, text["context_length"])
-            safely = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
-            return open_clip.get_tokenizer(found.tokenizer, cache_dir=cache_dir, **safely)
+            if not text.get("hf_tokenizer_name"):
+                said = {"context_length": DEFAULT_CONTEXT_LENGTH, **text}
+                return _clips_own(
+                    said["context_length"], json.dumps(text.get("tokenizer_kwargs", {}))
+                )
+            return open_clip.get_tokenizer(
+                found.tokenizer, cache_dir=cache_dir, trust_remote_code=False
+            )
     except Exception as error:
         message = f"cannot load the tokenizer of {name}: {one_line(error)}"
         raise (ValueError if found.folder else RuntimeError)(message) from None
+
+
+@lru_cache(maxsize=8)
+def _clips_own(context_length: int, options: str) -> SimpleTokenizer:
+    """CLIP's tokenizer, which open_clip brings along: its vocabulary read once, and each text.
+
+    A prompt is looked at some four times before it is embedded, and mending its characters costs
+    most of each.
+    """
+    tokenizer = SimpleTokenizer(context_length=context_length, **json.loads(options))
+    tokenizer.encode = lru_cache(maxsize=1 << 16)(tokenizer.encode)
+    return tokenizer
 
 
 def _plain_tokenizer(folder: str, context_length: int) -> Any:

@@ -79,14 +79,13 @@ def check_fit(
         ValueError: Naming a prompt that is cut too early.
     """
     behind = []
-    for template in templates:
-        for name, prompt, context, cut in _too_long(model, names, template, domain):
-            if cut:
-                raise ValueError(
-                    f"the model reads {context} tokens, and prompt {_short(prompt)!r} is cut "
-                    f"before {_short(name)!r} ends: shorten the template or the name"
-                )
-            behind.append((prompt, context))
+    for name, _, prompt, context, cut in _too_long(model, names, templates, domain):
+        if cut:
+            raise ValueError(
+                f"the model reads {context} tokens, and prompt {_short(prompt)!r} is cut "
+                f"before {_short(name)!r} ends: shorten the template or the name"
+            )
+        behind.append((prompt, context))
     if behind:
         warnings.warn(
             f"the model reads {behind[0][1]} tokens: the end of {_short(behind[0][0])!r}"
@@ -110,12 +109,8 @@ def names_that_fit(
     Returns:
         Those that `check_fit` does not refuse, in order.
     """
-    cut = {
-        name
-        for template in templates
-        for name, _, _, is_cut in _too_long(model, names, template, domain)
-        if is_cut
-    }
+    long = _too_long(model, names, templates, domain)
+    cut = {name for name, _, _, _, is_cut in long if is_cut}
     return tuple(name for name in names if name not in cut)
 
 
@@ -132,28 +127,31 @@ def templates_that_fit(
     Returns:
         Those of which `check_fit` refuses none, in order.
     """
-    return tuple(
-        template
-        for template in templates
-        if not any(cut for _, _, _, cut in _too_long(model, names, template, None))
-    )
+    long = _too_long(model, names, templates, None)
+    cut = {template for _, template, _, _, is_cut in long if is_cut}
+    return tuple(template for template in templates if template not in cut)
 
 
 def _too_long(
-    model: TextEncoder, names: Sequence[str], template: str, domain: str | None
-) -> Iterator[tuple[str, str, int, bool]]:
-    """Of each prompt that is cut: its name, itself, the context, whether a field is cut too."""
+    model: TextEncoder, names: Sequence[str], templates: Sequence[str], domain: str | None
+) -> Iterator[tuple[str, str, str, int, bool]]:
+    """Of each prompt that is cut: name, template, itself, context, whether a field is cut too."""
     if not isinstance(model, Clip):
         return
     words = {} if domain is None else {"domain": domain}
-    prompts = [template.format(**{"class": name}, **words) for name in names]
+    pairs = [(name, template) for template in templates for name in names]
+    prompts = [template.format(**{"class": name}, **words) for name, template in pairs]
     cut, context = cut_by(model.tokenizer, prompts)
     long = [i for i, is_cut in enumerate(cut) if is_cut]
-    tail, last_field, _, _ = list(string.Formatter().parse(template))[-1]
-    behind = 0 if last_field is not None else len(tail)
-    needed = [prompts[i][: len(prompts[i]) - behind] for i in long]
+    needed = [prompts[i][: len(prompts[i]) - _behind(pairs[i][1])] for i in long]
     for i, too_early in zip(long, cut_by(model.tokenizer, needed)[0], strict=True):
-        yield names[i], prompts[i], context, too_early
+        yield *pairs[i], prompts[i], context, too_early
+
+
+def _behind(template: str) -> int:
+    """How many characters stand behind its last field."""
+    tail, last_field, _, _ = list(string.Formatter().parse(template))[-1]
+    return 0 if last_field is not None else len(tail)
 
 
 def _short(text: str) -> str:
