@@ -296,13 +296,18 @@ def describe(model: nn.Module) -> dict[str, Any]:
 @torch.no_grad()
 def _verify(model: nn.Module, edited: nn.Module, place: Place, edit: Edit, side: Side) -> None:
     """Compare the edited tower on random inputs with what the edit makes of the original's."""
-    # Copies, because a forward pass in training mode would move the running statistics.
-    original, changed = share(model, {}).eval(), share(edited, {}).eval()
+    original, changed = _still(model), _still(edited)
     inputs = probe_inputs(model, side)
     with exact_products():
         plain, expected = place.predict(original, edit, inputs)
         actual = encode(changed, inputs, side).double()
     check_took(edited, place.key, plain, expected, actual)
+
+
+def _still(model: nn.Module) -> nn.Module:
+    """In evaluation mode; a copy, where a forward pass would move the running statistics."""
+    training = any(module.training for module in model.modules())
+    return share(model, {}).eval() if training else model
 
 
 def _side(model: nn.Module, side: Side) -> dict[str, Any] | None:

@@ -75,8 +75,11 @@ def cut_by(tokenizer: Any, texts: Sequence[str]) -> tuple[list[bool], int]:
         padding = tokenizer(["a"], context_length=wide)[0, -1]
     except TypeError:  # a tokenizer of one's own, which cannot be asked
         return cut, context
-    tokens, whole = tokenizer(some), tokenizer(some, context_length=wide)
-    fits = (whole[:, :context] == tokens).all(1) & (whole[:, context:] == padding).all(1)
-    for i, fit in zip(long, fits.tolist(), strict=True):
-        cut[i] = not fit
+    tokens = tokenizer(some)
+    full = (tokens[:, -2:] != padding).any(1).nonzero()[:, 0]  # one may be the end of the text
+    if len(full):
+        whole = tokenizer([some[i] for i in full], context_length=wide)
+        fits = (whole[:, :context] == tokens[full]).all(1) & (whole[:, context:] == padding).all(1)
+        for i, fit in zip(full.tolist(), fits.tolist(), strict=True):
+            cut[long[i]] = not fit
     return cut, context
