@@ -351,17 +351,6 @@ main(["models"])"""
     assert done.err == "nsu: No space left on device\n"
 
 
-def test_help_waits_for_no_heavy_import():
-    code = """
-import sys
-heavy = {"torch", "open_clip", "numpy"}
-assert not heavy & set(sys.modules), heavy & set(sys.modules)
-main(["models"])"""
-    assert nsu_process(code=code).code == 0
-    control = "import sys, nullspace_unlearn as n; n.Edit; sys.exit('torch' in sys.modules)"
-    assert nsu_process(code=control).code == 1
-
-
 def test_evaluate_marks_what_a_folder_has_forgotten(made):
     folder = made("--class", "car", "--domain", "sketch")
     shown = nsu("evaluate", folder, "--data", "nsu-mini").out

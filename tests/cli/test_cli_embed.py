@@ -231,7 +231,7 @@ def test_a_disk_that_fills_up(embedded: Path, photos: Path, tmp_path: Path) -> N
     request = (*request, "--batch-size", "2", "--quiet")
     message = "2 of 2 parts are done and kept, and the same command goes on from there"
     one_line(nsu_process(*request, cwd=tmp_path, preexec_fn=limit), message)
-    assert nsu_process(*request, cwd=tmp_path) == Result(0, "", "")
+    assert nsu(*request) == Result(0, "", "")
     assert (tmp_path / "a").read_bytes() == embedded.read_bytes()
 
 
@@ -285,7 +285,7 @@ embedding._embed_part = die
     (line,) = ours(done)
     assert "a worker process died or was stopped; what is done is kept" in line
     assert (tmp_path / "a.parts/job.json").is_file()
-    assert nsu_process(*request, cwd=tmp_path) == Result(0, "", "")
+    assert nsu(*request) == Result(0, "", "")
     assert (tmp_path / "a").read_bytes() == embedded.read_bytes()
 
 
