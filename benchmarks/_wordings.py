@@ -22,12 +22,15 @@ from nullspace_unlearn.plans import given_for, plan
 from nullspace_unlearn.prototypes import prompt_features, standard_templates
 
 HALF = "hull, of every other template; the others"
+AVERT_HALF = "avert, of every other template; the others"
 ROWS: dict[str, tuple[str, bool] | None] = {
     "untouched": None,
     "hull, --no-wordings": ("hull", False),
     "hull": ("hull", True),
     HALF: ("hull", True),
-    "avert, --side text": ("avert", False),
+    "avert, --side text, --no-wordings": ("avert", False),
+    "avert, --side text": ("avert", True),
+    AVERT_HALF: ("avert", True),
 }
 """Row -> method, and whether it looks at other words."""
 
@@ -49,7 +52,7 @@ def _measured(
     images, classes, told = f.embeddings.double(), bench.classes, prompts
     rank = 0
     if made is not None:
-        edit = _edit(bench, *made, request, row == HALF)
+        edit = _edit(bench, *made, request, row in (HALF, AVERT_HALF))
         rank = edit.rank
         if made[0] == "avert":
             classes, told = (
@@ -58,7 +61,7 @@ def _measured(
             )
         else:
             images = edit.apply(images)
-    if row == HALF:
+    if row in (HALF, AVERT_HALF):
         told = told[:, 1::2]
     # By each template alone: how often it wins the whole list on its own images.
     own = f.class_names.index(request.classes[0])
@@ -79,9 +82,7 @@ def _edit(bench: cells.Bench, method: str, wordings: bool, request: Forget, half
     given = given_for(bench.clip, made)
     if half:
         assert given.moves is not None
-        each = given.moves.unflatten(-2, (len(made.forget.names), -1))
-        some = each[..., : len(standard_templates()) : 2, :].flatten(-3, -2)
-        given = replace(given, moves=some)
+        given = replace(given, moves=given.moves[..., : len(standard_templates()) : 2, :])
     return METHODS[method].edit(given)
 
 

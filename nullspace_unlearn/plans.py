@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from nullspace_unlearn.clip import Clip, find_value
 from nullspace_unlearn.edit import DEEPER, Side, Space
@@ -220,15 +219,15 @@ class Texts:
         rows: `[names, dim]` float64 unit prototypes of the classes, then of the aliases.
         cells: `[names, domains, dim]` prototypes from prompts that name the domain; None where
             there is no text tower to make them, or no request needs them.
-        moves: What a request forgets everywhere (`Forget.names`) -> `[p, dim]` how other words
-            move these names; empty where nobody looked.
+        moves: `[m, wordings, dim]` how other words move the names of the one request
+            that is made of these (`Given.moves`); None where nobody looked.
     """
 
     classes: tuple[str, ...]
     aliases: tuple[tuple[str, str], ...]
     rows: Float[Tensor, "names dim"]
     cells: Float[Tensor, "names domains dim"] | None = None
-    moves: Mapping[tuple[str, ...], Float[Tensor, "p dim"]] = field(default_factory=dict)
+    moves: Float[Tensor, "m wordings dim"] | None = None
 
     def given(
         self,
@@ -267,9 +266,6 @@ class Texts:
                 if pair[1] in place:  # then it is no class of its own to this request
                     stays[b, place[pair[1]]] = False
         nobody = torch.zeros_like(further)
-        moves = None
-        if self.moves and not requests[0].domains:
-            moves = pad_sequence([self.moves[one.names] for one in requests], batch_first=True)
         return Given(
             names=self.rows,
             owner=torch.tensor(owner),
@@ -279,29 +275,28 @@ class Texts:
             cells=self.cells,
             seen=seen,
             space=space,
-            moves=moves,
+            moves=None if self.moves is None else self.moves[None],
         )
 
-    def with_wordings(self, clip: Clip, requests: Sequence[Forget]) -> Texts:
-        """The same, and how other words move what some requests forget everywhere.
+    def with_wordings(self, clip: Clip, request: Forget, side: Side) -> Texts:
+        """The same, and how other words move what a request forgets everywhere.
 
         Args:
             clip: The model. Of one that was edited before nothing is looked at: the directions that
                 wordings take are few in all, and what is left of them tells names that stay apart.
-            requests: The requests; those in some domains have no part in it.
+            request: The request; one in some domains has no part in it.
+            side: What the edit changes. Prompts pass through one of the text side, in these very
+                words; for one of the images it is what words make of any name that tells nothing.
         """
-        if clip.history.edits:
+        if clip.history.edits or request.domains:
             return self
         names = (*self.classes, *(alias for _, alias in self.aliases))
-        moves = {}
-        for one in requests:
-            if one.domains or one.names in moves:
-                continue
-            given = replace(self, cells=None).given([one], ("everywhere",))[0]
-            both = [some.nonzero()[:, 0] for some in (given.forgotten, given.kept)]
-            told = [([names[i] for i in some.tolist()], self.rows[some]) for some in both]
-            moves[one.names] = moved_by_wording(clip, *told[0], *told[1]).flatten(0, 1)
-        return replace(self, moves=moves)
+        given = replace(self, cells=None).given([request], ("everywhere",))[0]
+        both = [some.nonzero()[:, 0] for some in (given.forgotten, given.kept)]
+        told = [([names[i] for i in some.tolist()], self.rows[some]) for some in both]
+        if side == "text":
+            told[1] = ([], self.rows[:0])
+        return replace(self, moves=moved_by_wording(clip, *told[0], *told[1]))
 
 
 def alias_pairs(request: Forget) -> tuple[tuple[str, str], ...]:
@@ -372,7 +367,7 @@ def given_for(
         cells = _cells_of(clip, names, words)
     texts = Texts(words.classes, aliases, made.rows_of(names), cells)
     if made.wordings:
-        texts = texts.with_wordings(clip, [made.forget])
+        texts = texts.with_wordings(clip, made.forget, made.side)
     shown_rows = [made.words.classes.index(name) for name in words.classes]
     mask = made.mask[shown_rows]
     return texts.given([made.forget], tuple(words.domains), seen, space, mask[None])[0]

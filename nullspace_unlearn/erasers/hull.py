@@ -165,7 +165,8 @@ def _derive(given: Given, numbers: Numbers) -> Edit:
     stays = told.kept.reshape(-1, len(told.rows)).any(0)  # other names have no part in it
     return hull(
         rows, told.rows[stays], keep_mask=told.kept[..., stays],
-        ridge=numbers.ridge, depth=numbers.depth, wordings=given.moves,
+        ridge=numbers.ridge, depth=numbers.depth,
+        wordings=None if given.moves is None else given.moves.flatten(-3, -2),
     )  # fmt: skip
 
 

@@ -123,9 +123,9 @@ class Given:
             requests forget everywhere, or nothing needs them.
         seen: Visual prototypes, where images are shown.
         space: What the edit is to read.
-        moves: `[*batch, p, dim]` how other words for its forgotten names move their prototypes,
-            beyond how they move any name's, rows of zeros behind a shorter list; None where nobody
-            looked.
+        moves: `[*batch, m, wordings, dim]` how other words move each of m forgotten names; for an
+            edit of the images beyond how they move any name, which tells nothing there. None where
+            nobody looked.
     """
 
     names: Float[Tensor, "names dim"]
@@ -136,7 +136,7 @@ class Given:
     cells: Float[Tensor, "names domains dim"] | None = None
     seen: Seen | None = None
     space: Space = "embedding"
-    moves: Float[Tensor, "*batch p dim"] | None = None
+    moves: Float[Tensor, "*batch m wordings dim"] | None = None
 
     def __post_init__(self) -> None:
         n, batch = len(self.names), self.mask.shape[:-2]
@@ -179,7 +179,7 @@ class Given:
             mask=self.mask.reshape(-1, *self.mask.shape[-2:]),
             forgotten=self.forgotten.reshape(-1, len(self.names)),
             kept=self.kept.reshape(-1, len(self.names)),
-            moves=None if self.moves is None else self.moves.reshape(-1, *self.moves.shape[-2:]),
+            moves=None if self.moves is None else self.moves.reshape(-1, *self.moves.shape[-3:]),
         )
 
     def __iter__(self) -> Iterator[Given]:

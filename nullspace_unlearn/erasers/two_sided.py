@@ -9,8 +9,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nullspace_unlearn.edit import Edit
-from nullspace_unlearn.erasers.hull import DEPTH, hull, same_names
+from nullspace_unlearn.erasers.hull import DEPTH, hull, names_to_move, same_names
 from nullspace_unlearn.erasers.method import Given, Method, said
+from nullspace_unlearn.erasers.wording import in_other_words
 from nullspace_unlearn.linalg import (
     as_float64,
     group_means,
@@ -154,7 +155,8 @@ def two_sided(
     if basis.shape[-1] + names.rank >= basis.shape[-2]:
         raise ValueError("the edit would remove everything: the displacements span the whole space")
     if wordings is not None:
-        names = hull(forget, keep, keep_mask=keep_mask, depth=depth, wordings=wordings)
+        f, r, kept, _ = names_to_move(forget, keep, keep_mask)
+        names = in_other_words(names, wordings, (norm(f, dim=-1) > 0).sum(-1), r, kept)
     moment = regularised(rows.mT @ rows / rows.shape[-2], RIDGE)
     # One inverse serves a whole batch; to solve would copy the factor for each request.
     solved = torch.cholesky_inverse(torch.linalg.cholesky(moment)) @ basis
@@ -188,7 +190,7 @@ def _derive(given: Given, numbers: Numbers) -> Edit:
             share=numbers.share,
             name_weight=numbers.name_weight,
             depth=numbers.depth,
-            wordings=request.moves,
+            wordings=None if request.moves is None else request.moves.flatten(-3, -2),
         )
 
     return given.one_by_one(one)

@@ -84,18 +84,41 @@ def in_other_words(
     rows = (size * scale[..., None].sqrt())[..., None] * frame  # AᵀA' is theirs too
     count = kept.sum(-1)[..., None, None]
     solved = count * solve_moment_of_kept(keep, kept, _RIDGE, rows.mT, spread)
-    strength, turn = torch.linalg.eigh(rows @ solved)
-    strength, turn = strength.flip(-1).clamp(min=0), turn.flip(-1)
-    share = strength / (1 + strength)
-    there = share > _HARDLY
     most = borne(keep.shape[-1], names, kept.sum(-1))
-    joins = there & (there.cumsum(-1) <= most[..., None])
-    some = slice(int(joins.sum(-1).max()))
-    turn = (turn * joins[..., None, :])[..., some]
-    held = Edit(read=rows.mT @ turn, write=solved @ turn / (1 + strength)[..., None, some])
+    held, there = answered(rows, rows, solved, most)
     both = held @ edit
     told = {
         "numbers": {**edit.provenance["numbers"], "rank": both.rank},
-        "in_other_words": {"directions": held.rank, "of": int(there.sum(-1).max())},
+        "in_other_words": {"directions": held.rank, "of": there},
     }
     return replace(both, provenance={**edit.provenance, **told})
+
+
+def answered(
+    rows: Float[Tensor, "*batch p dim"],
+    wanted: Float[Tensor, "*batch p dim"],
+    solved: Float[Tensor, "*batch dim p"],
+    most: Int[Tensor, "*batch"],
+) -> tuple[Edit, int]:
+    """The ridge regression that takes `wanted` off where it meets `rows`, in few directions.
+
+    Of all E the one that minimises `|rows E - wanted|² + tr(Eᵀ S E)`, as `write readᵀ`: by the
+    eigenvectors of `rows S⁻¹ rowsᵀ`, of which those count that are answered at all.
+
+    Args:
+        rows: What is met, float64, weighed.
+        wanted: What is to be taken off there, weighed alike.
+        solved: `S⁻¹ rowsᵀ`.
+        most: In how many directions at most, the strongest first.
+
+    Returns:
+        The edit, and how many directions are answered at all, in the request with most.
+    """
+    strength, turn = torch.linalg.eigh(rows @ solved)
+    strength, turn = strength.flip(-1).clamp(min=0), turn.flip(-1)
+    there = strength / (1 + strength) > _HARDLY
+    joins = there & (there.cumsum(-1) <= most[..., None])
+    some = slice(int(joins.sum(-1).max()))
+    turn = (turn * joins[..., None, :])[..., some]
+    edit = Edit(read=wanted.mT @ turn, write=solved @ turn / (1 + strength)[..., None, some])
+    return edit, int(there.sum(-1).max())

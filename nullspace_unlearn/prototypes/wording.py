@@ -42,7 +42,8 @@ def moved_by_wording(
         model: The text encoder.
         forget: Forgotten names.
         forget_rows: Their prototypes.
-        keep: Names that stay, at least one; the nearest few show how a wording moves any name.
+        keep: Names that stay; the nearest few show how a wording moves any name. Of none, nothing
+            is taken off.
         keep_rows: Their prototypes.
 
     Returns:
@@ -58,4 +59,5 @@ def moved_by_wording(
         warnings.simplefilter("ignore", UserWarning)  # a wording that is cut behind the name is one
         found = prompt_features(model, names, fit)
     moves = found - torch.cat([forget_rows, keep_rows[order]])[:, None]
-    return moves[: len(forget)] - moves[len(forget) :].mean(0)
+    own, shown = moves[: len(forget)], moves[len(forget) :]
+    return own - shown.mean(0) if keep else own
