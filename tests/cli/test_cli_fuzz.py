@@ -7,6 +7,7 @@ among the values.
 from __future__ import annotations
 
 import json
+import logging
 import random
 import re
 import shutil
@@ -151,8 +152,9 @@ def things(tmp_path: Path) -> None:
 def run(calls: int, seed: int) -> Iterator[tuple[list[str], int, str, str]]:
     def enough(_: int, frame: FrameType | None) -> None:
         while frame is not None:
-            if frame.f_code.co_filename.startswith("<frozen importlib"):
-                # A module that is half imported would be so for all that follows.
+            if frame.f_code.co_filename.startswith(("<frozen importlib", logging.__file__)):
+                # A module that is half imported would be so for all that follows, and the lock of
+                # `logging`, taken and not given back, would stop it at the next threads.
                 signal.setitimer(signal.ITIMER_REAL, 0.2)
                 return
             frame = frame.f_back
