@@ -93,8 +93,8 @@ def draw(rows: Mapping[str, Sequence[Run]], path: Path) -> None:
     """Every method in the plane: what is left, or told by over, against what it costs."""
     with picture(path, (6.4, 4.2), overwrite=True) as figure:
         axes = figure.subplots()
-        for label, some in rows.items():
-            x = statistics.fmean(run["cost"] for run in some)
+        costs = [statistics.fmean(run["cost"] for run in some) for some in rows.values()]
+        for x, (label, some) in zip(costs, rows.items(), strict=True):
             y = statistics.fmean(max(run["left"], run["over"]) for run in some)
             mark, colour = "s", COLOURS[-1]
             if label in ("untouched", "retrained"):
@@ -102,7 +102,11 @@ def draw(rows: Mapping[str, Sequence[Run]], path: Path) -> None:
             elif label in CLOSED:
                 mark, colour = "o", COLOURS[0]
             axes.plot(x, y, mark, color=colour, markersize=6)
-            axes.annotate(label, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=7)
+            # The outermost would run over the frame.
+            aside, to = ((-5, 3), "right") if x > 0.8 * max(costs) else ((5, 3), "left")
+            axes.annotate(
+                label, (x, y), xytext=aside, textcoords="offset points", fontsize=7, ha=to
+            )
         handles = [
             axes.plot([], [], mark, color=colour, label=name)[0]
             for mark, colour, name in (("o", COLOURS[0], "closed"), ("s", COLOURS[-1], "trained"))

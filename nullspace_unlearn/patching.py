@@ -70,7 +70,7 @@ def check_fits(
     what = "differs" if key in now and key in said.tensors else (
         "is not in the patch's model" if key in now else "is missing"
     )  # fmt: skip
-    more = f", and {len(differing) - 1} more of {len(now)} tensors" if differing[1:] else ""
+    more = f", and {len(differing) - 1} other tensors" if differing[1:] else ""
     raise ValueError(
         f"{name} is for other weights ({said.title}) than those of {clip.source.name}: "
         f"{key} {what}{more}"

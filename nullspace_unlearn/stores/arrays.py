@@ -147,8 +147,8 @@ def npy_file(path: Path, name: str) -> ArrayFile:
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{name} is no .npy file of numbers: {error}") from None
+    except (OSError, ValueError, EOFError):  # whose words advise to unpickle it
+        raise ValueError(f"{name} is no .npy file of numbers: damaged, or pickled") from None
     if not isinstance(array, np.memmap):
         raise ValueError(f"{name} holds several arrays: a store is one")
     _check_vectors(name, array.dtype, array.shape)
