@@ -20,6 +20,8 @@ def on_files(files: Files, config: object) -> Files:
     for notebook in sorted(NOTEBOOKS.glob("*.ipynb")):
         named = {"unique_key": notebook.stem}
         page, made = MarkdownExporter().from_filename(str(notebook), resources=named)
+        # Tables without a class are the theme's: in its colours, and scrolled where they are wide.
+        page = page.replace('<table border="1" class="dataframe">', "<table>")
         files.append(File.generated(config, f"notebooks/{notebook.stem}.md", content=page))
         for name, data in made["outputs"].items():
             files.append(File.generated(config, f"notebooks/{name}", content=data))
