@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Sequence
@@ -10,17 +11,25 @@ from typing import Any
 
 from nullspace_unlearn.files import read_text
 
-_FORMS = "give one name a line, or JSON: a list of names, or an object of numbers to names"
+_FORMS = (
+    "give one name a line (a WordNet number may stand before each), a CSV with a header, or JSON: "
+    "a list of names, or an object of numbers to names"
+)
 _HEADER = set(
     "class classes classid classname classnames category id idx index label labels name names "
     "number synset wnid".split()
 )
+# Those of a column of names, the plainest first.
+_NAMES = "classname classnames name names class classes category label labels".split()
 # Words that a table may begin with, and no list of classes does.
 _NO_CLASS = {"classid", "classname", "classnames", "classes", "labels", "names", "wnid"}
 
 
 def read_class_list(path: str | Path) -> list[str]:
-    """Read class names: one a line, or JSON (a list of names, or an object of numbers to names).
+    """Read class names: one a line, a column of a CSV with a header, or JSON.
+
+    JSON is a list of names, or an object of numbers to names. A WordNet number before each name, as
+    CoOp and others keep ImageNet's, is passed over.
 
     Args:
         path: The file; `/dev/stdin` may be one.
@@ -62,6 +71,11 @@ def _of_json(text: str) -> list[str]:
 
 def _of_lines(text: str) -> list[str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if lines and _is_header(lines[0]):
+        return _of_table(lines)
+    after = [re.fullmatch(r"n\d{8}\s+(\D.*)", line) for line in lines]
+    if all(after):
+        lines = [match[1] for match in after if match]
     for number, line in enumerate(lines, 1):
         if line[0] in "[]{}()<>\"'`":
             raise ValueError(f"line {number} begins with {line[0]}")
@@ -69,15 +83,33 @@ def _of_lines(text: str) -> list[str]:
             raise ValueError(f"line {number} begins with a WordNet number: {line[:40]!r}")
         if "\t" in line:
             raise ValueError(f"line {number} has columns: {line[:40]!r}")
-    if lines and _is_header(lines[0]):
-        raise ValueError(f"line 1 looks like the header of a table: {lines[0][:40]!r}")
     if _numbered(lines, 0) or _numbered(lines, 1):
         raise ValueError(f"its lines are numbered: {lines[0][:40]!r}")
     return lines
 
 
+def _of_table(lines: Sequence[str]) -> list[str]:
+    """The column of names in a table whose first line names its columns."""
+    between = next((mark for mark in ",;|" if mark in lines[0]), ",")
+    head, *rows = csv.reader(lines, delimiter=between)
+    columns = [_bare(column) for column in head]
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(columns):
+            raise ValueError(f"line {number} has {len(row)} columns, and its header {len(columns)}")
+    for name in _NAMES:
+        if columns.count(name) == 1:
+            found = [row[columns.index(name)].strip() for row in rows]
+            if all(found) and not (found and all(one.isdecimal() for one in found)):
+                return found
+    raise ValueError(f"no column of its header holds names: {lines[0][:40]!r}")
+
+
+def _bare(column: str) -> str:
+    return re.sub(r"[\W_]", "", column).casefold()
+
+
 def _is_header(line: str) -> bool:
-    columns = [re.sub(r"[\W_]", "", column).casefold() for column in re.split(r"[,;|]", line)]
+    columns = [_bare(column) for column in re.split(r"[,;|]", line)]
     return bool(set(columns) & (_HEADER if len(columns) > 1 else _NO_CLASS))
 
 

@@ -13,6 +13,7 @@ from nullspace_unlearn.class_list import read_class_list
 from nullspace_unlearn.words import check_names, same_name
 
 NAMES = ["tench", "great white shark", "café", "2012 Tesla Model S", "hen, or cock"]
+LETTERS = ["tench", "hen, or cock", "café"]  # a name after a number begins with no digit
 FORMS = {
     "lines": "\n".join(NAMES),
     "with blank lines and blanks": "\r\n\r\n".join(f"  {name} " for name in NAMES),
@@ -22,6 +23,10 @@ FORMS = {
     "a JSON object, out of order": json.dumps({str(i): NAMES[i] for i in (4, 2, 0, 1, 3)}),
     "ImageNet's object": json.dumps({i: [f"n0000000{i}", n] for i, n in enumerate(NAMES)}),
     "names to numbers": json.dumps({name: i for i, name in enumerate(NAMES)}, indent=1),
+    "CoOp's": "\n".join(f"n0000000{i} {name}" for i, name in enumerate(LETTERS)),
+    "a CSV": "label,class_name\n" + "".join(f'{i},"{name}"\n' for i, name in enumerate(NAMES)),
+    "a CSV by semicolons": "Name; id\n" + "".join(f"{name}; {i}\n" for i, name in enumerate(NAMES)),
+    "a CSV of one column": "class_name\n" + "".join(f'"{name}"\n' for name in NAMES),
 }
 
 
@@ -29,14 +34,17 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_same_names(form: str, mark: bytes, tmp_path: Path) -> None:
     (tmp_path / "names").write_bytes(mark + FORMS[form].encode())
-    assert read_class_list(tmp_path / "names") == NAMES
+    assert read_class_list(tmp_path / "names") == (LETTERS if form == "CoOp's" else NAMES)
 
 
 NONE = {
-    "CoOp's": ("n01440764 tench\nn01443537 goldfish", "line 1 begins with a WordNet number"),
+    "numbers of some": ("n01440764 tench\ngoldfish", "line 1 begins with a WordNet number"),
     "numbers alone": ("car\nn01443537", "line 2 begins with a WordNet number"),
-    "a CSV": ("id,name\n0,tench\n1,goldfish", "looks like the header of a table: 'id,name'"),
-    "a CSV of one column": ("class_name\ntench\ngoldfish", "looks like the header of a table"),
+    "a CSV of numbers": ("id,label\n0,3\n1,4", "no column of its header holds names: 'id,label'"),
+    "a CSV of other things": ("wnid,n\nn01440764,3", "no column of its header holds names"),
+    "a CSV with a hole": ("id,name\n0,tench\n1,", "no column of its header holds names"),
+    "a CSV that is cut": ("id,name\n0,tench\n1", "line 3 has 1 columns, and its header 2"),
+    "nothing but a header": ("id,name\n", "names no classes"),
     "columns": ("tench\t0\ngoldfish\t1", "line 1 has columns"),
     "numbered lines": ("0 tench\n1 goldfish", "its lines are numbered: '0 tench'"),
     "numbered from 1": ("1. tench\n2. goldfish", "its lines are numbered"),
