@@ -15,12 +15,14 @@ from nullspace_unlearn.plans import Plan, cells_needed, cells_of_images, space_f
 from nullspace_unlearn.prototypes import (
     Synthesis,
     Visual,
+    cell_prototypes,
     draw,
     from_images,
     from_pictures,
     from_text,
     synthesise,
 )
+from nullspace_unlearn.prototypes.text import taken_for
 
 Prototypes = Literal["auto", "text", "closed", "pixels"]
 
@@ -101,7 +103,7 @@ class Looks:
         """
         space = self.space or "embedding"
         if drawn is not None:
-            return from_images(
+            visual = from_images(
                 clip,
                 drawn,
                 *cells_of_images(plan, drawn.classes, drawn.domains),
@@ -110,6 +112,8 @@ class Looks:
                 batch_size=self.batch_size,
                 quiet=self.quiet,
             )
+            _warn_of_domains(clip, plan, visual)
+            return visual
         kind = self._kind(plan)
         if kind == "closed":
             if space in DEEPER:
@@ -128,6 +132,22 @@ class Looks:
         method = METHODS[plan.method]
         seen = method.images == "must" or self.space not in (None, "embedding")
         return "pixels" if seen or plan.forget.paradigm in method.pictures_for else "text"
+
+
+def _warn_of_domains(clip: Clip, plan: Plan, visual: Visual) -> None:
+    """Warn of forgotten domains whose images the model takes for another's."""
+    f = visual.features
+    if not plan.forget.domains or f.domains is None or len(f.domain_names) < 2:
+        return
+    words = [plan.words.domains[key] for key in f.domain_names]
+    cells = cell_prototypes(clip, f.class_names, words, plan.words.cell_templates)
+    for i, other in taken_for(f.embeddings, f.labels, f.domains, cells):
+        if f.domain_names[i] in plan.forget.domains:
+            warnings.warn(
+                f"the model takes most images of the domain {f.domain_names[i]!r} for "
+                f"{words[other]!r} by its prompts: is the folder right? What it shows is forgotten",
+                stacklevel=3,
+            )
 
 
 def pictures_for(space: Space) -> Synthesis:

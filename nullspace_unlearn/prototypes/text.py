@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from nullspace_unlearn.clip import Clip
@@ -248,3 +248,36 @@ def hardly_told(cells: Float[Tensor, "names domains dim"]) -> list[tuple[int, in
     nearest = apart.masked_fill(torch.eye(many, dtype=torch.bool), torch.inf).min(1)
     low = nearest.values < _HARDLY * pairs.median()
     return [(i, int(nearest.indices[i])) for i in low.nonzero()[:, 0].tolist()]
+
+
+def taken_for(
+    embeddings: Float[Tensor, "n dim"],
+    labels: Int[Tensor, " n"],
+    domains: Int[Tensor, " n"],
+    cells: Float[Tensor, "names domains dim"],
+) -> list[tuple[int, int]]:
+    """Domains whose images the model takes for another's: folders that were swapped, say.
+
+    An image is compared with the prompts of its class in every domain, less what these score on the
+    images of all domains, each counting alike: some words score higher on any image.
+
+    Args:
+        embeddings: Of some images, of every domain.
+        labels: Their classes.
+        domains: Their domains.
+        cells: As `cell_prototypes` gives them.
+
+    Returns:
+        Each domain with more than half of its images taken for one other, and that one.
+    """
+    scores = (unit(as_float64("embeddings", embeddings))[:, None] * cells[labels]).sum(-1)
+    shown = domains.unique()
+    usual = torch.stack([scores[domains == d].mean(0) for d in shown]).mean(0)
+    best = (scores - usual).argmax(-1)
+    found = []
+    for d in shown.tolist():
+        other, many = best[domains == d].unique(return_counts=True)
+        most = int(many.argmax())
+        if int(other[most]) != d and 2 * int(many[most]) > int(many.sum()):
+            found.append((d, int(other[most])))
+    return found

@@ -147,6 +147,18 @@ def test_bad_images_are_named(images, tmp_path):
     assert result.err.startswith("nsu: there is no image of 46 cells that the request needs: ")
 
 
+def test_images_that_show_another_domain_are_said_to(images, tmp_path):
+    (tmp_path / "swapped").mkdir()
+    other = {"photo": "sketch", "sketch": "photo"}
+    for domain in mini.DOMAINS:
+        (tmp_path / "swapped" / other.get(domain, domain)).symlink_to(images / domain)
+    said = "takes most images of the domain 'sketch' for 'photo' by its prompts"
+    given = ("--shots", "2", "--output", "out", "--quiet")
+    assert said in nsu(*CELL, "--images", "swapped", *given).err
+    control = nsu(*CELL, "--images", images, *given, "--overwrite").err
+    assert "takes most images" not in control
+
+
 def test_a_class_everywhere_makes_do_with_the_images_there_are(images, tmp_path):
     some = tmp_path / "some" / "photo"
     some.mkdir(parents=True)

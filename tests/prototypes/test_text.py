@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nullspace_unlearn.clip import Clip, load
+from nullspace_unlearn.data.mini import render
 from nullspace_unlearn.prototypes import (
     DOMAIN_WORDS,
     cell_prototypes,
@@ -21,7 +22,7 @@ from nullspace_unlearn.prototypes import (
     prompt_features,
     templates_that_fit,
 )
-from nullspace_unlearn.prototypes.text import hardly_told
+from nullspace_unlearn.prototypes.text import hardly_told, taken_for
 
 DIM = 7
 NAMES = ("car", "dog", "tea pot")
@@ -197,3 +198,16 @@ def test_a_misspelt_domain_is_hardly_told_from_others():
     found = hardly_told(cell_prototypes(*given, wrong, words.cell_templates))
     assert (1, 0) in found and len(found) <= 2
     assert hardly_told(cell_prototypes(*given, wrong[:2], words.cell_templates)) == []
+
+
+def test_images_of_a_swapped_folder_are_taken_for_the_other_domain(mini):
+    names, domains = ("car", "dog", "tree"), tuple(DOMAIN_WORDS)
+    pictures = [render(c, d, 9_200_000 + i) for c in names for d in domains for i in range(2)]
+    embeddings = mini.encode_image(torch.stack([mini.preprocess(one) for one in pictures]))
+    where = torch.arange(len(pictures)) // 2
+    labels, own = where // len(domains), where % len(domains)
+    assert mini.words is not None
+    cells = cell_prototypes(mini, names, domains, mini.words.cell_templates)
+    assert taken_for(embeddings, labels, own, cells) == []
+    swapped = torch.tensor([1, 0, *range(2, len(domains))])[own]
+    assert taken_for(embeddings, labels, swapped, cells) == [(0, 1), (1, 0)]
