@@ -21,7 +21,7 @@ from nullspace_unlearn.plans import cells_needed, plan
 from nullspace_unlearn.prototypes import from_pictures, imagenet_names, synthesise
 from nullspace_unlearn.words import same_name
 
-FURTHER = (0, 16)
+FURTHER = (0, 8)
 """How many further names pictures are made of as well."""
 
 
