@@ -61,6 +61,9 @@ def measure(bench: cells.Bench, kind: str) -> dict[str, list[dict[str, Any]]]:
         some = {"pixels": bench.made["pixels"], **bench.real}
         for method, (name, visual) in product(("neutral", "gated"), some.items()):
             makers[f"{method}, {name}"] = edits(method, visual)
+        for name, visual in bench.real.items():
+            both = replace(visual, beside=bench.made["pixels"])
+            makers[f"neutral, {name} and pictures"] = edits("neutral", both)
     makers |= {f"{method}, text": edits(method) for method in TEXT[kind]}
     found = {}
     for name, make in makers.items():

@@ -37,7 +37,8 @@ class Looks:
         prototypes: Prompts alone ("text"), prompts moved to where images lie ("closed"), or
             pictures synthesised from the model ("pixels"). "auto": pixels where the method or the
             space wants them for such a request, else text.
-        images: Real images, of which a few are taken in place of those.
+        images: Real images, of which a few are taken in place of those; with "pixels" the
+            pictures stand beside them.
         shots: Of these at most so many a cell.
         space: What an edit will read; absent: the embedding, until `reading` settles it.
         batch_size: Images per forward pass.
@@ -103,6 +104,7 @@ class Looks:
         """
         space = self.space or "embedding"
         if drawn is not None:
+            beside = self._pictures(clip, plan, space) if self._pictures_beside(plan) else None
             visual = from_images(
                 clip,
                 drawn,
@@ -113,18 +115,30 @@ class Looks:
                 quiet=self.quiet,
             )
             _warn_of_domains(clip, plan, visual)
-            return visual
+            return replace(visual, beside=beside)
         kind = self._kind(plan)
         if kind == "closed":
             if space in DEEPER:
                 raise ValueError(f"--space {space} is what only pictures show: --prototypes pixels")
             return from_text(clip, *cells_needed(plan), plan.words.cell_templates)
-        if kind == "pixels":
-            synthesis = replace(pictures_for(space), batch_size=self.batch_size)
-            return synthesise_for(
-                clip, plan, synthesis, cache=self.cache, space=space, quiet=self.quiet
+        return self._pictures(clip, plan, space) if kind == "pixels" else None
+
+    def _pictures(self, clip: Clip, plan: Plan, space: Space) -> Visual:
+        synthesis = replace(pictures_for(space), batch_size=self.batch_size)
+        return synthesise_for(
+            clip, plan, synthesis, cache=self.cache, space=space, quiet=self.quiet
+        )
+
+    def _pictures_beside(self, plan: Plan) -> bool:
+        if self.prototypes != "pixels":
+            return False
+        if not METHODS[plan.method].beside:
+            able = [name for name, method in METHODS.items() if method.beside]
+            raise ValueError(
+                f"method {plan.method!r} reads images or pictures, not both; "
+                f"those that do: {', '.join(able)}"
             )
-        return None
+        return True
 
     def _kind(self, plan: Plan) -> Prototypes:
         if self.prototypes != "auto":

@@ -91,7 +91,7 @@ def erase(
         "near_synonyms_not_kept": list(made.synonyms),
         "domains": dict(made.words.domains),
         "templates": made.words.to_json()["templates"],
-        "prototypes": "prompts" if visual is None else dict(visual.features.provenance),
+        "prototypes": "prompts" if visual is None else visual.provenance,
         "space": space,
         "wordings": made.wordings,
     }

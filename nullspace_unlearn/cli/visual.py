@@ -37,8 +37,11 @@ class VisualOptions:
         Raises:
             ValueError: If options contradict each other.
         """
-        if self.images and self.prototypes != "auto":
-            raise ValueError("--images are the prototypes: leave out --prototypes")
+        if self.images and self.prototypes not in ("auto", "pixels"):
+            raise ValueError(
+                f"--images say how cells look, and --prototypes {self.prototypes} would say it "
+                "otherwise: leave one out (--prototypes pixels makes pictures beside them)"
+            )
         if not self.images_too:
             return request
         if request.cells.domain:
@@ -117,7 +120,8 @@ visual_options = gathered(
     click.option(
         "--images",
         metavar="ROOT",
-        help="A few real images of every cell, root/<domain>/<class>/*, in place of those.",
+        help="A few real images of every cell, root/<domain>/<class>/*, in place of those; "
+        "with --prototypes pixels, beside pictures.",
     ),
     click.option("--shots", default=8, show_default=True, help="Of these at most so many a cell."),
     click.option(

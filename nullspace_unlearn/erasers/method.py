@@ -39,6 +39,7 @@ class Seen:
             head.
         bases: `[heads, dim, head_dim]` where in the joint space each head can write, orthonormal
             columns; given with `value`.
+        beside: Pictures synthesised from the model, beside real images: a method may read them too.
     """
 
     embeddings: Float[Tensor, "n dim"]
@@ -49,6 +50,7 @@ class Seen:
     mlp: Float[Tensor, "n mlp_width"] | None = None
     value: Float[Tensor, "n heads_embed"] | None = None
     bases: Float[Tensor, "heads dim head_dim"] | None = None
+    beside: Seen | None = None
 
     def read(self, space: Space) -> Float[Tensor, "n source"]:
         """The rows that an edit of a space reads.
@@ -72,7 +74,28 @@ class Seen:
             mlp=None if self.mlp is None else self.mlp[rows],
             value=None if self.value is None else self.value[rows],
             bases=self.bases,
+            beside=self.beside,
         )
+
+    def of_classes(self, used: Bool[Tensor, " classes"]) -> Seen:
+        """The rows of some classes alone, whose labels count these."""
+        rows = self[used[self.labels]]
+        place = used.cumsum(0) - 1
+        beside = None if self.beside is None else self.beside.of_classes(used)
+        return replace(rows, labels=place[rows.labels], beside=beside)
+
+    def joined(self) -> tuple[Seen, Bool[Tensor, " rows"]]:
+        """These rows and those beside them as one, and which are the latter."""
+        if self.beside is None:
+            return self, torch.zeros(len(self.labels), dtype=torch.bool)
+        parts: dict[str, Any] = {
+            name: None if mine is None else torch.cat([mine, getattr(self.beside, name)])
+            for name in ("embeddings", "labels", "domains", "hidden", "mlp", "value")
+            for mine in (getattr(self, name),)
+        }
+        count = torch.tensor([len(self.labels), len(self.beside.labels)])
+        which = torch.tensor([False, True]).repeat_interleave(count)
+        return replace(self, beside=None, **parts), which
 
     def cell_means(self) -> tuple[Float[Tensor, "cells dim"], Int[Tensor, " c"], Int[Tensor, " c"]]:
         """One unit row for each cell that has any: the mean of its unit embeddings, normalised.
@@ -259,10 +282,6 @@ class Given:
         classes = used[:count]
         place = classes.cumsum(0) - 1
         used = used & classes[self.owner]
-        seen = self.seen
-        if seen is not None:
-            seen = seen[classes[seen.labels]]
-            seen = replace(seen, labels=place[seen.labels])
         return replace(
             self,
             names=self.names[used],
@@ -271,7 +290,7 @@ class Given:
             forgotten=self.forgotten[..., used],
             kept=self.kept[..., used],
             cells=None if self.cells is None else self.cells[used],
-            seen=seen,
+            seen=None if self.seen is None else self.seen.of_classes(classes),
         )
 
 
@@ -298,6 +317,7 @@ class Method(Generic[N]):
             made where the user does not say otherwise.
         prompts_beside_images: Whether it reads prompts that name the domain even where images are
             shown.
+        beside: Whether it reads synthesised pictures beside real images.
         spaces: What its edits can read; more than embeddings takes visual prototypes. Where the
             user does not say, it is the first that the model has.
         certified: Whether its edits carry a certificate.
@@ -315,6 +335,7 @@ class Method(Generic[N]):
     images: Images = "none"
     pictures_for: tuple[Paradigm, ...] = ()
     prompts_beside_images: bool = False
+    beside: bool = False
     spaces: tuple[Space, ...] = ("embedding",)
     certified: bool = False
     wordings: bool = False

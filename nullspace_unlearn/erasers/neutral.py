@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,7 +13,15 @@ from torch import Tensor
 from nullspace_unlearn.edit import DEEPER, Edit, Space
 from nullspace_unlearn.erasers.method import Given, Method, Seen, said
 from nullspace_unlearn.forget import groups
-from nullspace_unlearn.linalg import CoupledRidge, Ridge, as_float64, group_means, unit
+from nullspace_unlearn.linalg import (
+    CoupledRidge,
+    Ridge,
+    as_float64,
+    covariance,
+    group_means,
+    regularised,
+    unit,
+)
 
 RIDGES = (0.003, 0.03, 0.3)
 # Pictures are so alike that leaving them out says little of the ridge.
@@ -30,6 +39,11 @@ _SURER = 0.96
 _DOMAINS_BY_PICTURES, _DOMAINS_BY_PICTURES_OF_HEADS, _CELLS_BY_PICTURES = 1.9, 1.5, 2.4
 # But for single cells where heads read: few images teach what is forgotten.
 _CELLS_OF_HEADS = 1.5
+# What pictures beside real images count for, as a share of these.
+_BESIDE = 0.3
+# By how much of their mean square names may see of where length goes; a hundred times more or less
+# is the same.
+_UNSEEN = 0.01
 # What a forgotten cell counts for in the mean of its domain where others stay. At 1 the name still
 # stands a little above the others there, at 0 below them.
 _SHARE = 0.5
@@ -62,21 +76,25 @@ def neutral(
     source: Float[Tensor, "n source"] | None = None,
     space: Space = "hidden",
     bases: Float[Tensor, "heads dim head_dim"] | None = None,
+    classes: Float[Tensor, "classes dim"] | None = None,
+    beside: Bool[Tensor, " n"] | None = None,
     numbers: NeutralNumbers | None = None,
 ) -> Edit:
     """Forget cells, or whole domains, so that nothing tells their classes apart.
 
     One weighted ridge regression from what is read to shifts of z:
 
-        q_i = beta (z_i - mean of i's domain) where forgotten, 0 where kept
+        q_i = beta (z_i - m of i's domain) where forgotten, 0 where kept
         G = argmin sum_i w_i |x_i G - q_i|² + ridge |G|²,    z' = z - x G
 
-    The mean is over the classes of the domain, of which those forgotten there count half where
+    m is the mean over the classes of the domain, of which those forgotten there count half where
     others stay: at that point their names score as they do on other images. No class takes their
-    place, and no class list is in it. Every group of cells that a request is judged by weighs the
-    same (`forget.groups`), and each cell in it, so that the forgotten ones do as much as those that
-    stay, and their neighbours (the class elsewhere, other classes in the domain) as much as the
-    rest.
+    place. A mean is shorter than what it is of, and what is short answers to every name alike, more
+    than images do, so that a search finds it: where names are given, m is made as long as an image
+    again along a direction that they do not see. Every group of cells that a request is judged by
+    weighs the same (`forget.groups`), and each cell in it, so that the forgotten ones do as much as
+    those that stay, and their neighbours (the class elsewhere, other classes in the domain) as much
+    as the rest.
 
     Reading z or h, a linear map cannot multiply "is a sketch" with "which class"; reading the last
     MLP's activation it can, or of what each head of an attention pool gathers. There the rows are
@@ -92,6 +110,10 @@ def neutral(
         space: What the source is, where it is given.
         bases: `[heads, dim, head_dim]` where each head can write, orthonormal columns, if the
             source is a block a head.
+        classes: `[classes, dim]` unit text prototypes of the classes; absent: m stays as short as
+            it is.
+        beside: `[n]`, true for synthesised pictures that stand beside real images. All of a cell
+            count for as much as three tenths of its images, and for them m is of pictures.
         numbers: Ridge and beta.
 
     Returns:
@@ -103,7 +125,7 @@ def neutral(
             request forgets nothing or everything.
     """
     numbers = numbers or NeutralNumbers()
-    shown = _Shown.of(embeddings, labels, domains, mask, source, bases)
+    shown = _Shown.of(embeddings, labels, domains, mask, source, bases, classes, beside)
     batch = mask.shape[:-2]
     shifts = []
     for one in mask.reshape(-1, *mask.shape[-2:]):
@@ -133,6 +155,7 @@ def choose(
     *,
     source: Float[Tensor, "n source"] | None = None,
     bases: Float[Tensor, "heads dim head_dim"] | None = None,
+    beside: Bool[Tensor, " n"] | None = None,
     pictures: bool = False,
     most: float = MOST,
 ) -> NeutralNumbers:
@@ -152,6 +175,7 @@ def choose(
         mask: `[classes, domains]`, one request.
         source: `[n, source]`.
         bases: `[heads, dim, head_dim]`.
+        beside: `[n]`; no number is chosen by what these end as.
         pictures: Whether the prototypes are synthesised, those of a cell in the order of what they
             started from.
         most: The highest beta.
@@ -163,7 +187,7 @@ def choose(
     Raises:
         ValueError: As `neutral`.
     """
-    shown = _Shown.of(embeddings, labels, domains, mask, source, bases)
+    shown = _Shown.of(embeddings, labels, domains, mask, source, bases, classes, beside)
     if int(shown.count.min()) < 2:
         fixed = NeutralNumbers()
         warnings.warn(
@@ -181,16 +205,17 @@ def choose(
     names = as_float64("classes", classes)
     names = (names - names.mean(0))[labels]
     wanted = (request.wanted * names).sum(-1)
+    judging = request.weight * ~shown.beside
     best, chosen = torch.inf, NeutralNumbers()
     ridges, share, power = _shortfall(pictures, heads=bases is not None, of_cells=of_cells)
     held = False
     for ridge in ridges:
         shift = request.ridge.held_out(request.wanted, ridge, group.to(shown.cell.device))
-        given = request.weight * (shift * names).sum(-1)
-        reached = float((given @ wanted) / (request.weight @ wanted.square()).clamp(min=1e-300))
+        given = judging * (shift * names).sum(-1)
+        reached = float((given @ wanted) / (judging @ wanted.square()).clamp(min=1e-300))
         asked_for = share / max(reached, 1e-3) ** power
         beta = min(max(asked_for, LEAST), most)
-        error = (request.weight[:, None] * (beta * shift - request.wanted).square()).sum()
+        error = (judging[:, None] * (beta * shift - request.wanted).square()).sum()
         if float(error) < best:
             best, chosen, held = float(error), NeutralNumbers(ridge, beta), asked_for > most
     if held and most > _SHALLOW:
@@ -215,14 +240,29 @@ def _shortfall(
 
 @dataclass(frozen=True, eq=False)
 class _Shown:
-    """Prototypes as the regression sees them."""
+    """Prototypes as the regression sees them.
+
+    Attributes:
+        rows: What is read, on the scale of unit embeddings.
+        bases: Where heads write.
+        z: Unit embeddings.
+        cell: The cell of each, counted through the grid.
+        beside: Which are pictures that stand beside images.
+        count: Of each cell, those that do not.
+        part: What each row counts for in its cell.
+        means: Of each cell, of those that do not stand beside others and (where any do) of those.
+        unseen: Where images differ and names do not look; zero where there are no names.
+    """
 
     rows: Float[Tensor, "n source"]
     bases: Float[Tensor, "heads dim head_dim"] | None
     z: Float[Tensor, "n dim"]
     cell: Int[Tensor, " n"]
+    beside: Bool[Tensor, " n"]
     count: Int[Tensor, " cells"]
-    means: Float[Tensor, "classes domains dim"]
+    part: Float[Tensor, " n"]
+    means: Float[Tensor, "kinds classes domains dim"]
+    unseen: Float[Tensor, " dim"]
 
     @classmethod
     def of(
@@ -233,20 +273,31 @@ class _Shown:
         mask: Tensor,
         source: Tensor | None,
         bases: Tensor | None = None,
+        classes: Tensor | None = None,
+        beside: Tensor | None = None,
     ) -> _Shown:
         z = as_float64("embeddings", embeddings)
         rows = z if source is None else as_float64("source", source)
-        _check(z, rows, labels, domains, mask)
+        beside = torch.zeros(len(z), dtype=torch.bool) if beside is None else beside
+        _check(z, rows, labels, domains, mask, beside)
         grid = mask.shape[-2:]
         cell = (labels * grid[1] + domains).to(z.device)
-        count = torch.bincount(cell, minlength=grid.numel())
-        if not count.all():
-            empty = divmod(int((count == 0).nonzero()[0]), grid[1])
-            raise ValueError(f"no prototype is given for the cell (class, domain) {empty}")
+        beside = beside.to(z.device)
         norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
         if not norm.all():
             raise ValueError("a prototype is the zero vector")
-        means = group_means(unit(z), cell, grid.numel()).reshape(*grid, -1)
+        z = unit(z)
+        part, means, counts = torch.zeros_like(z[:, 0]), [], []
+        for kind, weight in ((~beside, 1.0), (beside, _BESIDE)):
+            if not kind.any():
+                continue
+            count = torch.bincount(cell[kind], minlength=grid.numel())
+            if not count.all():
+                empty = divmod(int((count == 0).nonzero()[0]), grid[1])
+                raise ValueError(f"no prototype is given for the cell (class, domain) {empty}")
+            part[kind] = weight / count[cell[kind]].double()
+            means.append(group_means(z[kind], cell[kind], grid.numel()).reshape(*grid, -1))
+            counts.append(count)
         if bases is not None:
             bases = as_float64("bases", bases)
             if rows.shape[1] % len(bases) or bases.shape[1] != z.shape[1]:
@@ -254,7 +305,8 @@ class _Shown:
                     f"a source of {rows.shape[1]} dimensions is no block for each of "
                     f"{len(bases)} heads that write {bases.shape[1]} of {z.shape[1]} dimensions"
                 )
-        return cls(rows / norm, bases, unit(z), cell, count, means)
+        unseen = torch.zeros_like(z[0]) if classes is None else _unseen(classes, z)
+        return cls(rows / norm, bases, z, cell, beside, counts[0], part, torch.stack(means), unseen)
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,17 +321,46 @@ class _Request:
     def of(cls, shown: _Shown, mask: Bool[Tensor, "classes domains"]) -> _Request:
         mask = mask.to(shown.rows.device)
         counts = (1 - (1 - _SHARE) * mask.double())[..., None]
-        domain = (counts * shown.means).sum(0) / counts.sum(0)
+        domain = (counts * shown.means).sum(1) / counts.sum(0)
+        target = _lengthened(domain, shown.unseen)
         gone = mask.flatten()[shown.cell]
-        target = domain.expand_as(shown.means).flatten(0, 1)[shown.cell]
-        wanted = (shown.z - target) * gone[:, None]
+        kind = shown.beside.long() * (len(target) - 1)
+        wanted = (shown.z - target[kind, shown.cell % mask.shape[1]]) * gone[:, None]
         parts = torch.stack(groups(mask)).double()
         grid = (parts / parts.sum((1, 2), keepdim=True).clamp(min=1)).sum(0)
-        weight = (grid.flatten() / shown.count)[shown.cell]
+        weight = grid.flatten()[shown.cell] * shown.part
         if shown.bases is None:
             return cls(weight, wanted, Ridge(shown.rows, weight))
         blocks = shown.rows.unflatten(1, (len(shown.bases), -1))
         return cls(weight, wanted, CoupledRidge(blocks, weight, shown.bases))
+
+
+def _unseen(
+    classes: Float[Tensor, "classes dim"], z: Float[Tensor, "n dim"]
+) -> Float[Tensor, " dim"]:
+    """The unit direction in which images vary most for what names, and their mean, have of it.
+
+    `max |u|_C / |u|_S`, C the covariance of the images, which says that the model can write there,
+    S the second moment of names and mean image.
+    """
+    names = torch.cat([unit(as_float64("classes", classes)).to(z.device), unit(z.mean(0))[None]])
+    root = torch.linalg.cholesky(regularised(names.mT @ names / len(names), _UNSEEN))
+    half = torch.linalg.solve_triangular(root, covariance(z), upper=False)
+    both = torch.linalg.solve_triangular(root, half.mT, upper=False)
+    leading = torch.linalg.eigh(both).eigenvectors[:, -1:]
+    return unit(torch.linalg.solve_triangular(root.mT, leading, upper=True)[:, 0])
+
+
+def _lengthened(
+    means: Float[Tensor, "*cells dim"], unseen: Float[Tensor, " dim"]
+) -> Float[Tensor, "*cells dim"]:
+    """Means of unit vectors, as long as these again: the rest of their length along a direction."""
+    if not unseen.any():
+        return means
+    along = (means @ unseen)[..., None]
+    lost = (1 - means.square().sum(-1, keepdim=True)).clamp(min=0)
+    full = (along.square() + lost).sqrt().copysign(along)
+    return means + (full - along) * unseen
 
 
 def _place(cell: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
@@ -292,15 +373,21 @@ def _place(cell: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
     return place
 
 
-def _check(z: Tensor, rows: Tensor, labels: Tensor, domains: Tensor, mask: Tensor) -> None:
+def _check(
+    z: Tensor, rows: Tensor, labels: Tensor, domains: Tensor, mask: Tensor, beside: Tensor
+) -> None:
     n = len(z)
     fits = z.ndim == rows.ndim == 2 and len(rows) == n and mask.ndim >= 2
-    if not fits or labels.shape != (n,) or domains.shape != (n,):
+    if not fits or not labels.shape == domains.shape == beside.shape == (n,):
         raise ValueError(
-            "expected embeddings [n, dim], labels and domains [n], mask [..., classes, domains] "
+            "expected embeddings [n, dim], labels, domains and beside [n], "
+            "mask [..., classes, domains] "
             f"and source [n, source], got {list(z.shape)}, {list(labels.shape)}, "
-            f"{list(domains.shape)}, {list(mask.shape)} and {list(rows.shape)}"
+            f"{list(domains.shape)}, {list(beside.shape)}, {list(mask.shape)} and "
+            f"{list(rows.shape)}"
         )
+    if beside.any() and beside.all():
+        raise ValueError("pictures stand beside images, and there is none")
     count, wide = mask.shape[-2:]
     inside = (labels >= 0) & (labels < count) & (domains >= 0) & (domains < wide)
     if count < 2 or not inside.all():
@@ -315,17 +402,7 @@ def _check(z: Tensor, rows: Tensor, labels: Tensor, domains: Tensor, mask: Tenso
 
 def _derive(given: Given, numbers: NeutralNumbers) -> Edit:
     def of(part: Given) -> Edit:
-        seen = _seen(part)
-        return neutral(
-            seen.embeddings,
-            seen.labels,
-            seen.domains,
-            part.mask,
-            source=None if part.space == "embedding" else seen.read(part.space),
-            space=part.space,
-            bases=_bases(part, seen),
-            numbers=numbers,
-        )
+        return neutral(mask=part.mask, space=part.space, numbers=numbers, **_arguments(part))
 
     return given.alike(of)
 
@@ -335,24 +412,27 @@ def _choose(given: Given) -> NeutralNumbers:
     part = given.of_names(used)
     seen = _seen(part)
     return choose(
-        seen.embeddings,
-        seen.labels,
-        seen.domains,
-        part.classes,
-        part.mask,
-        source=None if part.space == "embedding" else seen.read(part.space),
-        bases=_bases(part, seen),
+        mask=part.mask,
         pictures=seen.made_of == "pictures",
         most=_most(part.space, seen),
+        **_arguments(part),
     )
 
 
-def _bases(given: Given, seen: Seen) -> Tensor | None:
-    if given.space != "value":
-        return None
-    if seen.bases is None:
+def _arguments(part: Given) -> dict[str, Any]:
+    """What `neutral` and `choose` are both told."""
+    seen, beside = _seen(part).joined()
+    if part.space == "value" and seen.bases is None:
         raise ValueError("heads read the value feature: say where each of them can write (bases)")
-    return seen.bases
+    return {
+        "embeddings": seen.embeddings,
+        "labels": seen.labels,
+        "domains": seen.domains,
+        "classes": part.classes,
+        "source": None if part.space == "embedding" else seen.read(part.space),
+        "bases": seen.bases if part.space == "value" else None,
+        "beside": beside,
+    }
 
 
 def _most(space: Space, seen: Seen) -> float:
@@ -376,5 +456,6 @@ METHOD = Method(
     sides=("visual",),
     images="must",
     pictures_for=("cell", "domain"),
+    beside=True,
     spaces=(*DEEPER, "hidden", "embedding"),
 )

@@ -35,12 +35,20 @@ class Visual:
         mlp: `[n, mlp_width]` what enters the output layer of the tower's last MLP, divided by the
             deviation that the last norm divides by; None unless it was asked for.
         value: `[n, heads * embed]` what enters the value projection of an attention pool; the same.
+        beside: Of synthesised pictures, beside real images.
     """
 
     features: Features
     made_of: MadeOf
     mlp: Float[Tensor, "n mlp_width"] | None = None
     value: Float[Tensor, "n heads_embed"] | None = None
+    beside: Visual | None = None
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the rows come from, and those beside them."""
+        beside = {} if self.beside is None else {"beside": self.beside.provenance}
+        return {**self.features.provenance, **beside}
 
     def on(self, classes: Sequence[str], domains: Sequence[str]) -> Visual:
         """These prototypes with labels that index other lists of names; other rows left out.
@@ -73,7 +81,8 @@ class Visual:
         )
         deeper = {name: getattr(self, name) for name in DEEPER}
         rows = {name: row[kept] for name, row in deeper.items() if row is not None}
-        return replace(self, features=features, **rows)
+        beside = None if self.beside is None else self.beside.on(classes, domains)
+        return replace(self, features=features, beside=beside, **rows)
 
     def seen(self, vocabulary: Sequence[str]) -> Seen:
         """The rows as an eraser is given them.
@@ -94,6 +103,7 @@ class Visual:
             hidden=f.hidden,
             mlp=self.mlp,
             value=self.value,
+            beside=None if self.beside is None else self.beside.seen(vocabulary),
         )
 
 
@@ -252,7 +262,7 @@ def from_text(
     return Visual(closed_prototypes(clip, classes, domains, templates), "prompts")
 
 
-def _deeper(rows: Mapping[Space, Tensor]) -> dict[str, Tensor]:
+def _deeper(rows: Mapping[Space, Tensor]) -> dict[str, Any]:
     return {space: rows[space] for space in DEEPER if space in rows}
 
 

@@ -79,6 +79,17 @@ def test_real_images_are_read_and_named(images):
     assert json.loads(Path("out/report.json").read_text())["figures"] == report["figures"]
 
 
+def test_pictures_stand_beside_real_images_where_asked_for(images):
+    given = ("--images", images, "--shots", "2", "--prototypes", "pixels")
+    report = nsu(*DOMAIN, *given, "--output", "out", "--json").json
+    assert after(report)["forgotten"] < 0.25 and after(report)["kept"] > 0.75
+    assert len(report["prototypes"]["files"]) == 2 * len(mini.CLASSES) * len(mini.DOMAINS)
+    assert report["prototypes"]["beside"]["images"].startswith("synthesised")
+    # Control: a method that would leave them out refuses.
+    gated = nsu(*DOMAIN, *given, "--method", "gated", "--output", "gated")
+    assert "method 'gated' reads images or pictures, not both" in gated.err and gated.code == 2
+
+
 @pytest.mark.slow
 def test_each_reading_changes_its_own_tensor_and_is_undone(images):
     for options, tensor, kept in (
@@ -111,7 +122,7 @@ def test_images_too_keeps_the_certificate():
             "--images-too is method two_sided, not hull",
         ),
         ((*CELL, "--images", "none"), "image folder 'none' is not a folder"),
-        ((*CELL, "--images", ".", "--prototypes", "text"), "--images are the prototypes"),
+        ((*CELL, "--images", ".", "--prototypes", "text"), "--images say how cells look"),
         (
             (*CELL, "--space", "mlp", "--prototypes", "closed"),
             "--space mlp is what only pictures",

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import eigh
 from sklearn.linear_model import Ridge as Oracle
 from torch import Tensor
 
@@ -77,17 +78,34 @@ def weights(mask: Tensor) -> Tensor:
     return weight
 
 
-def targets(mask: Tensor) -> Tensor:
+def targets(mask: Tensor, z: Tensor = Z) -> Tensor:
     """What each forgotten row is to become, by a loop over rows."""
-    wanted = unit(Z).clone()
+    wanted = unit(z).clone()
     for i in forgets(mask).nonzero()[:, 0].tolist():
         total, count = torch.zeros(DIM, dtype=torch.float64), 0.0
         for c in range(CLASSES):
             share = 0.5 if mask[c, COLUMNS[i]] else 1.0
-            total += share * unit(Z)[(LABELS == c) & (COLUMNS == COLUMNS[i])].mean(0)
+            total += share * unit(z)[(LABELS == c) & (COLUMNS == COLUMNS[i])].mean(0)
             count += share
         wanted[i] = total / count
     return wanted
+
+
+def unseen() -> Tensor:
+    """Where images vary most for what names see of it, by scipy's generalised eigenvectors."""
+    names = torch.cat([TEXT, unit(unit(Z).mean(0))[None]])
+    seen = names.mT @ names / len(names)
+    seen += 0.01 * seen.diagonal().mean() * torch.eye(DIM, dtype=torch.float64)
+    spread = np.cov(unit(Z).numpy().T, bias=True)
+    return unit(torch.from_numpy(eigh(spread, seen.numpy())[1][:, -1]))
+
+
+def lengthened(mask: Tensor) -> Tensor:
+    """The targets, as long as an image along that direction."""
+    means, along = targets(mask), unseen()
+    part = means @ along
+    full = (1 - (means - part[:, None] * along).square().sum(-1)).sqrt().copysign(part)
+    return torch.where(forgets(mask)[:, None], means + (full - part)[:, None] * along, means)
 
 
 def left_over(after: Tensor, before: Tensor, mask: Tensor) -> tuple[float, float]:
@@ -138,10 +156,56 @@ def test_images_no_prototype_saw_end_neutral_and_kept_ones_hardly_move(mask: Ten
     assert left_over(NEW, NEW, mask) == pytest.approx((1, 0))
 
 
+@each_mask
+def test_where_names_are_given_what_is_forgotten_ends_as_long_as_an_image(mask: Tensor) -> None:
+    edit = neutral(Z, LABELS, COLUMNS, mask, source=READ, classes=TEXT, numbers=LIGHT)
+    after, gone = edit.apply(Z, READ)[forgets(mask)], targets(mask)[forgets(mask)]
+    assert torch.allclose(after.norm(dim=-1), torch.ones(()).double(), atol=1e-6)
+    torch.testing.assert_close(after, lengthened(mask)[forgets(mask)], rtol=0, atol=1e-6)
+    # Of what is added names see next to nothing, so they score what the mean does.
+    added = after - gone
+    assert (added @ TEXT.mT).abs().max() < 0.05 * added.norm(dim=-1).min()
+    # Control: without names it is the mean, which is shorter.
+    plain = neutral(Z, LABELS, COLUMNS, mask, source=READ, numbers=LIGHT)
+    assert plain.apply(Z, READ)[forgets(mask)].norm(dim=-1).max() < 0.95
+
+
+def test_pictures_beside_images_are_copies_of_three_tenths_the_weight() -> None:
+    mask, numbers = cells((2, 1)), NeutralNumbers(ridge=0.1, beta=1.2)
+    rows = (torch.cat([Z, NEW]), LABELS.repeat(2), COLUMNS.repeat(2))
+    read = torch.cat([READ, NEW_READ])
+    beside = torch.tensor([False, True]).repeat_interleave(len(Z))
+    edit = neutral(*rows, mask, source=read, beside=beside, numbers=numbers)
+    weight = torch.cat([weights(mask), 0.3 * weights(mask)])
+    wanted = torch.cat([unit(z) - targets(mask, z) for z in (Z, NEW)])
+    scale = float((weight[:, None] * read.square()).sum() / WIDE)
+    oracle = Oracle(alpha=0.1 * scale, fit_intercept=False, solver="cholesky")
+    oracle.fit(read.numpy(), 1.2 * wanted.numpy(), sample_weight=weight.numpy())
+    expected = torch.from_numpy(np.ascontiguousarray(oracle.coef_.T))
+    torch.testing.assert_close(edit.read @ edit.write.mT, expected, rtol=1e-7, atol=1e-9)
+    # Control: as images like the others they weigh as much.
+    alike = neutral(*rows, mask, source=read, numbers=numbers)
+    assert (alike.read @ alike.write.mT - expected).norm() > 1e-3 * expected.norm()
+
+
+def test_numbers_are_chosen_by_images_alone_where_pictures_stand_beside_them() -> None:
+    mask = domain(1)
+    rows = (torch.cat([Z, NEW]), LABELS.repeat(2), COLUMNS.repeat(2))
+    beside = torch.tensor([False, True]).repeat_interleave(len(Z))
+    # Pictures of which nothing can be told would be hardly reached, and beta meet its bound.
+    read = torch.cat([READ, randn(len(GRID), WIDE, seed=21)])
+    chosen = choose_neutral(*rows, TEXT, mask, source=read, beside=beside)
+    alone = choose_neutral(Z, LABELS, COLUMNS, TEXT, mask, source=READ)
+    assert chosen.beta < 2 * alone.beta
+    # Control: were they the images, and the images beside them, it would.
+    with pytest.warns(UserWarning, match="beta is held"):
+        assert choose_neutral(*rows, TEXT, mask, source=read, beside=~beside).beta == 3
+
+
 @pytest.mark.parametrize("mask", [domain(1), cells((2, 1))], ids=["domain", "cell"])
 def test_the_chosen_beta_makes_up_for_what_the_ridge_shrinks(mask: Tensor) -> None:
     names = (TEXT - TEXT.mean(0))[LABELS]
-    gone, wanted = forgets(mask), ((unit(Z) - targets(mask)) * names).sum(-1)
+    gone, wanted = forgets(mask), ((unit(Z) - lengthened(mask)) * names).sum(-1)
 
     def falls_short(numbers: NeutralNumbers) -> float:
         """The slope of the shift on the wanted one, prototypes left out one by one in a loop."""
@@ -152,7 +216,7 @@ def test_the_chosen_beta_makes_up_for_what_the_ridge_shrinks(mask: Tensor) -> No
             rest = torch.arange(len(GRID)) != i
             moment = READ[rest].mT @ (weight[rest, None] * READ[rest])
             moment += numbers.ridge * scale * torch.eye(WIDE, dtype=torch.float64)
-            q = numbers.beta * (unit(Z) - targets(mask))[rest]
+            q = numbers.beta * (unit(Z) - lengthened(mask))[rest]
             shift[i] = (
                 READ[i]
                 @ torch.linalg.solve(moment, READ[rest].mT @ (weight[rest, None] * q))
@@ -251,16 +315,18 @@ def test_reads_embeddings_where_nothing_else_is_given() -> None:
     [
         ({"mask": cells()}, "at least one cell"),
         ({"mask": ~cells()}, "at least one cell"),
-        ({"z": torch.full_like(Z, torch.nan)}, "NaN"),
-        ({"z": 0 * Z}, "zero vector"),
+        ({"embeddings": torch.full_like(Z, torch.nan)}, "NaN"),
+        ({"embeddings": 0 * Z}, "zero vector"),
         ({"labels": LABELS + 3}, "must name a cell"),
         ({"labels": LABELS.clamp(max=3)}, "no prototype is given for the cell"),
+        ({"beside": LABELS == LABELS}, "stand beside images, and there is none"),
+        ({"beside": LABELS == 3}, "no prototype is given for the cell"),
     ],
 )
 def test_refuses(change: dict[str, Tensor], said: str) -> None:
-    given = {"z": Z, "labels": LABELS, "mask": domain(1), "source": READ} | change
+    given = {"embeddings": Z, "labels": LABELS, "mask": domain(1), "source": READ} | change
     with pytest.raises(ValueError, match=said):
-        neutral(given["z"], given["labels"], COLUMNS, given["mask"], source=given["source"])
+        neutral(domains=COLUMNS, **given)
 
 
 @pytest.mark.parametrize("numbers", [{"ridge": 0.0}, {"beta": 0.0}, {"beta": -1.0}])
