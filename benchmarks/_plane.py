@@ -141,7 +141,7 @@ def thumbnails(features: Features, each: int, draws: int) -> dict[str, list[dict
                 mask = request.mask(features.class_names, features.domain_names)
                 numbers = erasers.choose_neutral(*given, classes, mask)
                 edits = {
-                    "neutral": erasers.neutral(*given, mask, numbers=numbers),
+                    "neutral": erasers.neutral(*given, mask, classes=classes, numbers=numbers),
                     "gated": erasers.gated(
                         *given, classes, mask, numbers=erasers.leave_out(*given, classes, mask)
                     ),
