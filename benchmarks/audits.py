@@ -260,7 +260,7 @@ def thumbnails(data: Path) -> dict[str, Callable[[], Case]]:
     f, k = cells[mask.flatten()], cells[~mask.flatten()]
     edits: dict[str, Callable[[], Edit]] = {
         "neutral, 4 images": lambda: erasers.neutral(
-            *shown, mask, numbers=erasers.choose_neutral(*shown, text, mask)
+            *shown, mask, classes=text, numbers=erasers.choose_neutral(*shown, text, mask)
         ),
         "gated, 4 images": lambda: erasers.gated(
             *shown, text, mask, numbers=erasers.leave_out(*shown, text, mask)
