@@ -5,6 +5,7 @@ The recipe.yaml of an output folder is such a file.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import reduce
@@ -18,7 +19,7 @@ from nullspace_unlearn.erasers import METHODS
 from nullspace_unlearn.forget import Forget
 from nullspace_unlearn.looks import Looks, Prototypes
 from nullspace_unlearn.plans import Plan, plan
-from nullspace_unlearn.strict import plain_yaml, read
+from nullspace_unlearn.strict import plain_yaml, read, yaml_place
 from nullspace_unlearn.unlearn import erase
 from nullspace_unlearn.words import CELL_TEMPLATES, CLASS_TEMPLATES
 
@@ -221,7 +222,9 @@ def read_recipe(path: str | Path) -> EditRecipe:
         entries = [_asked(edit, f"edits[{i}]") for i, edit in enumerate(given["edits"])]
         recipe: EditRecipe = read(EditRecipe, {**given, "edits": entries})
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        place = re.match(r"edits[\w.\[\]]*(?=: )", str(error))
+        where = f", {yaml_place(path, place[0])}" if place else ""
+        raise ValueError(f"{path}{where}: {error}") from None
     return recipe
 
 

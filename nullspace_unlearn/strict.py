@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -62,6 +63,30 @@ def plain_yaml(path: str | Path) -> Any:
     except yaml.YAMLError as error:
         said = " ".join(str(error).split())
         raise ValueError(f"{str(path)!r} cannot be read: {said}") from None
+
+
+def yaml_place(path: str | Path, place: str) -> str:
+    """Where in a file a value stands.
+
+    Args:
+        path: A file that `plain_yaml` reads.
+        place: The value's place as `read` names it, such as "edits[0].numbers.depth".
+
+    Returns:
+        "line 4, column 12", both from 1: of the value, or of the innermost around it that is there.
+    """
+    node: Any = yaml.compose(read_text(path), _PlainLoader)
+    for step in re.findall(r"[^.\[\]]+", place):
+        if isinstance(node, yaml.MappingNode):
+            found = next((value for key, value in node.value if key.value == step), None)
+        elif isinstance(node, yaml.SequenceNode) and step.isdecimal():
+            found = node.value[int(step)] if int(step) < len(node.value) else None
+        else:
+            found = None
+        if found is None:
+            break
+        node = found
+    return f"line {node.start_mark.line + 1}, column {node.start_mark.column + 1}"
 
 
 def yaml_text(value: Any) -> str:

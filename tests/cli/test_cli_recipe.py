@@ -69,6 +69,14 @@ def test_several_requests_make_one_folder_which_makes_itself_again(here):
         ("edits: [{method: hull}]", r"edits\[0\]: the key 'request' is missing"),
         ("edits: [{request: {classes: [car]}, metod: hull}]", "unknown key 'metod'; did you mean"),
         ("edits: [{request: {}}]", r"edits\[0\].request: nothing to forget"),
+        (
+            "edits:\n- request: {classes: [car]}\n  numbers: {depth: much}",
+            r"recipe.yaml, line 3, column 20: edits\[0\].numbers.depth: expected a number",
+        ),
+        (
+            "edits:\n- request: {classes: [car]}\n- request: {classes: [dog]}\n  metod: hull",
+            r"recipe.yaml, line 3, column 3: edits\[1\]: unknown key 'metod'",
+        ),
         ("edits: [{request: {classes: [zebra]}}]", "request 1 of the recipe: .*'zebra'"),
         (
             "edits: [{request: {classes: [car]}}, {request: {classes: [dog], keep: [car]}}]",
