@@ -74,6 +74,19 @@ def measure(bench: cells.Bench, kind: str) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+def draws(bench: cells.Bench, kind: str, real: Mapping[str, Visual]) -> dict[str, Any]:
+    """`neutral` from several draws of a few real images, every request of a kind."""
+    f, found = bench.features, {}
+    asked = cells.requests(f.class_names, f.domain_names)[kind]
+    for name, visual in real.items():
+        rows = []
+        for one in tqdm(asked, desc=f"{kind}: {name}"):
+            edit = unlearn.erase(bench.clip, bench.plan(one, "neutral"), visual=visual)
+            rows.append(judged(bench.embeddings(edit), f, bench.classes, one))
+        found[name] = rows
+    return found
+
+
 def blind(features: Features, request: Forget) -> Float[Tensor, "n dim"]:
     """The embeddings of a model that cannot tell what is forgotten: what the figures' zero is.
 

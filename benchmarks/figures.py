@@ -52,7 +52,7 @@ NEAR = (
     "of the right cell; accuracy on these images of a linear probe trained on the prototypes. In "
     "the joint space (z) and in the hidden one (h)."
 )
-SHOTS, DRAWS = 8, 3
+SHOTS, DRAWS, _DRAWS_OF_REAL = 8, 3, 4
 REAL = f"{SHOTS} images"
 PACS_WORDS = {"art_painting": "painting"}
 
@@ -87,10 +87,19 @@ def bundled() -> None:
         (Forget(domains=["sketch"]), "sketch"),
     ):
         _picture(bench, forget, IMAGES / f"{name}.png")
+    several = {
+        f"neutral, {REAL}, draw {d + 1}": _drawn(bench.clip, d) for d in range(_DRAWS_OF_REAL)
+    }
+    for kind in ("cell", "domain"):
+        found = planes.draws(bench, kind, several)
+        found["all draws"] = [row for rows in found.values() for row in rows]
+        result["nsu-mini"][f"{kind}, draws"] = found
+        parts += [f"## nsu-mini, other draws of {REAL}: {planes.KINDS[kind].lower()}"]
+        parts += [planes.table(found)]
     what = (
         f"nsu-mini, {len(bench.features)} {bench.features.provenance['images']}, on which nothing "
         "was trained or chosen, and which no prototype saw. Real images: one draw of "
-        f"{SHOTS} other pictures a cell."
+        f"{SHOTS} other pictures a cell, and at the end more of them."
     )
     write("bundled", "Bundled model", [what, HOW, *parts], result)
 
