@@ -96,8 +96,8 @@ def main(arguments: list[str] | None = None) -> None:
         _stop("interrupted", INTERRUPTED)
     except click.ClickException as error:
         _stop(error.format_message(), BAD_INPUT)
-    except BrokenPipeError:
-        sys.stderr.close()  # Whoever read our output has gone; there is nobody to tell.
+    except BrokenPipeError:  # Whoever read our output has gone; there is nobody to tell.
+        _drop_output()
         sys.exit(FAILURE)
     except Exception as error:  # a user is owed one line, whatever went wrong
         if "--debug" in (sys.argv[1:] if arguments is None else arguments):
@@ -140,7 +140,18 @@ def _words(error: BaseException) -> str:
 
 def _stop(message: str, status: int) -> None:
     click.echo("nsu: " + printable(" ".join(message.split())), err=True)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
     sys.exit(status)
+
+
+def _drop_output() -> None:
+    """Send what could not be written nowhere: Python tries once more at its end, and complains."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
