@@ -92,10 +92,10 @@ def bundled() -> None:
     }
     for kind in ("cell", "domain"):
         found = planes.draws(bench, kind, several)
-        found["all draws"] = [row for rows in found.values() for row in rows]
         result["nsu-mini"][f"{kind}, draws"] = found
+        every = {"all draws": [row for rows in found.values() for row in rows]}
         parts += [f"## nsu-mini, other draws of {REAL}: {planes.KINDS[kind].lower()}"]
-        parts += [planes.table(found)]
+        parts += [planes.table(found | every)]
     what = (
         f"nsu-mini, {len(bench.features)} {bench.features.provenance['images']}, on which nothing "
         "was trained or chosen, and which no prototype saw. Real images: one draw of "
