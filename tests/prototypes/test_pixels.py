@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -152,6 +153,28 @@ def test_each_picture_is_on_its_own(family, request):
     assert ((first.int() - one.images.int()).abs() <= 1).float().mean() > 0.999
     other = make(clip, replace(FEW, seed=1))  # control
     assert ((other.images.int() - one.images.int()).abs() <= 1).float().mean() < 0.9
+
+
+def test_batches_made_side_by_side_are_those_made_one_after_the_other(vit, monkeypatch):
+    alone = make(vit, FEW)
+    busy, most = set(), []
+    ascend = pixels._ascend
+
+    def watched(*given):
+        busy.add(threading.get_ident())
+        most.append(len(busy))
+        return ascend(*given)
+
+    monkeypatch.setattr(pixels, "_ascend", watched)
+    torch.set_num_threads(2)
+    try:
+        beside = make(vit, FEW)
+        assert torch.get_num_threads() == 2  # as before
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(beside.images, alone.images)
+    assert max(most) == 2  # control: there were two threads
+    assert not torch.equal(make(vit, replace(FEW, seed=1)).images, alone.images)
 
 
 def test_same_seed_same_picture(vit):
