@@ -20,6 +20,9 @@ MadeOf = Literal["prompts", "pictures", "images"]
 
 N = TypeVar("N")
 
+# What `Seen` holds a row of for each image.
+_ROWS = ("embeddings", "labels", "domains", "hidden", "mlp", "value")
+
 
 @dataclass(frozen=True, eq=False)
 class Seen:
@@ -65,17 +68,7 @@ class Seen:
 
     def __getitem__(self, rows: Tensor) -> Seen:
         """Some of the rows."""
-        return Seen(
-            embeddings=self.embeddings[rows],
-            labels=self.labels[rows],
-            domains=self.domains[rows],
-            made_of=self.made_of,
-            hidden=None if self.hidden is None else self.hidden[rows],
-            mlp=None if self.mlp is None else self.mlp[rows],
-            value=None if self.value is None else self.value[rows],
-            bases=self.bases,
-            beside=self.beside,
-        )
+        return self._each(lambda _, mine: mine[rows])
 
     def of_classes(self, used: Bool[Tensor, " classes"]) -> Seen:
         """The rows of some classes alone, whose labels count these."""
@@ -86,16 +79,20 @@ class Seen:
 
     def joined(self) -> tuple[Seen, Bool[Tensor, " rows"]]:
         """These rows and those beside them as one, and which are the latter."""
-        if self.beside is None:
+        beside = self.beside
+        if beside is None:
             return self, torch.zeros(len(self.labels), dtype=torch.bool)
-        parts: dict[str, Any] = {
-            name: None if mine is None else torch.cat([mine, getattr(self.beside, name)])
-            for name in ("embeddings", "labels", "domains", "hidden", "mlp", "value")
-            for mine in (getattr(self, name),)
-        }
-        count = torch.tensor([len(self.labels), len(self.beside.labels)])
+        both = self._each(lambda name, mine: torch.cat([mine, getattr(beside, name)]))
+        count = torch.tensor([len(self.labels), len(beside.labels)])
         which = torch.tensor([False, True]).repeat_interleave(count)
-        return replace(self, beside=None, **parts), which
+        return replace(both, beside=None), which
+
+    def _each(self, change: Callable[[str, Tensor], Tensor]) -> Seen:
+        """The rows of every kind that there are, changed alike."""
+        changed: dict[str, Any] = {
+            name: change(name, rows) for name in _ROWS if (rows := getattr(self, name)) is not None
+        }
+        return replace(self, **changed)
 
     def cell_means(self) -> tuple[Float[Tensor, "cells dim"], Int[Tensor, " c"], Int[Tensor, " c"]]:
         """One unit row for each cell that has any: the mean of its unit embeddings, normalised.
